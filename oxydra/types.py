@@ -1,0 +1,291 @@
+"""The values that travel through Oxydra and the Protocols its parts are written against.
+
+Nothing here does anything beyond what a value can say about itself. No thread, no I/O.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal, Protocol, TypeAlias
+
+from oxydra.threads import CancelToken, Deadline
+
+Json: TypeAlias = dict[str, Any]
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "tool_calls", "length", "content_filter", "refusal"]
+
+
+# ---------------------------------------------------------------------------- conversation
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call as the model wrote it: `arguments` is the raw JSON text, which may be cut or wrong;
+    the gate parses it.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """What one provider needs back verbatim (signatures, encrypted reasoning). Dropped when another
+    provider or model goes on.
+    """
+
+    provider: str
+    model: str
+    data: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One entry of a conversation, immutable once made.
+
+    `tool_calls` belongs to role assistant; `tool_call_id`, `name` and `is_error` to role tool.
+    `wire` keeps the encoded form by wire name: a provider encodes each message once, so that the
+    cost of a request does not grow with its history.
+    """
+
+    role: Role
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+    is_error: bool = False
+    reasoning: str = ""
+    native: Native | None = None
+    wire: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one or more model calls; `prompt_tokens` includes `cached_tokens`,
+    `completion_tokens` includes reasoning.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: Decimal | None = None
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        costs = [c for c in (self.cost_usd, other.cost_usd) if c is not None]
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            sum(costs, Decimal(0)) if costs else None,
+        )
+
+
+# ------------------------------------------------------------------------ a model's stream
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The last event of a stream that ended as its provider's wire says it must; holds the whole
+    message.
+    """
+
+    message: Message
+    finish_reason: FinishReason
+    usage: Usage
+
+
+StreamEvent: TypeAlias = TextDelta | ReasoningDelta | Completed
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What the catalog (or conservative defaults) says of one model. Limits are tokens; prices are
+    USD per million tokens.
+    """
+
+    provider: str
+    id: str
+    max_context_tokens: int
+    max_output_tokens: int
+    max_input_tokens: int = 0
+    tools: bool = True
+    images: bool = False
+    pdfs: bool = False
+    reasoning: bool = False
+    price_input: Decimal | None = None
+    price_output: Decimal | None = None
+    price_cache_read: Decimal | None = None
+    price_cache_write: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """What a model is told of a tool. `parameters` is a JSON Schema object."""
+
+    name: str
+    description: str
+    parameters: Json
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One call of a model. `messages` starts with the system message; `session_id` serves
+    prompt-cache routing only.
+    """
+
+    model: ModelSpec
+    messages: Sequence[Message]
+    tools: Sequence[ToolSpec] = ()
+    session_id: str = ""
+
+
+class Provider(Protocol):
+    """A model service. `stream` runs on the caller's thread, yields deltas and then exactly one
+    `Completed`, or raises `ProviderError` or `Cancelled`; closing the iterator early releases the
+    connection.
+    """
+
+    name: str
+
+    def stream(self, request: ModelRequest, token: CancelToken) -> Iterator[StreamEvent]: ...
+
+
+# ----------------------------------------------------------------------------------- tools
+
+
+class SafetyTier(enum.StrEnum):
+    """How much a tool can do to the user's world."""
+
+    READ_ONLY = "read_only"
+    SIDE_EFFECTING = "side_effecting"
+    PRIVILEGED = "privileged"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool answers: `content` is what the model reads, `summary` one short line for
+    people.
+    """
+
+    content: str
+    is_error: bool = False
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolContext:
+    """What a running call may know and use. `services` holds what was injected by name
+    (`workspace`, `shell`, `memory`, …).
+    """
+
+    session_id: str
+    turn_id: str
+    call_id: str
+    token: CancelToken
+    deadline: Deadline
+    services: Mapping[str, Any]
+
+
+class Tool(Protocol):
+    """A capability offered to the model. `repeatable` says that starting the same call twice does
+    no harm.
+    """
+
+    spec: ToolSpec
+    tier: SafetyTier
+    repeatable: bool
+    timeout: float
+
+    def run(self, arguments: Json, context: ToolContext) -> ToolResult: ...
+
+
+# ----------------------------------------------------------------------------------- turns
+
+
+class TurnState(enum.StrEnum):
+    """`queued -> running -> completed | failed | cancelled`, and `queued -> cancelled | failed`."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (TurnState.COMPLETED, TurnState.FAILED, TurnState.CANCELLED)
+
+
+class CallState(enum.StrEnum):
+    """`intended -> running -> done | failed | unknown`, and `intended -> failed` for a call that
+    was never started.
+    """
+
+    INTENDED = "intended"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One stored entry of a session. `created_at` is UTC in RFC 3339; `sequence` rises by one from
+    1.
+    """
+
+    session_id: str
+    sequence: int
+    turn_id: str
+    message: Message
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A conversation. Times are UTC in RFC 3339."""
+
+    session_id: str
+    agent_name: str
+    display_name: str
+    channel_origin: str
+    created_at: str
+    last_active_at: str
+    archived: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One exchange. `turn_id` is the client's idempotency key; `terminal` is the stored last
+    frame's type and payload.
+    """
+
+    turn_id: str
+    session_id: str
+    state: TurnState
+    prompt: str
+    terminal: Json | None = None
+
+
+Emit: TypeAlias = Callable[[str, Json], None]
+"""`emit(frame_type, payload)`: tells whoever listens to a session; never blocks on a reader."""
