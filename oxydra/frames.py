@@ -1,0 +1,360 @@
+"""Every wire format of Oxydra: what crosses a process boundary is encoded and decoded here. Pure.
+
+- Gateway frames: WebSocket text frames `{"type", "seq"?, "payload"}`. `CLIENT` and `SERVER` are the
+tables of all types with their fields; `decode_client` and `decode_server` check a frame against
+them. - Length-prefixed frames: 4 bytes big-endian length, then JSON `{"op", "payload"}`: the
+runner's control socket, the bootstrap stream and the control stream between runner and guest.
+`pack` and `Unpacker`. - `Envelope`: what a guest is started with. - Messages as JSON: how the store
+and the gateway write a `Message`.
+
+A field is written `name:type` or `name?:type`; types are str, int, float, bool, object, list, any.
+An optional field may be absent or null. Unknown fields are ignored, so that either end may be
+newer.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+from oxydra.errors import FrameError
+from oxydra.types import Event, Json, Message, Native, Session, ToolCall, Turn, Usage
+
+PROTOCOL_VERSION = 2
+MAX_TEXT_FRAME = 1 << 20  # bytes, without attachments
+MAX_ATTACHMENT_FRAME = 64 << 20
+MAX_PACKED = 8 << 20  # bytes of one length-prefixed frame
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "object": (dict,),
+    "list": (list,),
+    "any": (object,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    name: str
+    type: str
+    required: bool
+
+
+def _fields(spec: str) -> tuple[Field, ...]:
+    fields = []
+    for part in spec.split():
+        name, _, kind = part.partition(":")
+        fields.append(Field(name.rstrip("?"), kind, not name.endswith("?")))
+    return tuple(fields)
+
+
+_IN_TURN = "request_id:str session:object turn:object "
+
+CLIENT = {
+    name: _fields(spec)
+    for name, spec in {
+        "hello": "request_id:str protocol_version:int user_id:str session_id?:str "
+        "create_new_session?:bool last_seq?:int",
+        "send_turn": "request_id:str session_id:str turn_id:str prompt:str attachments?:list",
+        "cancel_active_turn": "request_id:str session_id:str turn_id:str",
+        "cancel_all_active_turns": "request_id:str",
+        "health_check": "request_id:str",
+        "create_session": "request_id:str display_name?:str agent_name?:str",
+        "list_sessions": "request_id:str include_archived?:bool include_subagent_sessions?:bool",
+        "switch_session": "request_id:str session_id:str",
+        "history": "request_id:str session_id:str before_sequence?:int limit?:int",
+    }.items()
+}
+
+SERVER = {
+    name: _fields(spec)
+    for name, spec in {
+        "hello_ack": "request_id:str protocol_version:int session:object active_turn?:object "
+        "seq:int epoch:str",
+        "turn_started": _IN_TURN,
+        "assistant_delta": _IN_TURN + "delta:str",
+        "reasoning_delta": _IN_TURN + "delta:str",
+        "turn_progress": _IN_TURN + "progress:object",
+        "tool_event": _IN_TURN + "call:object",
+        "turn_completed": _IN_TURN + "response:object",
+        "turn_cancelled": _IN_TURN,
+        "error": "request_id?:str session?:object turn?:object message:str code?:str "
+        "retry_after_ms?:int",
+        "health_status": "request_id:str healthy:bool session?:object active_turn?:object "
+        "startup_status?:object message?:str",
+        "session_created": "request_id:str session:object display_name?:str agent_name:str",
+        "session_list": "request_id:str sessions:list",
+        "session_switched": "request_id:str session:object active_turn?:object",
+        "session_history": "request_id:str session:object events:list more:bool",
+    }.items()
+}
+
+TERMINAL = ("turn_completed", "turn_cancelled", "error")  # an error is terminal when it has a turn
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A decoded gateway frame. `seq` is 0 where there is none (client frames, direct replies)."""
+
+    type: str
+    payload: Json
+    seq: int = 0
+
+
+def compact(value: Any) -> str:
+    """JSON as every wire of ours writes it: no spaces, text as it is."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def encode(frame_type: str, payload: Json, seq: int = 0) -> bytes:
+    """A gateway frame as UTF-8. A lone surrogate, which JSON input can smuggle in, becomes
+    U+FFFD.
+    """
+    numbered = f',"seq":{seq}' if seq else ""
+    text = f'{{"type":"{frame_type}"{numbered},"payload":{compact(payload)}}}'
+    return text.encode("utf-8", "replace")
+
+
+def decode_client(text: str) -> Frame:
+    """A client's frame, checked. Raises `FrameError` that carries the `request_id` where there is
+    one.
+    """
+    return _decode(text, CLIENT)
+
+
+def decode_server(text: str) -> Frame:
+    """A server's frame, checked; raises `FrameError`."""
+    return _decode(text, SERVER)
+
+
+def _decode(text: str, table: dict[str, tuple[Field, ...]]) -> Frame:
+    try:
+        frame = json.loads(text)
+    except (ValueError, RecursionError):
+        raise FrameError("The frame is not valid JSON.") from None
+    if not isinstance(frame, dict) or not isinstance(frame.get("type"), str):
+        raise FrameError('A frame is an object {"type", "payload"}.')
+    payload = frame.get("payload", {})
+    if not isinstance(payload, dict):
+        raise FrameError("The frame's payload is not an object.")
+    request_id = payload.get("request_id")
+    request_id = request_id if isinstance(request_id, str) else ""
+    fields = table.get(frame["type"])
+    if fields is None:
+        raise FrameError(f"Unknown frame type {frame['type'][:64]!r}.", request_id=request_id)
+    for expected in fields:
+        value = payload.get(expected.name)
+        if value is None:
+            if expected.required:
+                what = f"{frame['type']}: field {expected.name!r} is missing."
+                raise FrameError(what, request_id=request_id)
+        elif not is_type(value, expected.type):
+            what = f"{frame['type']}: field {expected.name!r} is not of type {expected.type}."
+            raise FrameError(what, request_id=request_id)
+    seq = frame.get("seq", 0)
+    return Frame(frame["type"], payload, seq if isinstance(seq, int) else 0)
+
+
+def is_type(value: Any, kind: str) -> bool:
+    """Whether a JSON value is of one of our field types; a bool is no number."""
+    if isinstance(value, bool) and kind in ("int", "float"):
+        return False
+    return isinstance(value, _TYPES[kind])
+
+
+# --------------------------------------------------------------------------------- values in frames
+
+
+def session_ref(user_id: str, session_id: str) -> Json:
+    return {"user_id": user_id, "session_id": session_id}
+
+
+def turn_ref(turn_id: str, state: str) -> Json:
+    return {"turn_id": turn_id, "state": str(state)}
+
+
+def session_json(session: Session) -> Json:
+    """A row of `session_list`."""
+    return {
+        "session_id": session.session_id,
+        "agent_name": session.agent_name,
+        "display_name": session.display_name or None,
+        "channel_origin": session.channel_origin,
+        "created_at": session.created_at,
+        "last_active_at": session.last_active_at,
+        "archived": session.archived,
+    }
+
+
+def turn_json(turn: Turn) -> Json:
+    return turn_ref(turn.turn_id, turn.state)
+
+
+def event_json(event: Event) -> Json:
+    """A row of `session_history`."""
+    return {
+        "sequence": event.sequence,
+        "turn_id": event.turn_id,
+        "message": message_json(event.message),
+        "created_at": event.created_at,
+    }
+
+
+def usage_json(usage: Usage) -> Json:
+    out: Json = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+    if usage.cached_tokens:
+        out["cached_tokens"] = usage.cached_tokens
+    if usage.reasoning_tokens:
+        out["reasoning_tokens"] = usage.reasoning_tokens
+    if usage.cost_usd is not None:
+        out["cost_usd"] = float(usage.cost_usd)
+    return out
+
+
+def message_json(message: Message) -> Json:
+    """A message without empty fields; `message_from_json` is the inverse."""
+    out: Json = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        out["tool_calls"] = [
+            {"id": c.id, "name": c.name, "arguments": c.arguments} for c in message.tool_calls
+        ]
+    if message.role == "tool":
+        out["tool_call_id"] = message.tool_call_id
+        out["name"] = message.name
+        if message.is_error:
+            out["is_error"] = True
+    if message.reasoning:
+        out["reasoning"] = message.reasoning
+    if message.native is not None:
+        native = message.native
+        out["native"] = {
+            "provider": native.provider,
+            "model": native.model,
+            "data": native.data,
+        }
+    return out
+
+
+def message_from_json(value: Json) -> Message:
+    native = value.get("native")
+    return Message(
+        role=value["role"],
+        content=value["content"],
+        tool_calls=tuple(
+            ToolCall(c["id"], c["name"], c["arguments"]) for c in value.get("tool_calls", ())
+        ),
+        tool_call_id=value.get("tool_call_id", ""),
+        name=value.get("name", ""),
+        is_error=value.get("is_error", False),
+        reasoning=value.get("reasoning", ""),
+        native=Native(native["provider"], native["model"], native["data"]) if native else None,
+    )
+
+
+# ----------------------------------------------------------------------- length-prefixed frames
+
+
+def pack(op: str, payload: Json) -> bytes:
+    """One length-prefixed frame. Raises `FrameError` if it would pass `MAX_PACKED`."""
+    body = compact({"op": op, "payload": payload}).encode("utf-8", "replace")
+    if len(body) > MAX_PACKED:
+        raise FrameError(f"A frame of {len(body)} bytes is over {MAX_PACKED}.", code="too_large")
+    return struct.pack("!I", len(body)) + body
+
+
+@dataclass(slots=True)
+class Unpacker:
+    """Turns bytes, however they were split, into length-prefixed frames.
+
+    `feed` raises `FrameError` on a frame over `limit` or on invalid JSON; the stream is then
+    useless and is to be closed.
+    """
+
+    limit: int = MAX_PACKED
+    _buffer: bytearray = field(default_factory=bytearray)
+
+    def feed(self, data: bytes) -> list[tuple[str, Json]]:
+        self._buffer += data
+        frames = []
+        while len(self._buffer) >= 4:
+            (size,) = struct.unpack_from("!I", self._buffer)
+            if size > self.limit:
+                raise FrameError(f"A frame of {size} bytes is over {self.limit}.", code="too_large")
+            if len(self._buffer) < 4 + size:
+                break
+            body = bytes(self._buffer[4 : 4 + size])
+            del self._buffer[: 4 + size]
+            frames.append(_unpack(body))
+        return frames
+
+    @property
+    def empty(self) -> bool:
+        """Whether the stream could end here without cutting a frame."""
+        return not self._buffer
+
+
+def _unpack(body: bytes) -> tuple[str, Json]:
+    try:
+        frame = json.loads(body)
+    except (ValueError, RecursionError):
+        raise FrameError("The frame is not valid JSON.") from None
+    if not isinstance(frame, dict) or not isinstance(frame.get("op"), str):
+        raise FrameError('A frame is an object {"op", "payload"}.')
+    payload = frame.get("payload", {})
+    if not isinstance(payload, dict):
+        raise FrameError("The frame's payload is not an object.")
+    return frame["op"], payload
+
+
+# --------------------------------------------------------------------------- bootstrap envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What a guest is started with. No secret value is ever in it.
+
+    `config` is the effective configuration without secrets; `secret_hashes` are keyed hashes by
+    which a guest recognises a configured secret; `gateway_token_hashes` are rows `{name, sha256,
+    scopes}`; `startup_status` is what `health_status` reports of the tier.
+    """
+
+    user_id: str
+    sandbox_tier: str
+    workspace_root: str
+    config: Json
+    startup_status: Json
+    gateway_token_hashes: list[Json]
+    runtime_policy: Json = field(default_factory=dict)
+    secret_hashes: Json = field(default_factory=dict)
+    sidecar_endpoint: Json | None = None
+    channels: Json | None = None
+
+    def to_json(self) -> Json:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, payload: Json) -> Envelope:
+        """Raises `FrameError` if a field is missing or of the wrong type."""
+        for name, kind in _ENVELOPE.items():
+            if not is_type(payload.get(name), kind):
+                raise FrameError(f"bootstrap: field {name!r} is not of type {kind}.")
+        return cls(**{name: payload[name] for name in cls.__slots__ if name in payload})
+
+
+_ENVELOPE = {
+    "user_id": "str",
+    "sandbox_tier": "str",
+    "workspace_root": "str",
+    "config": "object",
+    "startup_status": "object",
+    "gateway_token_hashes": "list",
+}
