@@ -276,12 +276,13 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One exchange. `turn_id` is the client's idempotency key; `terminal` is the stored last
-    frame's type and payload.
+    """One exchange. `turn_id` is the client's idempotency key, `request_id` what its frames echo;
+    `terminal` is the stored last frame, `{"type", "payload"}`.
     """
 
     turn_id: str
     session_id: str
+    request_id: str
     state: TurnState
     prompt: str
     terminal: Json | None = None
