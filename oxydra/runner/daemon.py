@@ -1,0 +1,244 @@
+"""The runner: one for each user's daemon, on the host, outside every guest.
+
+It reads the configuration and the keys, binds the gateway's port, writes `ipc/`, serves the control
+socket and keeps the agent guest alive. Its main thread waits for events (a signal, a request to
+stop, the guest's end); the control server's and the guest's threads report to it through one queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import queue
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from oxydra.errors import OxydraError
+from oxydra.frames import Envelope
+from oxydra.runner.control import ControlServer
+from oxydra.runner.guest import Guest
+from oxydra.runner.workspace import Workspace
+from oxydra.tiers import registry
+from oxydra.tiers.base import GuestSpec, Tier
+from oxydra.types import Json
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 10.0  # a guest may take this long to end by itself
+HEALTH_SECONDS = 2.0
+BACKOFF_SECONDS = (0.2, 30.0)  # first and longest pause before a guest that died is started again
+STEADY_SECONDS = 60.0  # a guest that lived this long starts again without a pause
+BACKLOG = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSettings:
+    """What a daemon is started with.
+
+    `config` is the effective configuration without secrets, as the guest gets it; `credentials` are
+    the values by name; `port` 0 takes any free one.
+    """
+
+    workspace: Workspace
+    tier: str
+    config: Json
+    credentials: Mapping[str, Json] = field(repr=False)
+    port: int = 0
+    notices: tuple[Json, ...] = ()
+
+
+Event = tuple[Literal["stop", "guest_ended", "start_guest"], str]
+
+
+class Runner:
+    """One daemon. `run` blocks until it is stopped."""
+
+    def __init__(self, settings: RunnerSettings) -> None:
+        self._settings = settings
+        self._workspace = settings.workspace
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._guest: Guest | None = None
+        self._restarts = 0
+        self._last_end = ""
+        self._started_at = time.time()
+        self._endpoint = ""
+        self._tier: Tier | None = None
+        self._lock = -1
+
+    def run(self, on_ready: Callable[[str], None]) -> None:
+        """Start everything, call `on_ready(endpoint)`, and serve until SIGTERM, SIGINT or a
+        request.
+
+        Raises `OxydraError` with the remedy if it cannot start; then nothing is left behind.
+        """
+        self._tier = registry.create(self._settings.tier)
+        self._workspace.prepare()
+        with contextlib.ExitStack() as stack:
+            self._lock = stack.enter_context(self._workspace.lock(wait=1.0))
+            self._workspace.forget_ipc()  # a dead daemon's
+            stack.callback(self._workspace.forget_ipc)
+            listener = stack.enter_context(listen(self._settings.port))
+            self._endpoint = f"ws://127.0.0.1:{listener.getsockname()[1]}/ws"
+            control = ControlServer(
+                self._workspace.control_socket,
+                {"health_check": self._health, "shutdown_user": self._shutdown},
+            )
+            control.start()
+            stack.callback(control.stop)
+            self._start_guest(listener)
+            stack.callback(self._stop_guest)
+            self._workspace.write_ipc("gateway-endpoint", self._endpoint + "\n")
+            on_ready(self._endpoint)
+            log.info("ready at %s", self._endpoint)
+            self._serve(listener)
+
+    def stop(self, why: str) -> None:
+        """Ask `run` to return; safe in a signal handler."""
+        self._events.put(("stop", why))
+
+    # ----------------------------------------------------------------------------------- the guest
+
+    def _start_guest(self, listener: socket.socket) -> None:
+        if self._tier is None:
+            raise RuntimeError("run() was not called")
+        ours, theirs = socket.socketpair()
+        guest = Guest(ours, on_exit=lambda how: self._events.put(("guest_ended", how)))
+        output = self._workspace.open_log("runtime.log")
+        try:
+            spec = GuestSpec(
+                envelope=self._envelope(self._tier),
+                credentials=self._settings.credentials,
+                listener=listener,
+                control=theirs,
+                lock=self._lock,
+                log=output,
+            )
+            guest.start(self._tier, spec)
+        finally:
+            theirs.close()
+            os.close(output)
+        self._guest = guest
+
+    def _envelope(self, tier: Tier) -> Envelope:
+        token = self._workspace.token()
+        level = tier.sandbox_level
+        status = {
+            "sandbox_tier": tier.name,
+            "sandbox_level": level,
+            "sidecar_available": False,
+            "shell_available": False,
+            "browser_available": False,
+            "degraded_reasons": [*tier.degraded(), *self._settings.notices],
+        }
+        scopes = ["chat", "approve", "admin"]
+        return Envelope(
+            user_id=self._workspace.user,
+            sandbox_tier=tier.name,
+            workspace_root=str(self._workspace.path),
+            config=self._settings.config,
+            startup_status=status,
+            gateway_token_hashes=[
+                {"name": "local", "sha256": _sha256(token), "scopes": scopes},
+            ],
+        )
+
+    def _stop_guest(self) -> None:
+        if self._guest is not None:
+            self._guest.stop(STOP_SECONDS)
+
+    def _serve(self, listener: socket.socket) -> None:
+        pause, longest = BACKOFF_SECONDS
+        alive_since = time.monotonic()
+        start_at: float | None = None  # when to start the guest again
+        while True:
+            timeout = None if start_at is None else max(0.0, start_at - time.monotonic())
+            try:
+                event, why = self._events.get(timeout=timeout)
+            except queue.Empty:
+                event, why = "start_guest", ""
+            if event == "stop":
+                log.info("stopping: %s", why)
+                return
+            if event == "guest_ended":
+                self._last_end = why
+                log.error("the agent guest ended unexpectedly: %s", why)
+                if self._guest is not None:
+                    self._guest.kill()
+                    self._guest = None
+                if time.monotonic() - alive_since > STEADY_SECONDS:
+                    pause = BACKOFF_SECONDS[0]
+                start_at = time.monotonic() + pause
+                pause = min(2 * pause, longest)
+                continue
+            start_at = None
+            self._restarts += 1
+            try:
+                self._start_guest(listener)
+                alive_since = time.monotonic()
+                log.info("the agent guest was started again")
+            except OxydraError as error:
+                log.error("%s", error)
+                self._events.put(("guest_ended", str(error)))
+
+    # ------------------------------------------------------------------------- control requests
+
+    def _health(self, _payload: Json) -> tuple[str, Json]:
+        """`health_status`: the runner's own state, and the guest's if it answers."""
+        guest = self._guest
+        answer: Json = {
+            "healthy": False,
+            "user_id": self._workspace.user,
+            "runner_pid": os.getpid(),
+            "guest_pid": 0 if guest is None else guest.pid,
+            "gateway_endpoint": self._endpoint,
+            "uptime_secs": round(time.time() - self._started_at, 1),
+            "guest_restarts": self._restarts,
+        }
+        if self._last_end:
+            answer["last_guest_end"] = self._last_end
+        try:
+            if guest is None:
+                raise OxydraError("The agent guest is being started again.")
+            answer.update(guest.request("health_check", {}, HEALTH_SECONDS), healthy=True)
+            answer.pop("request_id", None)
+        except OxydraError as error:
+            answer["message"] = str(error)
+        return "health_status", answer
+
+    def _shutdown(self, payload: Json) -> tuple[str, Json]:
+        if payload.get("user_id") != self._workspace.user:
+            raise OxydraError("This daemon belongs to another user.", code="wrong_user")
+        self.stop("requested over the control socket")
+        return "shutdown_status", {"user_id": self._workspace.user, "state": "stopping"}
+
+
+def listen(port: int) -> socket.socket:
+    """A listening socket on loopback. Raises `OxydraError` if the port is taken."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise OxydraError(
+            f"The gateway cannot listen on 127.0.0.1:{port}: {error.strerror}.",
+            remedy="Stop what uses that port, or set [gateway] port to another (0 takes any).",
+        ) from error
+    return listener
+
+
+def handle_signals(runner: Runner) -> None:
+    """SIGTERM, SIGINT and SIGHUP stop the runner."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda n, _frame: runner.stop(signal.Signals(n).name))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,190 @@
+"""One user's folders on the host, and the small files by which a daemon is found.
+
+    <workspace_root>/<user>/          0700
+        shared/ tmp/ vault/           the paths a model sees as /shared, /tmp, /vault
+        internal/                     the database, and `daemon.lock`
+        logs/                         runtime.log (the agent guest), runner.log (the runner)
+        ipc/                          0700, written by the runner only: gateway-endpoint,
+                                      gateway-token, runner-control.sock
+
+`internal`, `logs`, `shared` and `tmp` can be written by a guest and so are hostile: files in them
+are opened without following links, and only if they are regular files with one name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from oxydra.errors import ConfigError, OxydraError
+
+FOLDERS = ("shared", "tmp", "vault", "ipc", "logs", "internal")
+LOG_BYTES = 8 << 20  # a log larger than this is set aside when a daemon starts
+TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
+USER = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+
+
+class AlreadyRunning(OxydraError):
+    """Another daemon holds this user's lock."""
+
+    code = "already_running"
+
+
+class Workspace:
+    """The folders of `user` below `root`. Nothing is made before `prepare`."""
+
+    def __init__(self, root: Path, user: str) -> None:
+        if not USER.fullmatch(user):
+            raise ConfigError(
+                f"{user[:64]!r} cannot be a user's name.",
+                remedy="Use up to 32 of a-z, 0-9, '.', '_', '-'; start with a letter or digit.",
+            )
+        self.user = user
+        self.path = root.absolute() / user
+        self.ipc = self.path / "ipc"
+        self.logs = self.path / "logs"
+        self.internal = self.path / "internal"
+        self.database = self.internal / "oxydra.db"
+        self.control_socket = self.ipc / "runner-control.sock"
+
+    def prepare(self) -> None:
+        """Make what is missing. Raises `OxydraError` if a folder is a link, a file or another's."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (self.path, *(self.path / name for name in FOLDERS)):
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir(mode=0o700)
+                self._check(folder)
+        except OSError as error:
+            raise OxydraError(
+                f"The workspace {self.path} cannot be made: {error.strerror}.",
+                remedy="Set workspace_root in runner.toml to a folder that you can write.",
+            ) from error
+
+    def _check(self, folder: Path) -> None:
+        state = folder.lstat()
+        if not stat.S_ISDIR(state.st_mode):
+            raise OxydraError(
+                f"{folder} is not a folder.", remedy="Move it away; Oxydra makes a folder there."
+            )
+        if state.st_uid != os.geteuid() and os.geteuid() != 0:
+            raise OxydraError(
+                f"{folder} belongs to another user (uid {state.st_uid}).",
+                remedy="Run Oxydra as that user, or set another workspace_root.",
+            )
+        if stat.S_IMODE(state.st_mode) & 0o077 and folder in (self.path, self.ipc):
+            folder.chmod(0o700)
+
+    # --------------------------------------------------------------------------------- the lock
+
+    @contextlib.contextmanager
+    def lock(self, wait: float = 0.0) -> Iterator[int]:
+        """Hold `internal/daemon.lock`; yields its descriptor, which a guest inherits.
+
+        The lock is free again when the last process that holds the descriptor is gone, so nobody
+        opens the database beside a guest that outlives its runner. Waits up to `wait` seconds.
+        Raises `AlreadyRunning`.
+        """
+        lock = open_regular(self.internal / "daemon.lock", os.O_RDWR | os.O_CREAT)
+        try:
+            end = time.monotonic() + wait
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= end:
+                        raise AlreadyRunning(
+                            f"Oxydra is already running for {self.user}.",
+                            remedy="`oxydra-runner status` shows it; `oxydra-runner restart` starts"
+                            " it anew.",
+                        ) from None
+                    threading.Event().wait(0.02)  # flock has no deadline of its own
+            yield lock
+        finally:
+            os.close(lock)
+
+    def locked(self) -> bool:
+        """Whether a daemon, or what is left of one, holds the lock."""
+        try:
+            with self.lock():
+                return False
+        except AlreadyRunning:
+            return True
+        except OSError:
+            return False
+
+    # ---------------------------------------------------------------------------- ipc and logs
+
+    def token(self) -> str:
+        """The local client's gateway token: the one that is there, else a new one."""
+        path = self.ipc / "gateway-token"
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            there = read_small(path).strip()
+            if TOKEN.fullmatch(there):
+                return there
+        token = secrets.token_urlsafe(32)
+        self.write_ipc("gateway-token", token + "\n")
+        return token
+
+    def write_ipc(self, name: str, text: str) -> None:
+        """Write a file of `ipc/` in one step, mode 0600."""
+        temporary = self.ipc / f".{name}.{secrets.token_hex(4)}"
+        out = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(out, "w", encoding="utf-8") as file:
+            file.write(text)
+        temporary.replace(self.ipc / name)
+
+    def forget_ipc(self) -> None:
+        """Remove what would make a dead daemon look alive."""
+        for name in ("gateway-endpoint", "runner-control.sock"):
+            with contextlib.suppress(FileNotFoundError):
+                (self.ipc / name).unlink()
+
+    def open_log(self, name: str) -> int:
+        """A descriptor that appends to `logs/<name>`; an overlong one is first set aside as
+        `.1`.
+        """
+        path = self.logs / name
+        with contextlib.suppress(FileNotFoundError):
+            if path.lstat().st_size > LOG_BYTES:
+                path.replace(path.with_suffix(path.suffix + ".1"))
+        return open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def log_tail(self, name: str, lines: int = 5) -> str:
+        """The last lines of a log, for an error message."""
+        try:
+            file = os.fdopen(open_regular(self.logs / name, os.O_RDONLY), "rb")
+        except OSError:
+            return ""
+        with file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            text = file.read().decode("utf-8", "replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """Open a regular file with one name, never through a link at its last component.
+
+    Raises OSError; what else is found there is refused with `PermissionError`.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode) or state.st_nlink > 1:
+        os.close(descriptor)
+        raise PermissionError(1, "not a regular file with one name", str(path))
+    return descriptor
+
+
+def read_small(path: Path, limit: int = 4096) -> str:
+    """The text of a small file of ours. Raises OSError."""
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        return file.read(limit).decode("utf-8")
