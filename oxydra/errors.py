@@ -107,6 +107,31 @@ class FrameError(OxydraError):
         self.request_id = request_id
 
 
+class TransportError(OxydraError):
+    """An outbound request failed below the application that made it.
+
+    `kind` is one of `url`, `credential`, `resolve`, `connect`, `tls`, `deadline`, `idle`, `broken`,
+    `headers`, `redirect`, `too_large`, `encoding`. `retryable` says that the same request may
+    succeed later; `location` is where a refused redirect pointed.
+    """
+
+    code = "unreachable"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        remedy: str = "",
+        kind: str,
+        retryable: bool = False,
+        location: str = "",
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.kind = kind
+        self.retryable = retryable
+        self.location = location
+
+
 class ProviderError(OxydraError):
     """A model provider could not be reached, refused, or broke off.
 

@@ -1,31 +1,35 @@
 """Every wire format of Oxydra: what crosses a process boundary is encoded and decoded here. Pure.
 
 - Gateway frames: WebSocket text frames `{"type", "seq"?, "payload"}`. `CLIENT` and `SERVER` are the
-tables of all types with their fields; `decode_client` and `decode_server` check a frame against
-them. - Length-prefixed frames: 4 bytes big-endian length, then JSON `{"op", "payload"}`: the
-runner's control socket, the bootstrap stream and the control stream between runner and guest.
-`pack` and `Unpacker`. - `Envelope`: what a guest is started with. - Messages as JSON: how the store
-and the gateway write a `Message`.
+  tables of all types with their fields; `decode_client` and `decode_server` check a frame.
+- Length-prefixed frames: 4 bytes big-endian length, then JSON `{"op", "payload"}`: the runner's
+  control socket, the bootstrap stream and the control stream between runner and guest. `pack` and
+  `Unpacker`.
+- `Envelope`: what a guest is started with.
+- Messages as JSON: how the store and the gateway write a `Message`.
 
 A field is written `name:type` or `name?:type`; types are str, int, float, bool, object, list, any.
 An optional field may be absent or null. Unknown fields are ignored, so that either end may be
-newer.
+newer. JSON from a stranger is read by `parse` and nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import struct
 from dataclasses import dataclass, field
 from typing import Any
 
 from oxydra.errors import FrameError
-from oxydra.types import Event, Json, Message, Native, Session, ToolCall, Turn, Usage
+from oxydra.types import Event, Json, Message, Native, Session, ToolCall, Usage
 
 PROTOCOL_VERSION = 2
 MAX_TEXT_FRAME = 1 << 20  # bytes, without attachments
 MAX_ATTACHMENT_FRAME = 64 << 20
 MAX_PACKED = 8 << 20  # bytes of one length-prefixed frame
+MAX_DEPTH = 100  # nested lists and objects in JSON from a stranger
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -59,7 +63,7 @@ CLIENT = {
     name: _fields(spec)
     for name, spec in {
         "hello": "request_id:str protocol_version:int user_id:str session_id?:str "
-        "create_new_session?:bool last_seq?:int",
+        "create_new_session?:bool last_seq?:int epoch?:str",
         "send_turn": "request_id:str session_id:str turn_id:str prompt:str attachments?:list",
         "cancel_active_turn": "request_id:str session_id:str turn_id:str",
         "cancel_all_active_turns": "request_id:str",
@@ -75,7 +79,7 @@ SERVER = {
     name: _fields(spec)
     for name, spec in {
         "hello_ack": "request_id:str protocol_version:int session:object active_turn?:object "
-        "seq:int epoch:str",
+        "seq:int epoch:str resumed?:bool",
         "turn_started": _IN_TURN,
         "assistant_delta": _IN_TURN + "delta:str",
         "reasoning_delta": _IN_TURN + "delta:str",
@@ -87,9 +91,10 @@ SERVER = {
         "retry_after_ms?:int",
         "health_status": "request_id:str healthy:bool session?:object active_turn?:object "
         "startup_status?:object message?:str",
-        "session_created": "request_id:str session:object display_name?:str agent_name:str",
+        "session_created": "request_id:str session:object display_name?:str agent_name:str "
+        "active_turn?:object seq?:int epoch?:str",
         "session_list": "request_id:str sessions:list",
-        "session_switched": "request_id:str session:object active_turn?:object",
+        "session_switched": "request_id:str session:object active_turn?:object seq?:int epoch?:str",
         "session_history": "request_id:str session:object events:list more:bool",
     }.items()
 }
@@ -111,13 +116,65 @@ def compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def encode(frame_type: str, payload: Json, seq: int = 0) -> bytes:
-    """A gateway frame as UTF-8. A lone surrogate, which JSON input can smuggle in, becomes
-    U+FFFD.
+def _utf8(text: str) -> bytes:
+    """UTF-8; a lone surrogate, which UTF-8 cannot hold, becomes U+FFFD."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is out of range")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_decoder = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant)
+# Strings whole and everything else that is no bracket; possessive, so that no input backtracks.
+_NO_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^\[\]{}"]++', re.DOTALL)
+
+
+def parse(text: str) -> Any:
+    """JSON (RFC 8259) from a stranger; raises `FrameError`, whatever it is.
+
+    What it returns can be encoded and stored: no NaN or infinity, no lone surrogate (U+FFFD stands
+    in its place), nothing nested deeper than `MAX_DEPTH`. The standard decoder recurses in C, in
+    some versions of Python far enough to overflow a thread's stack and end the process, so depth
+    is checked before it runs.
     """
+    if text.count("[") + text.count("{") > MAX_DEPTH and _too_deep(text):
+        raise FrameError(f"The JSON is nested deeper than {MAX_DEPTH}.")
+    try:
+        value = _decoder.decode(text)
+        if "\\u" in text:
+            flat = compact(value)
+            if not flat.isascii() and (clean := _utf8(flat).decode()) != flat:
+                return _decoder.decode(clean)
+    except (ValueError, RecursionError):
+        raise FrameError("That is not valid JSON.") from None
+    return value
+
+
+def _too_deep(text: str) -> bool:
+    depth = 0
+    for bracket in _NO_BRACKETS.sub("", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
+
+
+def encode(frame_type: str, payload: Json, seq: int = 0) -> bytes:
+    """A gateway frame as UTF-8. A lone surrogate becomes U+FFFD."""
     numbered = f',"seq":{seq}' if seq else ""
     text = f'{{"type":"{frame_type}"{numbered},"payload":{compact(payload)}}}'
-    return text.encode("utf-8", "replace")
+    return _utf8(text)
 
 
 def decode_client(text: str) -> Frame:
@@ -133,10 +190,7 @@ def decode_server(text: str) -> Frame:
 
 
 def _decode(text: str, table: dict[str, tuple[Field, ...]]) -> Frame:
-    try:
-        frame = json.loads(text)
-    except (ValueError, RecursionError):
-        raise FrameError("The frame is not valid JSON.") from None
+    frame = parse(text)
     if not isinstance(frame, dict) or not isinstance(frame.get("type"), str):
         raise FrameError('A frame is an object {"type", "payload"}.')
     payload = frame.get("payload", {})
@@ -147,23 +201,33 @@ def _decode(text: str, table: dict[str, tuple[Field, ...]]) -> Frame:
     fields = table.get(frame["type"])
     if fields is None:
         raise FrameError(f"Unknown frame type {frame['type'][:64]!r}.", request_id=request_id)
+    if what := _wrong_field(payload, fields):
+        raise FrameError(f"{frame['type']}: {what}", request_id=request_id)
+    seq = frame.get("seq", 0)
+    return Frame(frame["type"], payload, int(seq) if is_type(seq, "int") else 0)
+
+
+def _wrong_field(payload: Json, fields: tuple[Field, ...]) -> str:
+    """What is wrong with the first wrong field, as a sentence; empty if all is well."""
     for expected in fields:
         value = payload.get(expected.name)
         if value is None:
             if expected.required:
-                what = f"{frame['type']}: field {expected.name!r} is missing."
-                raise FrameError(what, request_id=request_id)
+                return f"field {expected.name!r} is missing."
         elif not is_type(value, expected.type):
-            what = f"{frame['type']}: field {expected.name!r} is not of type {expected.type}."
-            raise FrameError(what, request_id=request_id)
-    seq = frame.get("seq", 0)
-    return Frame(frame["type"], payload, seq if isinstance(seq, int) else 0)
+            return f"field {expected.name!r} is not of type {expected.type}."
+    return ""
 
 
 def is_type(value: Any, kind: str) -> bool:
-    """Whether a JSON value is of one of our field types; a bool is no number."""
-    if isinstance(value, bool) and kind in ("int", "float"):
-        return False
+    """Whether a JSON value is of one of our field types; a bool is no number, and a number fits
+    into 64 bits.
+    """
+    if kind in ("int", "float"):
+        if isinstance(value, bool):
+            return False
+        if isinstance(value, int):
+            return -(1 << 63) <= value < 1 << 63
     return isinstance(value, _TYPES[kind])
 
 
@@ -189,10 +253,6 @@ def session_json(session: Session) -> Json:
         "last_active_at": session.last_active_at,
         "archived": session.archived,
     }
-
-
-def turn_json(turn: Turn) -> Json:
-    return turn_ref(turn.turn_id, turn.state)
 
 
 def event_json(event: Event) -> Json:
@@ -265,7 +325,7 @@ def message_from_json(value: Json) -> Message:
 
 def pack(op: str, payload: Json) -> bytes:
     """One length-prefixed frame. Raises `FrameError` if it would pass `MAX_PACKED`."""
-    body = compact({"op": op, "payload": payload}).encode("utf-8", "replace")
+    body = _utf8(compact({"op": op, "payload": payload}))
     if len(body) > MAX_PACKED:
         raise FrameError(f"A frame of {len(body)} bytes is over {MAX_PACKED}.", code="too_large")
     return struct.pack("!I", len(body)) + body
@@ -304,9 +364,9 @@ class Unpacker:
 
 def _unpack(body: bytes) -> tuple[str, Json]:
     try:
-        frame = json.loads(body)
-    except (ValueError, RecursionError):
-        raise FrameError("The frame is not valid JSON.") from None
+        frame = parse(body.decode())
+    except UnicodeDecodeError:
+        raise FrameError("The frame is not valid UTF-8.") from None
     if not isinstance(frame, dict) or not isinstance(frame.get("op"), str):
         raise FrameError('A frame is an object {"op", "payload"}.')
     payload = frame.get("payload", {})
@@ -344,17 +404,14 @@ class Envelope:
     @classmethod
     def from_json(cls, payload: Json) -> Envelope:
         """Raises `FrameError` if a field is missing or of the wrong type."""
-        for name, kind in _ENVELOPE.items():
-            if not is_type(payload.get(name), kind):
-                raise FrameError(f"bootstrap: field {name!r} is not of type {kind}.")
-        return cls(**{name: payload[name] for name in cls.__slots__ if name in payload})
+        if what := _wrong_field(payload, _ENVELOPE):
+            raise FrameError(f"bootstrap: {what}")
+        given = {name: payload.get(name) for name in cls.__slots__}
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
 
-_ENVELOPE = {
-    "user_id": "str",
-    "sandbox_tier": "str",
-    "workspace_root": "str",
-    "config": "object",
-    "startup_status": "object",
-    "gateway_token_hashes": "list",
-}
+_ENVELOPE = _fields(
+    "user_id:str sandbox_tier:str workspace_root:str config:object startup_status:object "
+    "gateway_token_hashes:list runtime_policy?:object secret_hashes?:object "
+    "sidecar_endpoint?:object channels?:object"
+)

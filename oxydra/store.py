@@ -100,11 +100,8 @@ _TURN_MOVES = {
     TurnState.CANCELLED: ("queued", "running"),
 }
 _CALL_MOVES = {
-    CallState.RUNNING: (
-        "intended",
-        "running",
-    ),  # running -> running: a repeatable call after a crash
-    CallState.DONE: ("running",),
+    CallState.RUNNING: ("intended",),
+    CallState.DONE: ("intended", "running"),  # a repeatable call needs no mark that it started
     CallState.FAILED: ("intended", "running"),
     CallState.UNKNOWN: ("running",),
 }
@@ -217,9 +214,7 @@ class Store:
         """Raises `NotFoundError`."""
         rows = self._sessions("WHERE session_id = ?", (session_id,))
         if not rows:
-            raise NotFoundError(
-                f"There is no session {session_id[:64]!r}.", remedy="`/sessions` lists them."
-            )
+            raise _no_session(session_id)
         return rows[0]
 
     def find_session(self, wanted: str) -> Session:
@@ -233,9 +228,9 @@ class Store:
             (pattern, wanted),
         )
         exact = [s for s in found if wanted in (s.session_id, s.display_name)]
-        matches = exact or (found if wanted else [])
-        if not matches:
-            return self.session(wanted)  # raises, with the remedy
+        matches = exact or found
+        if not wanted or not matches:
+            raise _no_session(wanted)
         if len(matches) > 1:
             names = ", ".join(s.session_id for s in matches[:5])
             raise UsageError(
@@ -265,7 +260,7 @@ class Store:
                 f" last_active_at, archived FROM sessions {clause}",
                 values,
             ).fetchall()
-        return [Session(*row[:6], bool(row[6])) for row in rows]
+        return [Session(*(*row[:6], bool(row[6]))) for row in rows]
 
     # ------------------------------------------------------------------------------------- events
 
@@ -369,8 +364,9 @@ class Store:
                 db.execute(
                     "INSERT INTO tool_calls VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (
-                        *(turn.turn_id, event.sequence, position, call.id, call.name),
-                        *(_clean(call.arguments), CallState.INTENDED, event.created_at),
+                        *(turn.turn_id, event.sequence, position, _clean(call.id)),
+                        *(_clean(call.name), _clean(call.arguments)),
+                        *(CallState.INTENDED, event.created_at),
                     ),
                 )
         return event
@@ -396,24 +392,27 @@ class Store:
             ).fetchall()
         return [(ToolCall(*row[:3]), CallState(row[3])) for row in rows]
 
-    def call_running(self, turn_id: str, call_ids: Sequence[str]) -> None:
-        """These calls are about to start: `intended -> running`, committed before anything
-        happens.
-        """
+    def calls_running(self, turn: Turn, call_ids: Sequence[str]) -> None:
+        """These calls are about to start: `intended -> running`, before anything happens."""
         with self._transaction() as db:
             for call_id in call_ids:
-                _move_call(db, turn_id, call_id, CallState.RUNNING)
+                _move_call(db, turn.turn_id, call_id, CallState.RUNNING)
 
     def calls_finished(
-        self, turn: Turn, results: Sequence[tuple[CallState, Message]]
-    ) -> list[Event]:
-        """Results and their events, in the order given: `-> done | failed | unknown`."""
+        self,
+        turn: Turn,
+        results: Sequence[tuple[CallState, Message]],
+        running: Sequence[str] = (),
+    ) -> None:
+        """Results and their events, in the order given: `-> done | failed | unknown`; and the calls
+        that start next.
+        """
         with self._transaction() as db:
-            events = []
             for state, message in results:
                 _move_call(db, turn.turn_id, message.tool_call_id, state)
-                events.append(self._append(db, turn.session_id, turn.turn_id, message))
-            return events
+                self._append(db, turn.session_id, turn.turn_id, message)
+            for call_id in running:
+                _move_call(db, turn.turn_id, call_id, CallState.RUNNING)
 
 
 _TURN = "turn_id, session_id, request_id, state, prompt, terminal"
@@ -445,6 +444,7 @@ def _move_turn(
 def _move_call(db: apsw.Connection, turn_id: str, call_id: str, state: CallState) -> None:
     """Move the oldest open call with this id: a model may use an id again in a later step."""
     sources = _CALL_MOVES[state]
+    call_id = _clean(call_id)
     db.execute(
         "UPDATE tool_calls SET state = ?, updated_at = ? WHERE turn_id = ? AND call_id = ?"
         f" AND state IN ({_marks(sources)}) AND (sequence, position) = ("
@@ -454,6 +454,10 @@ def _move_call(db: apsw.Connection, turn_id: str, call_id: str, state: CallState
     )
     if db.changes() != 1:
         raise StoreError(f"Call {call_id!r} of turn {turn_id!r} cannot become {state}.")
+
+
+def _no_session(wanted: str) -> NotFoundError:
+    return NotFoundError(f"There is no session {wanted[:64]!r}.", remedy="`/sessions` lists them.")
 
 
 def _marks(values: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from oxydra.errors import Cancelled, DeadlineExceeded
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+SHUTDOWN = "shutdown"  # a token's reason: leave the work as it is stored, it will be resumed
 STACK_BYTES = 512 * 1024  # a cage limits address space; our deepest stack needs far less
 
 
@@ -51,7 +52,7 @@ class Deadline:
         left = self.remaining()
         if limit is not None:
             left = min(left, limit)
-        return None if left == float("inf") else left
+        return None if left > threading.TIMEOUT_MAX else left
 
     @property
     def expired(self) -> bool:
@@ -224,14 +225,24 @@ class Service:
         self._thread: threading.Thread | None = None
 
     def start(self, timeout: float = 30.0) -> Service:
-        """Start the thread; return when it is ready."""
+        """Start the thread; return when it is ready.
+
+        After an exception nothing runs or will: a setup that is merely late finds `stopping` set.
+        """
         if self._thread is not None:
             raise RuntimeError(f"{self.name} was already started")
-        self._thread = threading.Thread(target=self._body, name=f"oxydra-{self.name}", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._body, name=f"oxydra-{self.name}", daemon=True)
+        self._thread = thread
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread to give
+            self._thread = None
+            raise
         if not self._ready.wait(timeout):
+            self.stopping.set()
             raise DeadlineExceeded(f"{self.name} was not ready after {timeout:g} s.")
         if self._failure is not None:
+            thread.join()
             raise self._failure
         return self
 
@@ -267,7 +278,10 @@ class Service:
         if self._thread is None:
             return True
         if self._wake is not None and self._thread.is_alive():
-            self._wake()
+            try:
+                self._wake()
+            except Exception:
+                log.exception("the wake-up of thread %s failed", self.name)
         self._thread.join(timeout)
         if not self._thread.is_alive():
             return True
@@ -284,8 +298,8 @@ def parallel(name: str, jobs: Sequence[Callable[[], T]]) -> list[T]:
     The jobs must end by themselves (each watches its token and deadline). One job runs on the
     caller's thread.
     """
-    if len(jobs) == 1:
-        return [jobs[0]()]
+    if len(jobs) <= 1:
+        return [job() for job in jobs]
     results: list[T | None] = [None] * len(jobs)
     failures: list[BaseException | None] = [None] * len(jobs)
 
@@ -299,8 +313,11 @@ def parallel(name: str, jobs: Sequence[Callable[[], T]]) -> list[T]:
         Service(f"{name}-{index}", lambda _service, index=index: work(index))  # type: ignore[misc]
         for index in range(1, len(jobs))
     ]
-    for service in services:
-        service.start()
+    for index, service in enumerate(services, 1):
+        try:
+            service.start()
+        except RuntimeError as error:  # those that did start are still to be joined
+            failures[index] = error
     work(0)
     for service in services:
         if service._thread is not None:

@@ -150,13 +150,14 @@ class ToolSpec:
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
     """One call of a model. `messages` starts with the system message; `session_id` serves
-    prompt-cache routing only.
+    prompt-cache routing only; past `deadline` the stream raises `ProviderError`.
     """
 
     model: ModelSpec
     messages: Sequence[Message]
     tools: Sequence[ToolSpec] = ()
     session_id: str = ""
+    deadline: Deadline = field(default_factory=lambda: Deadline.after(None))
 
 
 class Provider(Protocol):
@@ -208,13 +209,18 @@ class ToolContext:
 
 class Tool(Protocol):
     """A capability offered to the model. `repeatable` says that starting the same call twice does
-    no harm.
+    no harm; `timeout` is in seconds.
+
+    `validate` takes what the model sent and returns what `run` takes, or raises `ToolError`; it is
+    pure and decides by policy as well. `run` never raises: a failure is a result.
     """
 
     spec: ToolSpec
     tier: SafetyTier
     repeatable: bool
     timeout: float
+
+    def validate(self, arguments: Json) -> Json: ...
 
     def run(self, arguments: Json, context: ToolContext) -> ToolResult: ...
 

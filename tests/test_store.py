@@ -39,7 +39,7 @@ def calls_message(*ids):
 def test_a_turn_from_acceptance_to_its_terminal_frame(store):
     turn = running_turn(store)
     store.add_step(turn, calls_message("c1"))
-    store.call_running(turn.turn_id, ["c1"])
+    store.calls_running(turn, ["c1"])
     store.calls_finished(turn, [(CallState.DONE, Message("tool", "ok", tool_call_id="c1"))])
     terminal = {"type": "turn_completed", "payload": {"x": 1}}
     store.finish_turn(turn, TurnState.COMPLETED, terminal, Message("assistant", "done"))
@@ -54,12 +54,16 @@ def test_a_turn_from_acceptance_to_its_terminal_frame(store):
 
 def test_messages_come_back_as_they_were(store):
     turn = running_turn(store, prompt="grüße 🎈")
-    message = Message("assistant", "a\ud800b", tool_calls=(ToolCall("c", "n", '{"cut": "\udfff'),))
+    message = Message(
+        "assistant", "a\ud800b", tool_calls=(ToolCall("\udc00", "n", '{"cut": "\udfff'),)
+    )
     store.add_step(turn, message)
     first, second = store.messages(turn.session_id)
     assert first.content == "grüße 🎈"
     assert second.content == "a?b"
     assert second.tool_calls[0].arguments == '{"cut": "?'
+    store.calls_finished(turn, [(CallState.DONE, Message("tool", "x", tool_call_id="\udc00"))])
+    assert store.open_calls(turn.turn_id) == []
 
 
 def test_the_same_turn_id_is_one_turn(store):
@@ -110,11 +114,12 @@ def test_calls_move_only_along_their_states(store):
     turn = running_turn(store)
     store.add_step(turn, calls_message("a", "b"))
     done = (CallState.DONE, Message("tool", "x", tool_call_id="a"))
-    with pytest.raises(StoreError, match="cannot become done"):
-        store.calls_finished(turn, [done])  # intended -> done is no move
-    store.call_running(turn.turn_id, ["a"])
-    with pytest.raises(StoreError, match="cannot become done"):  # all or nothing
-        both = [done, (CallState.DONE, Message("tool", "y", tool_call_id="b"))]
+    unknown = (CallState.UNKNOWN, Message("tool", "x", tool_call_id="a"))
+    with pytest.raises(StoreError, match="cannot become unknown"):
+        store.calls_finished(turn, [unknown])  # it was never started
+    store.calls_running(turn, ["a"])
+    with pytest.raises(StoreError, match="cannot become unknown"):  # all or nothing
+        both = [done, (CallState.UNKNOWN, Message("tool", "y", tool_call_id="b"))]
         store.calls_finished(turn, both)
     assert [(c.id, s) for c, s in store.open_calls("t1")] == [
         ("a", CallState.RUNNING),
@@ -127,7 +132,7 @@ def test_a_call_id_used_again_in_a_later_step_is_another_call(store):
     turn = running_turn(store)
     for _ in range(2):
         store.add_step(turn, calls_message("same"))
-        store.call_running(turn.turn_id, ["same"])
+        store.calls_running(turn, ["same"])
         store.calls_finished(turn, [(CallState.DONE, Message("tool", "x", tool_call_id="same"))])
     assert store.open_calls("t1") == []
 

@@ -1,0 +1,345 @@
+"""The gateway's frames: who may connect, what each client frame does, and the health pages.
+
+The server's I/O thread only checks the handshake and puts text frames into one bounded inbox. The
+thread `oxydra-requests` takes them in order and acts: it is where the database is waited for, so
+that no client's write delays another client's bytes. Both end with `stop`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from oxydra.config import GatewayConfig
+from oxydra.errors import BusyError, FrameError, OxydraError, UsageError
+from oxydra.frames import (
+    MAX_TEXT_FRAME,
+    PROTOCOL_VERSION,
+    decode_client,
+    encode,
+    event_json,
+    session_json,
+    session_ref,
+)
+from oxydra.gateway.connection import Connection, Handler, ServerLimits, frame_text
+from oxydra.gateway.http import Request, Response
+from oxydra.gateway.hub import Hub
+from oxydra.gateway.server import GatewayServer
+from oxydra.store import Store
+from oxydra.threads import Inbox, InboxClosed, Service
+from oxydra.types import Json, Session
+
+log = logging.getLogger(__name__)
+
+INBOX = 4096  # client frames that may wait
+HISTORY_LIMIT = 500  # events in one `session_history`
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose token it was."""
+
+    token_name: str
+    scopes: frozenset[str]
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """One connection, once it was let in. Acts as a `Subscriber`."""
+
+    connection: Connection
+    greeted: bool = False
+    closed: bool = False
+    sessions: set[str] = field(default_factory=set)  # subscribed to
+
+    def deliver(self, frame: bytes) -> None:
+        self.connection.send_frame(frame)
+
+    def reply(self, frame_type: str, payload: Json) -> None:
+        self.connection.send(encode(frame_type, payload))
+
+
+class Gateway(Handler):
+    """Serves one user's hub on an inherited listener.
+
+    `tokens` are rows `{name, sha256, scopes}`; `startup_status` is what `health_status` reports.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        hub: Hub,
+        store: Store,
+        config: GatewayConfig,
+        tokens: Sequence[Mapping[str, object]],
+        health: Callable[[], Json],
+        on_death: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self._hub = hub
+        self._store = store
+        self._config = config
+        self._health = health
+        self._tokens = [
+            (bytes.fromhex(str(row["sha256"])), Identity(str(row["name"]), _scopes(row["scopes"])))
+            for row in tokens
+        ]
+        self._clients: dict[Connection, Client] = {}
+        self._inbox: Inbox[tuple[Client, str]] = Inbox(INBOX)
+        self._requests = Service("requests", self._work, wake=self._inbox.close, on_death=on_death)
+        limits = ServerLimits(max_message=MAX_TEXT_FRAME)
+        self._server = GatewayServer(listener, self, limits, on_death=on_death)
+        self._handlers: dict[str, Callable[[Client, Json], None]] = {
+            "hello": self._hello,
+            "send_turn": self._send_turn,
+            "cancel_active_turn": self._cancel_turn,
+            "cancel_all_active_turns": self._cancel_all,
+            "health_check": self._health_check,
+            "create_session": self._create_session,
+            "list_sessions": self._list_sessions,
+            "switch_session": self._switch_session,
+            "history": self._history,
+        }
+
+    def start(self) -> None:
+        self._requests.start()
+        self._server.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Say good-bye to every client (1001) and end both threads."""
+        ended = self._server.stop(timeout)
+        return self._requests.stop(timeout) and ended
+
+    # --------------------------------------------------------------- the I/O thread: who gets in
+
+    def authorize(self, request: Request) -> Response | Identity:
+        refusal = self._foreign(request)
+        if refusal is not None:
+            return refusal
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        digest = hashlib.sha256(token.strip().encode("utf-8", "replace")).digest()
+        found: Identity | None = None
+        for known, identity in self._tokens:  # all of them: the time taken tells nothing
+            if hmac.compare_digest(known, digest):
+                found = identity
+        if kind.lower() != "bearer" or found is None:
+            return _refused(
+                401, "A valid bearer token is needed.", **{"WWW-Authenticate": "Bearer"}
+            )
+        return found
+
+    def _foreign(self, request: Request) -> Response | None:
+        """Refuse a web page's request, and one whose Host was rebound to us."""
+        origin = request.headers.get("origin")
+        if origin is not None and origin not in self._config.allowed_origins:
+            return _refused(403, "This origin is not in [gateway] allowed_origins.")
+        host = request.headers.get("host", "")
+        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+        if name.lower() not in (*LOOPBACK, *self._config.allowed_hosts):
+            return _refused(403, "This host is not in [gateway] allowed_hosts.")
+        return None
+
+    def handle_http(self, request: Request) -> Response:
+        refusal = self._foreign(request)
+        if refusal is not None:
+            return refusal
+        if request.path in ("/healthz", "/readyz"):
+            body = json.dumps({"status": "ok"}).encode()
+            return Response(200, body, "application/json")
+        return _refused(404, "There is nothing here.")
+
+    def on_open(self, conn: Connection) -> None:
+        self._clients[conn] = Client(conn)
+
+    def on_close(self, conn: Connection) -> None:
+        client = self._clients.pop(conn, None)
+        if client is not None:
+            client.closed = True
+            for session_id in client.sessions:
+                self._hub.live(session_id).unsubscribe(client)
+
+    def on_text(self, conn: Connection, text: str) -> None:
+        client = self._clients[conn]
+        if not self._inbox.put((client, text)):
+            client.reply("error", {"message": "The gateway is overloaded.", "code": "busy"})
+
+    def on_binary(self, conn: Connection, data: bytes) -> None:
+        message = "Frames are text: one JSON object each."
+        self._clients[conn].reply("error", {"message": message, "code": "bad_frame"})
+
+    # ------------------------------------------------------------------- the thread that acts
+
+    def _work(self, _service: Service) -> None:
+        while True:
+            try:
+                client, text = self._inbox.get()
+            except InboxClosed:
+                return
+            if not client.closed:
+                self._act(client, text)
+
+    def _act(self, client: Client, text: str) -> None:
+        request_id = ""
+        try:
+            frame = decode_client(text)
+            request_id = frame.payload["request_id"]
+            if not client.greeted and frame.type != "hello":
+                client.reply("error", _error("Say hello first.", "protocol", request_id))
+                client.connection.close(4400, "hello expected")
+                return
+            self._handlers[frame.type](client, frame.payload)
+        except FrameError as error:
+            client.reply("error", _error(str(error), error.code, error.request_id or request_id))
+            if not client.greeted:
+                client.connection.close(4400, "hello expected")
+        except BusyError as error:
+            reply = _error(str(error), error.code, request_id)
+            client.reply("error", {**reply, "retry_after_ms": round(1000 * error.retry_after)})
+        except OxydraError as error:
+            client.reply("error", _error(str(error), error.code, request_id))
+        except Exception:
+            log.exception("a %d character frame could not be handled", len(text))
+            client.reply(
+                "error", _error("The gateway failed; see its log.", "internal", request_id)
+            )
+
+    def _hello(self, client: Client, payload: Json) -> None:
+        request_id = payload["request_id"]
+        if payload["protocol_version"] != PROTOCOL_VERSION:
+            message = f"This gateway speaks protocol version {PROTOCOL_VERSION}."
+            client.reply("error", _error(message, "protocol", request_id))
+            client.connection.close(4400, "protocol version")
+            return
+        if payload["user_id"] != self._hub.user_id:
+            client.reply(
+                "error", _error("This is another user's daemon.", "wrong_user", request_id)
+            )
+            client.connection.close(4401, "user")
+            return
+        session = self._session_for(payload)
+        client.greeted = True
+        last_seq = payload.get("last_seq")
+        if payload.get("epoch") not in (None, self._hub.epoch):
+            last_seq = None  # numbers of another daemon's life mean nothing here
+        self._follow(client, session, "hello_ack", request_id, last_seq)
+
+    def _session_for(self, payload: Json) -> Session:
+        if payload.get("create_new_session"):
+            return self._hub.create_session()
+        if payload.get("session_id"):
+            return self._store.find_session(payload["session_id"])
+        return self._store.latest_session() or self._hub.create_session()
+
+    def _follow(
+        self,
+        client: Client,
+        session: Session,
+        frame_type: str,
+        request_id: str,
+        last_seq: int | None = None,
+    ) -> None:
+        """Make `session` the one that this client listens to, and tell it so."""
+        for session_id in client.sessions - {session.session_id}:
+            self._hub.live(session_id).unsubscribe(client)
+        client.sessions = {session.session_id}
+        active = self._hub.active_turn(session.session_id)
+
+        def greet(seq: int, resumed: bool) -> bytes:
+            greeting: Json = {
+                "request_id": request_id,
+                "session": session_ref(self._hub.user_id, session.session_id),
+                "active_turn": active,
+                "seq": seq,
+                "epoch": self._hub.epoch,
+            }
+            if frame_type == "hello_ack":
+                greeting |= {"protocol_version": PROTOCOL_VERSION, "resumed": resumed}
+            elif frame_type == "session_created":
+                names = {"display_name": session.display_name, "agent_name": session.agent_name}
+                greeting |= names
+            return frame_text(encode(frame_type, greeting))
+
+        self._hub.live(session.session_id).subscribe(client, greet, last_seq)
+
+    def _send_turn(self, client: Client, payload: Json) -> None:
+        if payload.get("attachments"):
+            raise UsageError("Attachments are not supported by this gateway.", code="unsupported")
+        session_id, turn_id = payload["session_id"], payload["turn_id"]
+        if not 1 <= len(turn_id) <= 128:
+            raise UsageError("A turn_id has 1 to 128 characters.")
+        self._store.session(session_id)
+        live = self._hub.live(session_id)
+        if session_id not in client.sessions:
+            client.sessions.add(session_id)
+            live.subscribe(client)
+        turn, created = self._hub.submit(
+            session_id, turn_id, payload["request_id"], payload["prompt"]
+        )
+        if not created:  # sent again by a client that missed the answer
+            again = {"request_id": payload["request_id"]}
+            client.reply("turn_started", self._hub.address(turn, turn.state, again))
+            if turn.terminal is not None:
+                stored = turn.terminal["payload"] | again
+                frame = self._hub.address(turn, turn.state, stored)
+                client.reply(turn.terminal["type"], frame)
+
+    def _cancel_turn(self, _client: Client, payload: Json) -> None:
+        self._hub.cancel(payload["session_id"], payload["turn_id"])
+
+    def _cancel_all(self, _client: Client, _payload: Json) -> None:
+        self._hub.cancel_all()
+
+    def _health_check(self, client: Client, payload: Json) -> None:
+        status = self._health()
+        for session_id in client.sessions:
+            status["session"] = session_ref(self._hub.user_id, session_id)
+            status["active_turn"] = self._hub.active_turn(session_id)
+        client.reply("health_status", {"request_id": payload["request_id"], **status})
+
+    def _create_session(self, client: Client, payload: Json) -> None:
+        session = self._hub.create_session(
+            agent_name=payload.get("agent_name") or "default",
+            display_name=payload.get("display_name") or "",
+        )
+        self._follow(client, session, "session_created", payload["request_id"])
+
+    def _list_sessions(self, client: Client, payload: Json) -> None:
+        rows = self._store.sessions(include_archived=bool(payload.get("include_archived")))
+        reply = {"request_id": payload["request_id"], "sessions": [session_json(s) for s in rows]}
+        client.reply("session_list", reply)
+
+    def _switch_session(self, client: Client, payload: Json) -> None:
+        session = self._store.find_session(payload["session_id"])
+        self._follow(client, session, "session_switched", payload["request_id"])
+
+    def _history(self, client: Client, payload: Json) -> None:
+        session = self._store.session(payload["session_id"])
+        limit = max(1, min(payload.get("limit") or 100, HISTORY_LIMIT))
+        before = payload.get("before_sequence")
+        events, more = self._store.history(session.session_id, before_sequence=before, limit=limit)
+        reply = {
+            "request_id": payload["request_id"],
+            "session": session_ref(self._hub.user_id, session.session_id),
+            "events": [event_json(event) for event in events],
+            "more": more,
+        }
+        client.reply("session_history", reply)
+
+
+def _error(message: str, code: str, request_id: str) -> Json:
+    reply: Json = {"message": message, "code": code}
+    return {"request_id": request_id, **reply} if request_id else reply
+
+
+def _scopes(value: object) -> frozenset[str]:
+    return frozenset(str(scope) for scope in value) if isinstance(value, list) else frozenset()
+
+
+def _refused(status: int, message: str, **headers: str) -> Response:
+    body = json.dumps({"error": message}).encode()
+    return Response(status, body, "application/json", headers)

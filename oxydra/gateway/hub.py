@@ -1,0 +1,319 @@
+"""Sessions, turn queues and fan-out: what the gateway, and later channels and the scheduler, act
+through.
+
+Each running turn has a thread of its own, `oxydra-turn-…`, that ends with the turn; at most
+`max_concurrent_turns_per_user` run at once, one per session, the longest waiting first. What a turn
+emits is encoded once, numbered, kept for clients that come back, and appended to each subscriber's
+outbox.
+
+Locks: the hub's guards which turn waits and runs; each session's guards its numbering, so that
+frames leave in the order of their numbers. Appending to an outbox is all that is done under the
+latter.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from oxydra.config import GatewayConfig
+from oxydra.errors import BusyError, NotFoundError, OxydraError
+from oxydra.frames import encode, session_ref, turn_ref
+from oxydra.gateway.connection import frame_text
+from oxydra.runtime import Runtime, internal_error
+from oxydra.store import Store
+from oxydra.threads import SHUTDOWN, CancelToken, Deadline, Service
+from oxydra.types import Json, Session, Turn, TurnState
+
+log = logging.getLogger(__name__)
+
+QUEUE = 16  # turns that may wait in one session
+REPLAY_FRAMES = 4096
+REPLAY_BYTES = 1 << 20  # kept per session for clients that come back
+
+_STATE_OF = {
+    "turn_completed": TurnState.COMPLETED,
+    "turn_cancelled": TurnState.CANCELLED,
+    "error": TurnState.FAILED,
+}
+
+
+class Subscriber(Protocol):
+    """Somebody who listens to sessions. `deliver` appends and returns: it never blocks, never
+    raises.
+    """
+
+    def deliver(self, frame: bytes) -> None: ...
+
+
+@dataclass(slots=True)
+class Active:
+    """A running turn."""
+
+    turn: Turn
+    token: CancelToken = field(default_factory=CancelToken)
+    service: Service | None = None
+
+
+class Live:
+    """A session as it is in memory: its listeners, its numbering and its last frames."""
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.queue: deque[Turn] = deque()  # under the hub's lock, as is `active`
+        self.active: Active | None = None
+        self._lock = threading.Lock()
+        self._seq = 0
+        self._kept: deque[tuple[int, bytes]] = deque()
+        self._kept_bytes = 0
+        self._subscribers: dict[Subscriber, None] = {}
+
+    def publish(self, frame_type: str, payload: Json) -> None:
+        """Number a frame, keep it, and give it to every subscriber."""
+        with self._lock:
+            self._seq += 1
+            frame = frame_text(encode(frame_type, payload, self._seq))
+            self._kept.append((self._seq, frame))
+            self._kept_bytes += len(frame)
+            while len(self._kept) > REPLAY_FRAMES or self._kept_bytes > REPLAY_BYTES:
+                self._kept_bytes -= len(self._kept.popleft()[1])
+            for subscriber in self._subscribers:
+                subscriber.deliver(frame)
+
+    def subscribe(
+        self,
+        subscriber: Subscriber,
+        greet: Callable[[int, bool], bytes] | None = None,
+        last_seq: int | None = None,
+    ) -> None:
+        """Deliver `greet(seq, resumed)` if there is one, the kept frames after `last_seq`, then
+        every frame to come.
+
+        `resumed` says that nothing after `last_seq` is missing; otherwise nothing is replayed and
+        the client reads the history.
+        """
+        with self._lock:
+            oldest = self._kept[0][0] if self._kept else self._seq + 1
+            resumed = last_seq is not None and oldest <= last_seq + 1 <= self._seq + 1
+            if greet is not None:
+                subscriber.deliver(greet(self._seq, resumed))
+            if resumed:
+                for seq, frame in self._kept:
+                    if seq > (last_seq or 0):
+                        subscriber.deliver(frame)
+            self._subscribers[subscriber] = None
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        with self._lock:
+            self._subscribers.pop(subscriber, None)
+
+    def subscribed(self, subscriber: Subscriber) -> bool:
+        with self._lock:
+            return subscriber in self._subscribers
+
+
+class Hub:
+    """The sessions of one user. Every method may be called from any thread."""
+
+    def __init__(self, store: Store, runtime: Runtime, config: GatewayConfig, user_id: str) -> None:
+        self.store = store
+        self.user_id = user_id
+        self.epoch = secrets.token_hex(8)
+        self._runtime = runtime
+        self._config = config
+        self._lock = threading.Lock()
+        self._live: dict[str, Live] = {}
+        self._waiting: deque[Live] = deque()  # sessions with a queued turn and none running
+        self._running: dict[str, Active] = {}  # by session
+        self._stopping = False
+
+    def start(self) -> None:
+        """Take up the turns that a crash or a shutdown left unfinished."""
+        for turn in self.store.unfinished_turns():
+            live = self.live(turn.session_id)
+            with self._lock:
+                self._enqueue(live, turn)
+        self._schedule()
+
+    def stop(self, timeout: float) -> bool:
+        """Take nothing more, leave running turns to be resumed; True if every turn's thread
+        ended.
+        """
+        deadline = Deadline.after(timeout)
+        with self._lock:
+            self._stopping = True
+            running = list(self._running.values())
+        for active in running:
+            active.token.cancel(SHUTDOWN)
+        ended = [a.service.stop(deadline.remaining()) for a in running if a.service is not None]
+        return False not in ended
+
+    # ----------------------------------------------------------------------------------- sessions
+
+    def live(self, session_id: str) -> Live:
+        with self._lock:
+            live = self._live.get(session_id)
+            if live is None:
+                live = self._live[session_id] = Live(session_id)
+            return live
+
+    def create_session(
+        self,
+        *,
+        agent_name: str = "default",
+        display_name: str = "",
+        channel_origin: str = "gateway",
+    ) -> Session:
+        """Raises `BusyError` at the limit `[gateway] max_sessions_per_user`."""
+        if self.store.count_sessions() >= self._config.max_sessions_per_user:
+            raise BusyError(
+                f"There are already {self._config.max_sessions_per_user} sessions.",
+                remedy="Raise [gateway] max_sessions_per_user.",
+            )
+        return self.store.create_session(
+            agent_name=agent_name, display_name=display_name, channel_origin=channel_origin
+        )
+
+    def active_turn(self, session_id: str) -> Json | None:
+        """A reference to the turn that runs in a session, or to the first one that waits there."""
+        with self._lock:
+            live = self._live.get(session_id)
+            if live is not None and live.active is not None:
+                return turn_ref(live.active.turn.turn_id, TurnState.RUNNING)
+            if live is not None and live.queue:
+                return turn_ref(live.queue[0].turn_id, TurnState.QUEUED)
+            return None
+
+    def counts(self) -> Json:
+        """How many turns run and wait."""
+        with self._lock:
+            queued = sum(len(live.queue) for live in self._live.values())
+            return {"running_turns": len(self._running), "queued_turns": queued}
+
+    # -------------------------------------------------------------------------------------- turns
+
+    def submit(
+        self, session_id: str, turn_id: str, request_id: str, prompt: str
+    ) -> tuple[Turn, bool]:
+        """Accept a message durably and queue its turn; False if this turn id was accepted before.
+
+        Raises `NotFoundError` for an unknown session and `BusyError` when its queue is full.
+        """
+        self.store.session(session_id)
+        live = self.live(session_id)
+        with self._lock:
+            if self._stopping:
+                raise BusyError("The daemon is shutting down.", remedy="Send it again in a moment.")
+            full = len(live.queue) >= QUEUE
+        if full and self.store.turn(turn_id) is None:
+            raise BusyError(
+                f"{QUEUE} messages already wait in this session.",
+                remedy="Wait for an answer, or cancel the running turn.",
+            )
+        turn, created = self.store.accept_turn(session_id, turn_id, request_id, prompt)
+        if created:
+            with self._lock:
+                self._enqueue(live, turn)
+                if live.active is not None or len(live.queue) > 1 or self._full():
+                    live.publish("turn_started", self.address(turn, TurnState.QUEUED))
+            self._schedule()
+        return turn, created
+
+    def cancel(self, session_id: str, turn_id: str) -> None:
+        """Stop a running turn, or take a queued one out. Raises `NotFoundError` if it is
+        neither.
+        """
+        with self._lock:
+            live = self._live.get(session_id)
+            active = live.active if live is not None else None
+            queued = None
+            if live is not None and active is not None and active.turn.turn_id == turn_id:
+                pass
+            elif live is not None:
+                active = None
+                queued = next((t for t in live.queue if t.turn_id == turn_id), None)
+                if queued is not None:
+                    live.queue.remove(queued)
+        if active is not None:
+            active.token.cancel()
+        elif queued is not None and live is not None:
+            terminal: Json = {"type": "turn_cancelled", "payload": {}}
+            self.store.finish_turn(queued, TurnState.CANCELLED, terminal)
+            live.publish("turn_cancelled", self.address(queued, TurnState.CANCELLED))
+        else:
+            raise NotFoundError("That turn is neither running nor waiting.")
+
+    def cancel_all(self) -> None:
+        """Stop every running turn and take every queued one out."""
+        with self._lock:
+            turns = [t for live in self._live.values() for t in live.queue]
+            turns += [active.turn for active in self._running.values()]
+        for turn in turns:
+            try:
+                self.cancel(turn.session_id, turn.turn_id)
+            except NotFoundError:
+                log.debug("turn %s ended by itself", turn.turn_id)
+
+    def address(self, turn: Turn, state: TurnState, payload: Json | None = None) -> Json:
+        """A frame's payload with the references that every frame of a turn carries."""
+        return {
+            "request_id": turn.request_id,
+            "session": session_ref(self.user_id, turn.session_id),
+            "turn": turn_ref(turn.turn_id, state),
+            **(payload or {}),
+        }
+
+    # --------------------------------------------------------------------------------- scheduling
+
+    def _full(self) -> bool:
+        return len(self._running) >= self._config.max_concurrent_turns_per_user
+
+    def _enqueue(self, live: Live, turn: Turn) -> None:
+        """Under the lock."""
+        live.queue.append(turn)
+        if live.active is None and live not in self._waiting:
+            self._waiting.append(live)
+
+    def _schedule(self) -> None:
+        """Start what may run now."""
+        while True:
+            with self._lock:
+                if self._stopping or self._full() or not self._waiting:
+                    return
+                live = self._waiting.popleft()
+                if not live.queue:
+                    continue
+                active = live.active = Active(live.queue.popleft())
+                self._running[live.session_id] = active
+                name = f"turn-{active.turn.turn_id[:12]}"
+                active.service = Service(name, partial(self._run, live, active))
+                live.publish("turn_started", self.address(active.turn, TurnState.RUNNING))
+            active.service.start()
+
+    def _run(self, live: Live, active: Active, _service: Service) -> None:
+        """The body of a turn's thread."""
+        turn = active.turn
+
+        def emit(frame_type: str, payload: Json) -> None:
+            state = _STATE_OF.get(frame_type, TurnState.RUNNING)
+            live.publish(frame_type, self.address(turn, state, payload))
+
+        try:
+            self._runtime.run_turn(turn, active.token, emit)
+        except Exception as error:
+            # Not stored as failed: it is tried again with the next start.
+            known = error if isinstance(error, OxydraError) else internal_error()
+            emit("error", {"message": str(known), "code": known.code})
+        finally:
+            with self._lock:
+                live.active = None
+                del self._running[live.session_id]
+                if live.queue:
+                    self._waiting.append(live)
+            self._schedule()

@@ -1,0 +1,345 @@
+"""The gate: the one way from a model's tool calls to their results, for every channel.
+
+Each call goes look-up -> parse -> validate and policy -> journal -> execute with a deadline -> cap
+-> journal. Calls of read-only tools that stand next to each other run side by side, all others in
+order, on the turn's thread. A tool watches its token and deadline; no thread is left behind.
+
+What a commit costs decides when the journal is written. A call whose tool is not repeatable is
+marked running, durably, before it starts, so that it starts at most once; the mark shares a
+transaction with the results before it. A repeatable call needs no mark: after a crash it simply
+runs again. The results of calls that ran side by side share a transaction too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from oxydra.errors import Cancelled, ToolError
+from oxydra.threads import SHUTDOWN, CancelToken, Deadline, parallel
+from oxydra.tools.base import failure
+from oxydra.tools.outputs import cap
+from oxydra.tools.registry import ToolRegistry
+from oxydra.types import (
+    CallState,
+    Emit,
+    Json,
+    Message,
+    SafetyTier,
+    Tool,
+    ToolCall,
+    ToolContext,
+    ToolResult,
+)
+
+log = logging.getLogger(__name__)
+
+SUMMARY_CHARS = 120
+OVERRUN = 2.0  # seconds past its deadline after which a tool is said to ignore it
+
+
+class Journal(Protocol):
+    """The calls of one turn in the database, where they are already stored as intended.
+
+    Each method is one transaction, committed when it returns. Results are stored with their events,
+    in the order given: `running -> done | failed`, or from `intended` for calls that were refused
+    or are repeatable. Then `running`, the ids of calls that start next: `intended -> running`.
+    """
+
+    def calls_running(self, running: Sequence[str]) -> None: ...
+
+    def calls_finished(
+        self, results: Sequence[tuple[CallState, Message]], running: Sequence[str] = ()
+    ) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TurnScope:
+    """The turn that calls belong to. `step` of `max_steps` is for progress only."""
+
+    session_id: str
+    turn_id: str
+    token: CancelToken
+    journal: Journal
+    deadline: Deadline = field(default_factory=lambda: Deadline.after(None))
+    step: int = 1
+    max_steps: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a call: done or failed, as journaled; `message` is what the model reads."""
+
+    call: ToolCall
+    state: CallState
+    message: Message
+    elapsed_ms: int
+
+
+@dataclass(slots=True)
+class GateLimits:
+    """`output_bytes`: UTF-8 bytes of a result that the model gets. `parallel`: read-only calls that
+    run at once.
+    """
+
+    output_bytes: int = 16 * 1024
+    parallel: int = 4
+
+
+class Gate:
+    """Runs tool calls; may be used by any number of turns at once."""
+
+    def __init__(
+        self,
+        registry: ToolRegistry,
+        services: Mapping[str, Any],
+        limits: GateLimits | None = None,
+    ) -> None:
+        """`services` are what tools find in their context, by name; `workspace` also takes the
+        outputs that were too long.
+        """
+        self._registry = registry
+        self._services = services
+        self._limits = limits or GateLimits()
+
+    def may_repeat(self, name: str) -> bool:
+        """Whether a call that may have started may be started again."""
+        return name in self._registry and self._registry.get(name).repeatable
+
+    def run(self, calls: Sequence[ToolCall], scope: TurnScope, emit: Emit) -> list[Outcome]:
+        """Run the calls of one step and return what became of each, in their order.
+
+        Every outcome is in the journal when it is emitted and when this returns. A cancelled token
+        or a passed deadline ends the running calls by their own means, and no other is started.
+        Raises only what the journal raises, and `Cancelled` when the process shuts down.
+        """
+        groups = self._grouped([self._prepare(call) for call in calls])
+        outcomes: list[Outcome] = []
+        if groups and (marks := _marks(groups[0])) and not _stopped(scope):
+            scope.journal.calls_running(marks)
+        while groups:
+            stopped = _stopped(scope)
+            if stopped == SHUTDOWN:
+                raise Cancelled(SHUTDOWN)  # what was not started stays intended, and is resumed
+            if stopped:
+                group = [planned for rest in groups for planned in rest]
+                groups.clear()
+                result = ToolResult(f"Not started: {stopped}.", is_error=True, summary=stopped)
+                ended = [(result, 0)] * len(group)
+            else:
+                group = groups.pop(0)
+                ended = self._execute(group, scope, emit)
+            finished = [
+                self._outcome(planned, result, elapsed, scope)
+                for planned, (result, elapsed) in zip(group, ended, strict=True)
+            ]
+            marks = _marks(groups[0]) if groups and not _stopped(scope) else []
+            scope.journal.calls_finished(
+                [(outcome.state, outcome.message) for outcome in finished], marks
+            )
+            for outcome, (result, _) in zip(finished, ended, strict=True):
+                emit("tool_event", _ended_event(outcome, result))
+            outcomes += finished
+        return outcomes
+
+    # ------------------------------------------------------------------------------- before
+
+    def _prepare(self, call: ToolCall) -> _Planned:
+        """Look up, parse, validate: a call that can run, or its refusal."""
+        try:
+            tool = self._registry.get(call.name)
+            return _Planned(call, tool, tool.validate(_parse(call)))
+        except Exception as error:
+            return _Planned(call, refusal=failure(call.name[:64], error))
+
+    def _grouped(self, planned: Sequence[_Planned]) -> list[list[_Planned]]:
+        """What runs side by side, in order."""
+        groups: list[list[_Planned]] = []
+        for item in planned:
+            together = groups and item.harmless and groups[-1][-1].harmless
+            if together and len(groups[-1]) < self._limits.parallel:
+                groups[-1].append(item)
+            else:
+                groups.append([item])
+        return groups
+
+    # ------------------------------------------------------------------------------- running
+
+    def _execute(
+        self, group: Sequence[_Planned], scope: TurnScope, emit: Emit
+    ) -> list[tuple[ToolResult, int]]:
+        started = [planned for planned in group if planned.refusal is None]
+        if started:
+            emit("turn_progress", _progress(started, scope))
+        for planned in started:
+            emit("tool_event", _event(planned.call, "started", planned.summary, 0))
+        # log fields are context variables, and a thread starts without them
+        jobs: list[Callable[[], tuple[ToolResult, int]]] = [
+            partial(copy_context().run, self._call, planned, planned.tool, scope)
+            for planned in group
+            if planned.tool is not None
+        ]
+        ran = iter(parallel("tool", jobs) if jobs else [])
+        return [next(ran) if planned.refusal is None else (planned.refusal, 0) for planned in group]
+
+    def _call(self, planned: _Planned, tool: Tool, scope: TurnScope) -> tuple[ToolResult, int]:
+        """Run one call; returns its result and the milliseconds it took."""
+        began = time.monotonic()
+        deadline = Deadline(min(scope.deadline.at, began + tool.timeout))
+        context = ToolContext(
+            session_id=scope.session_id,
+            turn_id=scope.turn_id,
+            call_id=planned.call.id,
+            token=scope.token,
+            deadline=deadline,
+            services=self._services,
+        )
+        try:
+            result = tool.run(planned.arguments, context)
+        except Exception as error:  # a tool that breaks its contract ends its call, not the turn
+            result = failure(planned.call.name, error)
+        ended = time.monotonic()
+        log.info("tool %s took %d ms", planned.call.name, (ended - began) * 1000)
+        if ended > deadline.at + OVERRUN:
+            log.warning(
+                "tool %s ran %.1f s past its deadline", planned.call.name, ended - deadline.at
+            )
+        return result, int((ended - began) * 1000)
+
+    # --------------------------------------------------------------------------------- after
+
+    def _outcome(
+        self, planned: _Planned, result: ToolResult, elapsed_ms: int, scope: TurnScope
+    ) -> Outcome:
+        call = planned.call
+        # ids may come again in another turn, and the earlier output was promised to be there
+        name = f"{scope.turn_id}-{call.id}"
+        workspace = self._services.get("workspace")
+        content = cap(result.content, self._limits.output_bytes, name, workspace)
+        message = Message(
+            "tool",
+            content or "(no output)",
+            tool_call_id=call.id,
+            name=call.name,
+            is_error=result.is_error,
+        )
+        state = CallState.FAILED if result.is_error else CallState.DONE
+        return Outcome(call, state, message, elapsed_ms)
+
+
+@dataclass(slots=True)
+class _Planned:
+    """A call on its way: with its `tool` and what that takes, or with its `refusal`."""
+
+    call: ToolCall
+    tool: Tool | None = None
+    arguments: Json = field(default_factory=dict)
+    refusal: ToolResult | None = None
+
+    @property
+    def harmless(self) -> bool:
+        """It may run beside others."""
+        return self.tool is None or self.tool.tier is SafetyTier.READ_ONLY
+
+    @property
+    def summary(self) -> str:
+        """The arguments in one short line, for people."""
+        shown = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
+        return _short(shown)
+
+
+def _marks(group: Sequence[_Planned]) -> list[str]:
+    """The calls of a group that must be known to have been started."""
+    return [
+        planned.call.id
+        for planned in group
+        if planned.tool is not None and not planned.tool.repeatable
+    ]
+
+
+def _stopped(scope: TurnScope) -> str:
+    """Why nothing may be started any more; empty if it may."""
+    if scope.token.cancelled:
+        return scope.token.reason or "cancelled"
+    return "the turn's time is up" if scope.deadline.expired else ""
+
+
+def _parse(call: ToolCall) -> Json:
+    """The arguments as JSON. Nothing at all, which some models send, means none."""
+    if not call.arguments.strip():
+        return {}
+    try:
+        arguments = json.loads(
+            call.arguments, object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except RecursionError:
+        raise _bad_json(call, "they are nested too deeply") from None
+    except ValueError as error:
+        raise _bad_json(call, str(error)) from None
+    if not isinstance(arguments, dict):
+        raise _bad_json(call, "an object is expected")
+    return arguments
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Json:
+    """An object. One name twice would let a person approve one value and run the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _bad_json(call: ToolCall, why: str) -> ToolError:
+    return ToolError(
+        f"The arguments of {call.name} are no valid JSON: {why}.",
+        remedy="Nothing was done. Call it again with complete, valid JSON.",
+        code="bad_arguments",
+    )
+
+
+# --------------------------------------------------------------------------- what people are told
+
+
+def _event(call: ToolCall, state: str, summary: str, elapsed_ms: int) -> Json:
+    return {
+        "call": {
+            "id": call.id,
+            "name": call.name,
+            "state": state,
+            "summary": summary,
+            "elapsed_ms": elapsed_ms,
+        }
+    }
+
+
+def _ended_event(outcome: Outcome, result: ToolResult) -> Json:
+    state = "failed" if outcome.state is CallState.FAILED else "finished"
+    summary = result.summary or result.content.strip().partition("\n")[0]
+    return _event(outcome.call, state, _short(summary), outcome.elapsed_ms)
+
+
+def _progress(group: Sequence[_Planned], scope: TurnScope) -> Json:
+    names = [planned.call.name for planned in group]
+    return {
+        "progress": {
+            "kind": {"kind": "tool_execution", "tool_names": names},
+            "message": f"Running {', '.join(names)}",
+            "turn": scope.step,
+            "max_turns": scope.max_steps,
+        }
+    }
+
+
+def _short(text: str) -> str:
+    line = " ".join(text[: 2 * SUMMARY_CHARS].split())
+    return line if len(line) <= SUMMARY_CHARS else line[: SUMMARY_CHARS - 1] + "…"

@@ -1,0 +1,69 @@
+"""Which tools there are: a name, and where its `Tool` is found. Pure.
+
+A new tool is one function and one line in `TOOLS`; its module is imported when the tool is offered.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import cast
+
+from oxydra.errors import ToolError, UsageError
+from oxydra.types import Tool, ToolSpec
+
+TOOLS = {
+    "file_delete": "oxydra.tools.files:file_delete",
+    "file_edit": "oxydra.tools.files:file_edit",
+    "file_list": "oxydra.tools.files:file_list",
+    "file_read": "oxydra.tools.files:file_read",
+    "file_search": "oxydra.tools.files:file_search",
+    "file_write": "oxydra.tools.files:file_write",
+}
+
+
+class ToolRegistry:
+    """The tools offered in one place: `names` of `TOOLS` (None: all of them) and `extra` ones.
+
+    Immutable. Raises `UsageError` for a name that is not in `TOOLS`, or that is there twice.
+    """
+
+    def __init__(self, names: Iterable[str] | None = None, extra: Iterable[Tool] = ()) -> None:
+        found = {name: load(name) for name in (TOOLS if names is None else names)}
+        for tool in extra:
+            if tool.spec.name in found:
+                raise UsageError(f"There are two tools named {tool.spec.name!r}.")
+            found[tool.spec.name] = tool
+        # By name: the prompt cache wants the same bytes in every request.
+        self._tools = dict(sorted(found.items()))
+        self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self._tools.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tools
+
+    def get(self, name: str) -> Tool:
+        """Raises `ToolError` that tells a model which tools there are."""
+        tool = self._tools.get(name)
+        if tool is None:
+            raise ToolError(
+                f"There is no tool named {name[:64]!r}.",
+                remedy=_suggest(name, self._tools),
+                code="unknown_tool",
+            )
+        return tool
+
+
+def load(name: str) -> Tool:
+    """The tool behind a name of `TOOLS`. Raises `UsageError` for an unknown one."""
+    if name not in TOOLS:
+        raise UsageError(f"There is no tool named {name!r}.", remedy=_suggest(name, TOOLS))
+    module, _, attribute = TOOLS[name].partition(":")
+    return cast(Tool, getattr(importlib.import_module(module), attribute))
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name[:64], names, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    return f"{hint}There are: {', '.join(names) or 'none'}."
