@@ -294,7 +294,7 @@ class Hub:
                 name = f"turn-{active.turn.turn_id[:12]}"
                 active.service = Service(name, partial(self._run, live, active))
                 live.publish("turn_started", self.address(active.turn, TurnState.RUNNING))
-            active.service.start()
+                active.service.start()  # under the lock: `stop` joins every turn that started
 
     def _run(self, live: Live, active: Active, _service: Service) -> None:
         """The body of a turn's thread."""

@@ -5,7 +5,6 @@ All of it takes time linear in the text, whatever a stranger wrote into it; a ge
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -67,6 +66,8 @@ def _line(text: str, place: int) -> int:
 
 def _hint(text: str, old: str) -> str:
     """What in `text` comes nearest to the first line of `old`."""
+    import difflib
+
     wanted = next((line.strip() for line in old.splitlines() if line.strip()), "")
     if not wanted:
         return "Read the file first."

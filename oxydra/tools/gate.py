@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from oxydra.errors import Cancelled, ToolError
+from oxydra.errors import ToolError
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, parallel
 from oxydra.tools.base import failure
 from oxydra.tools.outputs import cap
@@ -117,17 +117,16 @@ class Gate:
 
         Every outcome is in the journal when it is emitted and when this returns. A cancelled token
         or a passed deadline ends the running calls by their own means, and no other is started.
-        Raises only what the journal raises, and `Cancelled` when the process shuts down.
+        Where the reason is `SHUTDOWN`, calls that can run after the restart are left as the journal
+        has them and are not in what is returned. Raises only what the journal raises.
         """
         groups = self._grouped([self._prepare(call) for call in calls])
         outcomes: list[Outcome] = []
-        if groups and (marks := _marks(groups[0])) and not _stopped(scope):
-            scope.journal.calls_running(marks)
+        marked = self._next_marks(groups, scope)
+        if marked:
+            scope.journal.calls_running(marked)
         while groups:
-            stopped = _stopped(scope)
-            if stopped == SHUTDOWN:
-                raise Cancelled(SHUTDOWN)  # what was not started stays intended, and is resumed
-            if stopped:
+            if stopped := _stopped(scope):
                 group = [planned for rest in groups for planned in rest]
                 groups.clear()
                 result = ToolResult(f"Not started: {stopped}.", is_error=True, summary=stopped)
@@ -136,16 +135,17 @@ class Gate:
                 group = groups.pop(0)
                 ended = self._execute(group, scope, emit)
             finished = [
-                self._outcome(planned, result, elapsed, scope)
+                (self._outcome(planned.call, result, elapsed, scope), result)
                 for planned, (result, elapsed) in zip(group, ended, strict=True)
+                if not (_shutdown(scope) and result.is_error and planned.call.id not in marked)
             ]
-            marks = _marks(groups[0]) if groups and not _stopped(scope) else []
-            scope.journal.calls_finished(
-                [(outcome.state, outcome.message) for outcome in finished], marks
-            )
-            for outcome, (result, _) in zip(finished, ended, strict=True):
+            marked = self._next_marks(groups, scope)
+            if finished or marked:
+                results = [(outcome.state, outcome.message) for outcome, _ in finished]
+                scope.journal.calls_finished(results, marked)
+            for outcome, result in finished:
                 emit("tool_event", _ended_event(outcome, result))
-            outcomes += finished
+                outcomes.append(outcome)
         return outcomes
 
     # ------------------------------------------------------------------------------- before
@@ -168,6 +168,16 @@ class Gate:
             else:
                 groups.append([item])
         return groups
+
+    def _next_marks(self, groups: Sequence[Sequence[_Planned]], scope: TurnScope) -> list[str]:
+        """The calls of the next group that must be known to have been started."""
+        if not groups or _stopped(scope):
+            return []
+        return [
+            planned.call.id
+            for planned in groups[0]
+            if planned.tool is not None and not planned.tool.repeatable
+        ]
 
     # ------------------------------------------------------------------------------- running
 
@@ -215,9 +225,8 @@ class Gate:
     # --------------------------------------------------------------------------------- after
 
     def _outcome(
-        self, planned: _Planned, result: ToolResult, elapsed_ms: int, scope: TurnScope
+        self, call: ToolCall, result: ToolResult, elapsed_ms: int, scope: TurnScope
     ) -> Outcome:
-        call = planned.call
         # ids may come again in another turn, and the earlier output was promised to be there
         name = f"{scope.turn_id}-{call.id}"
         workspace = self._services.get("workspace")
@@ -254,20 +263,15 @@ class _Planned:
         return _short(shown)
 
 
-def _marks(group: Sequence[_Planned]) -> list[str]:
-    """The calls of a group that must be known to have been started."""
-    return [
-        planned.call.id
-        for planned in group
-        if planned.tool is not None and not planned.tool.repeatable
-    ]
-
-
 def _stopped(scope: TurnScope) -> str:
     """Why nothing may be started any more; empty if it may."""
     if scope.token.cancelled:
         return scope.token.reason or "cancelled"
     return "the turn's time is up" if scope.deadline.expired else ""
+
+
+def _shutdown(scope: TurnScope) -> bool:
+    return scope.token.cancelled and scope.token.reason == SHUTDOWN
 
 
 def _parse(call: ToolCall) -> Json:

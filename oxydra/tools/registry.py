@@ -5,7 +5,6 @@ A new tool is one function and one line in `TOOLS`; its module is imported when 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterable
 from typing import cast
@@ -63,6 +62,8 @@ def load(name: str) -> Tool:
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
+    import difflib
+
     names = list(known)
     near = difflib.get_close_matches(name[:64], names, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""

@@ -23,6 +23,7 @@ import json
 import math
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -48,7 +49,7 @@ class Parse:
     function: Callable[[str], Any]
 
 
-class Kind:
+class Kind(ABC):
     """One type. `read` returns the value as the tool gets it, or appends to `problems`.
 
     `lenient` is False while the options of a union are tried as they stand.
@@ -57,12 +58,12 @@ class Kind:
     expected = "a value"
     description = ""
 
-    def read(self, value: Any, where: str, problems: list[str], lenient: bool) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, value: Any, where: str, problems: list[str], lenient: bool) -> Any: ...
 
+    @abstractmethod
     def shape(self) -> Json:
         """The schema without its description."""
-        raise NotImplementedError
 
     def schema(self) -> Json:
         shape = self.shape()

@@ -1,0 +1,76 @@
+"""Configuration: four files, five layers, one schema.
+
+`schema` says which keys there are, `load` merges the layers into a `Config` and explains it,
+`credentials` finds keys and chooses the model, `guest` is what an agent guest is told, `create` is
+`init`, and `files` reads and writes with the caller's safety in mind. Only the runner reads
+configuration. No thread.
+"""
+
+from oxydra.config.create import template, write_default
+from oxydra.config.credentials import (
+    Credential,
+    Selection,
+    address,
+    answers,
+    is_official,
+    resolve_credential,
+    select,
+)
+from oxydra.config.files import config_home, get_key, is_trusted, set_key, trust, write_private
+from oxydra.config.guest import GuestConfig, effective, from_effective
+from oxydra.config.load import Config, Row, Source, load
+from oxydra.config.schema import (
+    AgentConfig,
+    AgentProfile,
+    GatewayConfig,
+    MemoryConfig,
+    ProviderConfig,
+    ReliabilityConfig,
+    RunnerConfig,
+    RuntimeConfig,
+    SchedulerConfig,
+    SelectionConfig,
+    ShellConfig,
+    ToolsConfig,
+    UserConfig,
+    WebSearchConfig,
+)
+
+__all__ = [
+    "AgentConfig",
+    "AgentProfile",
+    "Config",
+    "Credential",
+    "GatewayConfig",
+    "GuestConfig",
+    "MemoryConfig",
+    "ProviderConfig",
+    "ReliabilityConfig",
+    "Row",
+    "RunnerConfig",
+    "RuntimeConfig",
+    "SchedulerConfig",
+    "Selection",
+    "SelectionConfig",
+    "ShellConfig",
+    "Source",
+    "ToolsConfig",
+    "UserConfig",
+    "WebSearchConfig",
+    "address",
+    "answers",
+    "config_home",
+    "effective",
+    "from_effective",
+    "get_key",
+    "is_official",
+    "is_trusted",
+    "load",
+    "resolve_credential",
+    "select",
+    "set_key",
+    "template",
+    "trust",
+    "write_default",
+    "write_private",
+]

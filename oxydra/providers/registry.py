@@ -1,0 +1,69 @@
+"""The provider types: a new one is one file and one line here.
+
+Also the one place that knows how each type sends its key and where its own service lives.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, replace
+
+from oxydra.errors import ConfigError
+from oxydra.providers.base import ProviderSettings
+from oxydra.transport import Credential, Transport, origin_of
+from oxydra.types import Provider
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderType:
+    """`target` is `module:Class`, called with settings and transport. `base_url` is the type's own
+    service, `key_variable` the environment variable its key is usually found in, `key_header` and
+    `key_prefix` how that key is sent.
+    """
+
+    target: str
+    base_url: str = ""
+    key_variable: str = ""
+    key_header: str = "Authorization"
+    key_prefix: str = "Bearer "
+
+
+PROVIDERS = {
+    "openai": ProviderType(
+        "oxydra.providers.openai:OpenAI", "https://api.openai.com/v1", "OPENAI_API_KEY"
+    ),
+    "offline": ProviderType("oxydra.providers.offline:Offline"),
+}
+
+
+def provider_type(name: str) -> ProviderType:
+    """The type `name`; raises `ConfigError` that lists the known ones."""
+    found = PROVIDERS.get(name)
+    if found is None:
+        known = ", ".join(PROVIDERS)
+        raise ConfigError(
+            f"There is no provider type {name!r}.", remedy=f"The known ones are: {known}."
+        )
+    return found
+
+
+def create(settings: ProviderSettings, transport: Transport) -> Provider:
+    """The provider that `settings` describe; its module is imported now."""
+    kind = provider_type(settings.provider_type)
+    module, _, name = kind.target.partition(":")
+    provider: Provider = getattr(importlib.import_module(module), name)(
+        replace(
+            settings,
+            base_url=settings.base_url or kind.base_url,
+            key_source=settings.key_source or kind.key_variable,
+        ),
+        transport,
+    )
+    return provider
+
+
+def credential(settings: ProviderSettings, key: str) -> Credential:
+    """How the transport must send `key` for this provider: bound to the origin of its address."""
+    kind = provider_type(settings.provider_type)
+    origin = origin_of(settings.base_url or kind.base_url)
+    return Credential(kind.key_header, kind.key_prefix + key.strip(), origin)

@@ -1,0 +1,341 @@
+"""The terminal UI as a program: one loop over the keyboard, the gateway's events and signals.
+
+The loop runs on the caller's (main) thread; the client's thread hands it frames through a bounded
+queue and a pipe that wakes `select`. Signal handlers only note the signal: Python runs them on the
+main thread, and the pipe wakes the loop. At rest nothing wakes. Whatever ends the loop, the
+terminal is given back first.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import logging
+import os
+import queue
+import select
+import signal
+import sys
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from oxydra.errors import NoDaemonError, OxydraError
+from oxydra.tui.client import GatewayClient, Locate
+from oxydra.tui.keys import KeyDecoder
+from oxydra.tui.model import reduce
+from oxydra.tui.screen import TerminalScreen
+from oxydra.tui.state import (
+    Effect,
+    Event,
+    Exit,
+    Repaint,
+    Scroll,
+    Send,
+    State,
+    Suspend,
+    Tick,
+)
+from oxydra.tui.view import View
+
+QUEUE = 4096  # events that may wait; then the gateway's frames wait in its own, bounded outbox
+READ = 1 << 20  # bytes of input taken at once
+LEAVING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+OTHERS = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
+
+
+def main(
+    endpoint: str,
+    user_id: str,
+    token: str,
+    session_id: str | None = None,
+    *,
+    new_session: bool = False,
+    locate: Locate | None = None,
+) -> int:
+    """Run the terminal UI until the person leaves; the answer is the exit code.
+
+    Without `session_id` the gateway gives the user's most recent session, or with `new_session` a
+    new one. `locate` is asked for endpoint and token when the connection has to be made again. What
+    keeps the UI from starting is said on standard error.
+    """
+    try:
+        app = App(endpoint, user_id, token, session_id, new_session=new_session, locate=locate)
+    except OxydraError as error:
+        print(f"oxydra-tui: {error}", file=sys.stderr)
+        return error.exit_code
+    try:
+        return app.run()
+    except OxydraError as error:
+        print(f"oxydra-tui: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:  # before the loop took the signals over
+        return 128 + signal.SIGINT
+    finally:
+        app.close()
+
+
+class Pace:
+    """When to draw: never more than 30 times in a second, and what a key did without delay.
+
+    Streamed text is drawn at most every `STREAM` seconds, which leaves room for keys.
+    """
+
+    RATE = 28.0  # draws a second in the long run
+    BURST = 2.0  # draws saved up
+    STREAM = 0.05
+
+    def __init__(self) -> None:
+        self._saved = self.BURST
+        self._at = self._last = float("-inf")
+
+    def wait(self, now: float, urgent: bool) -> float:
+        """Seconds until a draw is due."""
+        budget = (1.0 - self._budget(now)) / self.RATE
+        return max(0.0, budget, 0.0 if urgent else self._last + self.STREAM - now)
+
+    def drew(self, now: float) -> None:
+        self._saved = self._budget(now) - 1.0
+        self._at = self._last = now
+
+    def _budget(self, now: float) -> float:
+        return min(self.BURST, self._saved + (now - self._at) * self.RATE)
+
+
+class App:
+    """Wires terminal, client, model and view together."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        user_id: str,
+        token: str,
+        session_id: str | None,
+        *,
+        new_session: bool = False,
+        locate: Locate | None = None,
+    ) -> None:
+        """Raises `UsageError` if there is no terminal."""
+        self.screen = TerminalScreen()
+        self.state = State(user_id, uuid.uuid4().hex[:16])
+        self.view = View()
+        self.pace = Pace()
+        self._keys = KeyDecoder()
+        self._text = codecs.getincrementaldecoder("utf-8")("replace")
+        self._typed_at = 0.0  # when input that is not a whole key came
+        self._events: queue.Queue[Event | BaseException] = queue.Queue(QUEUE)
+        self._signals: deque[int] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._dirty = True  # something is to be drawn
+        self._urgent = True  # and a person waits for it
+        self._exit: int | None = None
+        self._closing = False
+        self.client = GatewayClient(
+            endpoint,
+            token,
+            user_id,
+            on_frame=self._hand_over,
+            on_link=self._hand_over,
+            on_death=self._hand_over,
+            session_id=session_id,
+            new_session=new_session,
+            locate=locate,
+        )
+
+    def run(self) -> int:
+        """Raises what keeps the client from connecting."""
+        self.client.connect()
+        with _held_logs(), self._handling_signals():
+            try:
+                self.screen.enter()
+                while self._exit is None:
+                    self._step()
+            finally:
+                self.screen.leave()
+        return self._exit
+
+    def close(self) -> None:
+        """Give everything back. May be called again."""
+        self.screen.close()
+        if self._closing:
+            return
+        self._closing = True
+        with contextlib.suppress(queue.Empty):
+            while True:  # so that a client which waits for room gets on and ends
+                self._events.get_nowait()
+        if self.client.close():
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    # ------------------------------------------------------------------------------------- the loop
+
+    def _step(self) -> None:
+        """Wait for something to happen, take it in, and draw."""
+        now = time.monotonic()
+        ready, _, _ = select.select([0, self._wake_read], [], [], self._patience(now))
+        now = time.monotonic()
+        self._dispatch(Tick(now))
+        if self._wake_read in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+        self._take_signals()
+        self._take_events()
+        if 0 in ready:
+            self._take_input(now)
+        elif self._keys.patience is not None and now - self._typed_at >= self._keys.patience:
+            for key in self._keys.flush():
+                self._dispatch(key, urgent=True)
+        now = time.monotonic()
+        if self._exit is None and self._dirty and not self.pace.wait(now, self._urgent):
+            self.screen.draw(self.view.render(self.state, *self.screen.size))
+            self.pace.drew(now)
+            self._dirty = self._urgent = False
+
+    def _patience(self, now: float) -> float | None:
+        """Seconds until something is due by itself; None at rest."""
+        due = []
+        if not self._events.empty() or self._signals:
+            due.append(0.0)
+        if self._dirty:
+            due.append(self.pace.wait(now, self._urgent))
+        if self._keys.patience is not None:
+            due.append(max(0.0, self._typed_at + self._keys.patience - now))
+        if self.state.active is not None:  # its clock shows seconds
+            due.append(1.0 - (now - self.state.active.since) % 1.0)
+        return min(due, default=None)
+
+    def _dispatch(self, event: Event, *, urgent: bool = False) -> None:
+        before = self.state
+        self.state, effects = reduce(self.state, event)
+        if isinstance(event, Tick):
+            since = before.active.since if before.active else None
+            if since is None or int(before.now - since) == int(event.now - since):
+                return
+        self._dirty = True
+        self._urgent = self._urgent or urgent
+        for effect in effects:
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Send(frame_type, payload):
+                with contextlib.suppress(NoDaemonError):  # the client says so by itself
+                    self.client.send(frame_type, payload)
+            case Scroll(pages):
+                columns, rows = self.screen.size
+                self._dispatch(self.view.scroll(self.state, columns, rows, pages))
+            case Exit(code):
+                self._exit = code
+            case Suspend():
+                self._suspend(whole_group=True)
+            case Repaint():
+                self.screen.forget()
+
+    # ----------------------------------------------------------------------------------- what comes
+
+    def _hand_over(self, event: Event | BaseException) -> None:
+        """On the client's thread: give the loop an event."""
+        if self._closing:
+            return
+        self._events.put(event)
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes just as well
+            os.write(self._wake_write, b"x")
+
+    def _take_events(self) -> None:
+        for _ in range(self._events.qsize()):
+            event = self._events.get_nowait()
+            if isinstance(event, BaseException):
+                raise event
+            self._dispatch(event)
+
+    def _take_input(self, now: float) -> None:
+        data = b""
+        try:
+            while len(data) < READ:
+                chunk = os.read(0, 1 << 16)
+                data += chunk
+                if not chunk or not select.select([0], [], [], 0)[0]:
+                    break
+        except OSError:
+            chunk = b""
+        self._typed_at = now
+        for key in self._keys.feed(self._text.decode(data)):
+            self._dispatch(key, urgent=True)
+        if not chunk:  # the terminal is gone
+            self._exit = 128 + signal.SIGHUP
+
+    # -------------------------------------------------------------------------------------- signals
+
+    @contextlib.contextmanager
+    def _handling_signals(self) -> Iterator[None]:
+        def note(number: int, _frame: FrameType | None) -> None:
+            self._signals.append(number)
+            self._wake()
+
+        before: dict[int, Any] = {}
+        try:
+            for caught in (*LEAVING, *OTHERS):
+                before[caught] = signal.signal(caught, note)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take_signals(self) -> None:
+        while self._signals:
+            number = self._signals.popleft()
+            if number in LEAVING:
+                self._exit = 128 + number
+            elif number == signal.SIGTSTP:
+                self._suspend(whole_group=False)
+            elif number == signal.SIGWINCH:
+                self.screen.forget()  # terminals rearrange what they show
+            elif number == signal.SIGCONT:
+                self.screen.enter()  # whoever had the terminal may have changed its settings
+            self._dirty = self._urgent = True
+
+    def _suspend(self, *, whole_group: bool) -> None:
+        """Stop, as Ctrl+Z stops any program: with everybody in its job, the terminal given back.
+        Returns when the job is continued.
+        """
+        self.screen.leave()
+        noting = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        try:
+            os.kill(0 if whole_group else os.getpid(), signal.SIGTSTP)
+        finally:
+            signal.signal(signal.SIGTSTP, noting)
+        self.screen.enter()
+        self._dirty = self._urgent = True
+
+
+class _Held(logging.Handler):
+    """Keeps records until the screen is free for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=200)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@contextlib.contextmanager
+def _held_logs() -> Iterator[None]:
+    """What is logged inside the block is written after it: it would spoil the screen."""
+    root, held = logging.getLogger(), _Held()
+    before = root.handlers[:]
+    root.handlers[:] = [held]
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
+        for record in held.records:
+            root.handle(record)

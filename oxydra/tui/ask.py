@@ -1,0 +1,165 @@
+"""`oxydra-runner ask`: one question over the gateway, its answer streamed to a text stream.
+
+The client's own thread delivers frames into a queue; the caller's thread takes them and writes. A
+daemon that is restarted meanwhile takes the turn up again: the same turn id is sent once more,
+which runs nothing twice.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import uuid
+from collections.abc import Callable
+from typing import TextIO
+
+from oxydra.errors import EXIT_FAILED, NoDaemonError, OxydraError
+from oxydra.frames import Frame, compact
+from oxydra.tui.client import ClientConfig, GatewayClient, Link, Locate
+from oxydra.types import Json
+
+PATIENCE = 60.0  # seconds without a connection after which a question is given up
+
+
+class Answer:
+    """Writes a streamed answer so that nothing appears twice, whatever is streamed again."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._shown = ""  # of the current model call
+        self._text = ""  # what the current attempt at it has streamed
+        self._again = False  # the next model call repeats the one that was cut off
+        self._ends_line = True
+
+    def delta(self, text: str) -> None:
+        self._text += text
+        if self._text.startswith(self._shown):
+            self._put(self._text[len(self._shown) :])
+            self._shown = self._text
+        # else: another attempt that still repeats, or departs from, what stands there
+
+    def repeat(self) -> None:
+        """What was streamed of the current model call is void and will be streamed again."""
+        self._again = True
+        self._text = ""
+
+    def next_call(self) -> None:
+        """Another model call begins."""
+        if self._again:
+            self._again = False
+            return
+        if not self._ends_line:
+            self._put("\n")
+        self._shown = self._text = ""
+
+    def finish(self, content: str) -> None:
+        """The last call's whole text: write what is missing of it, and end the line."""
+        if content.startswith(self._shown):
+            self._put(content[len(self._shown) :])
+        else:  # it came out differently the second time: what counts is the last
+            self._put(f"\n\n{content}")
+        if not self._ends_line:
+            self._put("\n")
+
+    def _put(self, text: str) -> None:
+        if text:
+            self._write(text)
+            self._ends_line = text.endswith("\n")
+
+
+def ask(
+    prompt: str,
+    locate: Locate,
+    user_id: str,
+    *,
+    session_id: str | None = None,
+    as_json: bool = False,
+    clean: Callable[[str], str] = lambda text: text,
+    out: TextIO = sys.stdout,
+) -> int:
+    """Ask and print the answer, or its terminal frame as JSON; returns the exit code.
+
+    Without a session a new one is made. Raises `OxydraError` for a turn that failed and
+    `NoDaemonError` if there is none.
+    """
+    events: queue.SimpleQueue[Frame | Link] = queue.SimpleQueue()
+    endpoint, token = locate()
+    client = GatewayClient(
+        endpoint,
+        token,
+        user_id,
+        on_frame=events.put,
+        on_link=events.put,
+        session_id=session_id,
+        new_session=session_id is None,
+        locate=locate,
+        config=ClientConfig(),
+    )
+    client.connect()
+    try:
+        terminal = _converse(client, events, prompt, None if as_json else out, clean)
+    finally:
+        client.close()
+    if as_json:
+        out.write(compact(terminal.payload) + "\n")
+        return 0 if terminal.type == "turn_completed" else EXIT_FAILED
+    if terminal.type == "error":
+        raise OxydraError(terminal.payload["message"])
+    if terminal.type == "turn_cancelled":
+        raise OxydraError("The turn was cancelled.")
+    return 0
+
+
+def _converse(
+    client: GatewayClient,
+    events: queue.SimpleQueue[Frame | Link],
+    prompt: str,
+    out: TextIO | None,
+    clean: Callable[[str], str],
+) -> Frame:
+    """Send the turn and follow it to its terminal frame."""
+    turn_id = uuid.uuid4().hex
+
+    def write(text: str) -> None:
+        if out is not None:
+            out.write(clean(text))
+            out.flush()
+
+    answer = Answer(write)
+    while True:
+        try:
+            event = events.get(timeout=None if client.connected else PATIENCE)
+        except queue.Empty:
+            raise NoDaemonError(
+                f"The daemon has been gone for {PATIENCE:g} s.",
+                remedy="Start it again with `oxydra-runner start`; the turn then goes on.",
+            ) from None
+        if isinstance(event, Link):
+            if event.connected and event.fresh:
+                turn = {"session_id": client.session_id, "turn_id": turn_id, "prompt": prompt}
+                client.send("send_turn", turn)
+            continue
+        if not _concerns(event.payload, turn_id):
+            if event.type == "error":
+                raise OxydraError(event.payload["message"], code=event.payload.get("code") or "")
+            continue
+        match event.type:
+            case "assistant_delta":
+                answer.delta(event.payload["delta"])
+            case "turn_progress":
+                kind = event.payload["progress"]["kind"].get("kind")
+                if kind in ("retry", "fallback", "resumed"):
+                    answer.repeat()
+                elif kind == "provider_call":
+                    answer.next_call()
+            case "turn_completed":
+                answer.finish(event.payload["response"]["message"]["content"])
+                return event
+            case "turn_cancelled" | "error":
+                answer.finish("")
+                return event
+
+
+def _concerns(payload: Json, turn_id: str) -> bool:
+    turn = payload.get("turn")
+    return isinstance(turn, dict) and turn.get("turn_id") == turn_id

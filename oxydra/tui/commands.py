@@ -1,0 +1,183 @@
+"""The slash commands. Pure.
+
+`COMMANDS` is the table: what a person types, what `/help` says of it, and the function that does
+it. A command that needs an answer of the gateway asks with a purpose, by which `model` finds the
+function that goes on with the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from oxydra.tui.cells import one_line
+from oxydra.tui.state import Exit, SessionInfo, State, Step
+from oxydra.types import Json
+
+SHORT_ID = 8  # characters of a session id that people get to see
+
+KEYS_HELP = """\
+Enter sends, Alt+Enter or Ctrl+J starts a new line
+Up and Down recall what you sent; PageUp and PageDown read back, Esc returns to the newest line
+Ctrl+C cancels the running turn; when none runs, press it twice to leave"""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`usage` begins with the command's name; `run` gets what follows it."""
+
+    usage: str
+    help: str
+    run: Callable[[State, str], Step]
+    offline: bool = False  # works without a connection
+
+
+def run(state: State, line: str) -> Step | None:
+    """Do what a line that starts with a slash says; None if it names no command."""
+    name, _, rest = line.strip().partition(" ")
+    command = COMMANDS.get(name)
+    if command is None:
+        return None
+    if not command.offline and not state.link.connected:
+        return state.say("warning", f"{name} needs the connection; it is being made again."), ()
+    return command.run(state, rest.strip())
+
+
+def unknown(line: str) -> str:
+    """What to say to a line that names no command."""
+    name = one_line(line).split(" ")[0]
+    known = ", ".join(COMMANDS)
+    return (
+        f"There is no command {name}. There are {known}. A space before it sends it as a message."
+    )
+
+
+# ----------------------------------------------------------------------------------------- commands
+
+
+def _new(state: State, name: str) -> Step:
+    return state.ask("create_session", {"display_name": name} if name else {}, "new")
+
+
+def _sessions(state: State, _rest: str) -> Step:
+    return state.ask("list_sessions", {}, "sessions")
+
+
+def _switch(state: State, wanted: str) -> Step:
+    if not wanted:
+        return state.say("warning", "Switch to which session? /sessions lists them."), ()
+    return state.ask("list_sessions", {"include_archived": True}, "switch", wanted)
+
+
+def _cancel(state: State, _rest: str) -> Step:
+    if state.active is None:
+        return state.say("notice", "No turn is running."), ()
+    return cancel(state)
+
+
+def _status(state: State, _rest: str) -> Step:
+    return state.ask("health_check", {}, "status")
+
+
+def _help(state: State, _rest: str) -> Step:
+    usages = max(len(command.usage) for command in COMMANDS.values())
+    lines = [f"{command.usage:<{usages}}  {command.help}" for command in COMMANDS.values()]
+    return state.say("notice", "\n".join([*lines, "", KEYS_HELP])), ()
+
+
+def _quit(state: State, _rest: str) -> Step:
+    return state, (Exit(),)
+
+
+COMMANDS = {
+    command.usage.split(" ")[0]: command
+    for command in (
+        Command("/new [name]", "start a new session", _new),
+        Command("/sessions", "list the sessions", _sessions),
+        Command("/switch <id or name>", "go on with another session", _switch),
+        Command("/cancel", "cancel the running turn", _cancel),
+        Command("/status", "show connection, model, sandbox and spending", _status),
+        Command("/help", "show this", _help, offline=True),
+        Command("/quit", "leave; a running turn goes on", _quit, offline=True),
+    )
+}
+
+
+def cancel(state: State) -> Step:
+    """Ask the gateway to stop the running turn."""
+    active = state.active
+    if active is None or not state.link.connected:
+        return state, ()
+    payload: Json = {"session_id": state.session_id, "turn_id": active.turn_id}
+    state = replace(state, active=replace(active, cancelling=True))
+    return state.ask("cancel_active_turn", payload, "cancel")
+
+
+# ------------------------------------------------------------------------------------------ replies
+
+
+def on_sessions(state: State, purpose: str, about: str, sessions: list[SessionInfo]) -> Step:
+    """A list of sessions came, for `/sessions`, `/switch` or the status line."""
+    here = next((s for s in sessions if s.session_id == state.session_id), None)
+    if here is not None:
+        state = replace(state, session_name=here.name, agent=here.agent)
+    if purpose == "sessions":
+        return state.say("notice", "\n".join(_row(state, s) for s in sessions)), ()
+    if purpose == "switch":
+        return _switch_to(state, about, sessions)
+    return state, ()
+
+
+def _row(state: State, session: SessionInfo) -> str:
+    mark = "●" if session.session_id == state.session_id else " "
+    when = session.last_active_at[:16].replace("T", " ")
+    short = _short(session.session_id)
+    return f"{mark} {short}  {when}  {one_line(session.name) or '(no name)'} · {session.agent}"
+
+
+def _short(session_id: str) -> str:
+    return f"{session_id[:SHORT_ID]:<{SHORT_ID}}"
+
+
+def _switch_to(state: State, wanted: str, sessions: list[SessionInfo]) -> Step:
+    """By name, else by the beginning of an id or of a name; what is not unique is not guessed."""
+    for found in (
+        [s for s in sessions if wanted in (s.name, s.session_id)],
+        [s for s in sessions if s.session_id.startswith(wanted)],
+        [s for s in sessions if s.name.casefold().startswith(wanted.casefold())],
+    ):
+        if len(found) == 1:
+            return switch(state, found[0].session_id)
+        if found:
+            rows = "\n".join(_row(state, session) for session in found)
+            return state.say("warning", f"{one_line(wanted)} fits several sessions:\n{rows}"), ()
+    text = f"No session has the name {one_line(wanted)} or an id that begins so."
+    return state.say("warning", f"{text} /sessions lists them."), ()
+
+
+def switch(state: State, session_id: str) -> Step:
+    return state.ask("switch_session", {"session_id": session_id}, "switched")
+
+
+def status_text(state: State) -> str:
+    """What `/status` says."""
+    health = state.health
+    rows = [
+        ("connection", "connected" if state.link.connected else state.link.detail),
+        ("user", state.user_id),
+        ("session", f"{state.session_name or '(no name)'} ({state.session_id})"),
+    ]
+    if state.agent:
+        rows.append(("agent", state.agent))
+    if health is not None:
+        rows.append(
+            ("model", f"{health.model} by {health.provider}" if health.model else "unknown")
+        )
+        rows.append(
+            ("sandbox", f"{health.tier}, level {health.level}" if health.level else health.tier)
+        )
+        rows.append(("shell", "available" if health.shell else "not available"))
+    spent = f"{state.tokens:,} tokens" + (f", ${state.cost:.4f}" if state.cost is not None else "")
+    rows.append(("spent here", f"{spent} since this window opened"))
+    rows += [("problem", problem) for problem in (health.problems if health else ())]
+    return "\n".join(f"{name:<12}{one_line(value)}" for name, value in rows)

@@ -1,0 +1,256 @@
+"""The TUI's mind: a state and an event give a new state and effects. Pure: no socket, no clock.
+
+`reduce` is the one entrance. What frames do to the transcript is in `transcript`, what a person
+can type in `commands` and `editor`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from oxydra.frames import Frame
+from oxydra.tui import commands, transcript
+from oxydra.tui.client import Link
+from oxydra.tui.editor import edit
+from oxydra.tui.keys import Key
+from oxydra.tui.state import (
+    Active,
+    Effect,
+    Entry,
+    Event,
+    Exit,
+    Health,
+    Repaint,
+    Scroll,
+    Scrolled,
+    SessionInfo,
+    State,
+    Step,
+    Suspend,
+    Tick,
+)
+from oxydra.types import Json
+
+OFFLINE_REMEDY = (
+    "No model is configured: answers come from the built-in offline model. Set OPENAI_API_KEY,"
+    " ANTHROPIC_API_KEY or GEMINI_API_KEY and restart."
+)
+
+
+def reduce(state: State, event: Event) -> Step:
+    """What `event` makes of `state`, and what is to be done about it, in order."""
+    match event:
+        case Tick(now):
+            return replace(state, now=now), ()
+        case Key():
+            return _on_key(state, event)
+        case Frame():
+            return _on_frame(state, event)
+        case Link():
+            return _on_link(state, event)
+        case Scrolled(anchor, top):
+            state = replace(state, anchor=anchor)
+            return transcript.older(state) if top else (state, ())
+
+
+# --------------------------------------------------------------------------------------------- keys
+
+_SCROLLS = {"pageup": -1.0, "pagedown": 1.0, "shift-up": -0.1, "shift-down": 0.1, "escape": 0.0}
+
+
+def _on_key(state: State, key: Key) -> Step:
+    if key.name == "ctrl-c":
+        return _interrupt(state)
+    state = replace(state, hint="", leaving=False)
+    if key.name in _SCROLLS:
+        return state, (Scroll(_SCROLLS[key.name]),)
+    if key.name == "enter":
+        return _submit(state)
+    if key.name == "ctrl-d" and not state.editor.text:
+        return state, (Exit(),)
+    if key.name == "ctrl-l":
+        return state, (Repaint(),)
+    if key.name == "ctrl-z":
+        return state, (Suspend(),)
+    edited = edit(state.editor, key)
+    return (state if edited is None else replace(state, editor=edited)), ()
+
+
+def _interrupt(state: State) -> Step:
+    """Ctrl+C: cancel what runs; else say what a second one will do, and then do it."""
+    if state.leaving:
+        return state, (Exit(),)
+    active = state.active
+    if active is not None and not active.cancelling and state.link.connected:
+        return commands.cancel(state)
+    going_on = " (the turn goes on)" if active is not None else ""
+    return replace(state, leaving=True, hint=f"Ctrl+C again to leave{going_on}"), ()
+
+
+def _submit(state: State) -> Step:
+    text = state.editor.text
+    if not text.strip():
+        return state, ()
+    if text.startswith("/") and "\n" not in text.strip():
+        step = commands.run(replace(state, editor=state.editor.take(), anchor=None), text)
+        if step is None:
+            return state.say("warning", commands.unknown(text)), ()
+        return step
+    turn_id = f"{state.nonce}-t{state.last_id + 1}"
+    entry = Entry(0, "user", text.strip("\n"), turn_id, "sending")
+    state = replace(state, editor=state.editor.take(), anchor=None).append(entry)
+    return _send_turn(state, state.entries[-1])
+
+
+def _send_turn(state: State, entry: Entry) -> Step:
+    """Give a message to the gateway; without a connection it goes when there is one again."""
+    if not state.link.connected:
+        return state, ()
+    payload: Json = {
+        "session_id": state.session_id,
+        "turn_id": entry.turn_id,
+        "prompt": entry.text,
+    }
+    return state.ask("send_turn", payload, "turn", entry.turn_id)
+
+
+# --------------------------------------------------------------------------------------- connection
+
+
+def _on_link(state: State, link: Link) -> Step:
+    was = state.link
+    state = replace(state, link=link)
+    if not link.connected:
+        return replace(state, requests={}), ()
+    effects: list[Effect] = []
+    if link.fresh:
+        state = _gather(effects, transcript.reload(state))
+    if not was.connected:
+        state = _gather(effects, state.ask("health_check", {}, "health"))
+        state = _gather(effects, state.ask("list_sessions", {}, "names"))
+        for entry in state.entries:
+            # The gateway runs a turn id once, so what it may have got before is safe to send again.
+            if entry.kind == "user" and entry.state == "sending":
+                state = _gather(effects, _send_turn(state, entry))
+    return state, tuple(effects)
+
+
+def _gather(effects: list[Effect], step: Step) -> State:
+    effects.extend(step[1])
+    return step[0]
+
+
+# ------------------------------------------------------------------------------------------- frames
+
+
+def _on_frame(state: State, frame: Frame) -> Step:
+    payload = frame.payload
+    if isinstance(payload.get("turn"), dict):
+        session = payload.get("session")
+        if isinstance(session, dict) and session.get("session_id") != state.session_id:
+            return state, ()
+        state, request = state.answered(str(payload.get("request_id", "")))
+        if frame.type == "error" and request is not None and request.purpose == "turn":
+            return _failed(state, "turn", request.about, payload), ()
+        return transcript.on_turn_frame(state, frame.type, payload)
+    state, request = state.answered(str(payload.get("request_id", "")))
+    purpose, about = (request.purpose, request.about) if request else ("", "")
+    match frame.type:
+        case "hello_ack":
+            return _greeted(state, payload), ()
+        case "session_switched":
+            return _switched(state, payload)
+        case "session_created" if purpose == "new":
+            return commands.switch(state, str(payload["session"].get("session_id", "")))
+        case "session_history" if purpose:
+            events = [event for event in payload["events"] if isinstance(event, dict)]
+            return transcript.on_history(state, purpose, about, events, payload["more"]), ()
+        case "session_list":
+            return commands.on_sessions(state, purpose, about, _sessions(payload["sessions"]))
+        case "health_status":
+            state = replace(state, health=_health(payload))
+            if purpose == "status":
+                state = state.say("notice", commands.status_text(state))
+            return state, ()
+        case "error":
+            return _failed(state, purpose, about, payload), ()
+        case _:
+            return state, ()
+
+
+def _greeted(state: State, payload: Json) -> State:
+    """The gateway says which session this is and what runs in it."""
+    session_id = str(payload["session"].get("session_id", ""))
+    if session_id != state.session_id:
+        state = replace(state, session_id=session_id, entries=(), more=False, anchor=None)
+    return replace(state, active=_active(state, payload))
+
+
+def _switched(state: State, payload: Json) -> Step:
+    session_id = str(payload["session"].get("session_id", ""))
+    state = replace(
+        state, session_id=session_id, session_name="", entries=(), more=False, anchor=None
+    )
+    state = replace(state, tokens=0, cost=None, active=_active(state, payload))
+    effects: list[Effect] = []
+    state = _gather(effects, transcript.reload(state))
+    state = _gather(effects, state.ask("list_sessions", {}, "names"))
+    return state, tuple(effects)
+
+
+def _active(state: State, payload: Json) -> Active | None:
+    ref = payload.get("active_turn")
+    if not isinstance(ref, dict) or ref.get("state") != "running":
+        return None
+    turn_id = str(ref.get("turn_id", ""))
+    if state.active is not None and state.active.turn_id == turn_id:
+        return state.active
+    return Active(turn_id, state.now)
+
+
+def _failed(state: State, purpose: str, about: str, payload: Json) -> State:
+    """A request was refused. A message that was gets back into the input, if that is empty."""
+    if purpose == "cancel":
+        return state  # the turn ended by itself
+    mine = next((e for e in reversed(state.entries) if about and e.turn_id == about), None)
+    if purpose == "turn" and mine is not None and mine.state == "sending":
+        state = state.change(replace(mine, state="refused"))
+        if not state.editor.text:
+            state = replace(state, editor=state.editor.set(mine.text))
+    return state.say("error", str(payload["message"]))
+
+
+def _sessions(rows: list[Any]) -> list[SessionInfo]:
+    return [
+        SessionInfo(
+            str(row.get("session_id", "")),
+            str(row.get("display_name") or ""),
+            str(row.get("agent_name") or ""),
+            str(row.get("last_active_at") or ""),
+            bool(row.get("archived")),
+        )
+        for row in rows
+        if isinstance(row, dict)
+    ]
+
+
+def _health(payload: Json) -> Health:
+    status = payload.get("startup_status")
+    status = status if isinstance(status, dict) else {}
+    model = status.get("model", payload.get("model"))
+    model = model if isinstance(model, dict) else {}
+    problems = [OFFLINE_REMEDY] if model.get("provider") == "offline" else []
+    if not payload["healthy"]:
+        problems.append(str(payload.get("message") or "The daemon says that it is not healthy."))
+    for reason in status.get("degraded_reasons") or ():
+        if isinstance(reason, dict):
+            problems.append(str(reason.get("detail") or reason.get("code") or "degraded"))
+    return Health(
+        tier=str(status.get("sandbox_tier") or ""),
+        level=str(status.get("sandbox_level") or ""),
+        model=str(model.get("model") or ""),
+        provider=str(model.get("provider") or ""),
+        shell=bool(status.get("shell_available")),
+        problems=tuple(problems),
+    )

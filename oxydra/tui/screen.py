@@ -1,0 +1,167 @@
+"""The real terminal: its modes, its size, and drawing on it. The only file that knows blessed.
+
+`enter` and `leave` may be called any number of times; after `leave` the terminal is as it was
+found. No thread of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import termios
+import tty
+from collections.abc import Iterator
+from typing import Any
+
+from oxydra.errors import UsageError
+from oxydra.tui.view import Line, Screen, Style
+
+# DEC private modes. Terminals that do not know one ignore it.
+PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
+WRAP_OFF, WRAP_ON = "\x1b[?7l", "\x1b[?7h"
+SYNC_ON, SYNC_OFF = "\x1b[?2026h", "\x1b[?2026l"
+
+ASK_INSTEAD = 'In a script or a pipe, use `oxydra-runner ask "PROMPT"`.'
+_COLORS: dict[Style, str] = {  # names of blessed's; on dark and on light backgrounds
+    "": "",
+    "dim": "dim",
+    "bold": "bold",
+    "rule": "dim",
+    "you": "bold_cyan",
+    "oxydra": "bold_magenta",
+    "good": "green",
+    "bad": "bold_red",
+    "warn": "bold_yellow",
+}
+_PLAIN: dict[Style, str] = {  # the same where NO_COLOR is set
+    "": "",
+    "dim": "dim",
+    "bold": "bold",
+    "rule": "dim",
+    "you": "bold",
+    "oxydra": "bold",
+    "good": "",
+    "bad": "bold",
+    "warn": "bold",
+}
+
+
+class TerminalScreen:
+    """The terminal on standard input and output."""
+
+    def __init__(self) -> None:
+        """Raises `UsageError` if there is no terminal that can be drawn on."""
+        if not (os.isatty(0) and os.isatty(1)):
+            raise UsageError("The terminal UI needs a terminal.", remedy=ASK_INSTEAD)
+        import blessed
+
+        # On a stream that is not the standard one, blessed leaves the keyboard to us and asks the
+        # terminal nothing when it is made: some terminals would take a second to stay silent.
+        self._stream = os.fdopen(os.dup(1), "w")
+        with _without("NO_COLOR") as no_color:  # else blessed could not even move the cursor
+            terminal = blessed.Terminal(stream=self._stream)
+        self._terminal: Any = terminal
+        if not terminal.move_xy(0, 0):
+            self._stream.close()
+            kind = os.environ.get("TERM", "")
+            raise UsageError(
+                f"This terminal (TERM={kind}) can't be drawn on.",
+                remedy=f"Set TERM to what the terminal is, such as xterm-256color. {ASK_INSTEAD}",
+            )
+        names = _PLAIN if no_color else _COLORS
+        self._styles = {
+            style: str(getattr(terminal, name)) if name else "" for style, name in names.items()
+        }
+        self._found: list[Any] | None = None  # the terminal's settings before `enter`
+        self._entered = False
+        self._drawn: list[Line] = []
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows; 80 by 24 where the terminal does not know."""
+        try:
+            size = os.get_terminal_size(1)
+        except OSError:
+            return 80, 24
+        return size.columns or 80, size.lines or 24
+
+    def enter(self) -> None:
+        """Take the terminal: raw keys, a screen of our own."""
+        if self._found is None:
+            self._found = termios.tcgetattr(0)
+        tty.setraw(0, termios.TCSADRAIN)
+        self._entered = True
+        term = self._terminal
+        self._write(f"{term.enter_fullscreen}{WRAP_OFF}{PASTE_ON}{term.normal}{term.clear}")
+        self.forget()
+
+    def leave(self) -> None:
+        """Give the terminal back as it was found. What was typed and not read is dropped, lest a
+        shell run it.
+        """
+        if not self._entered:
+            return
+        self._entered = False
+        term = self._terminal
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self._write(
+                f"{SYNC_OFF}{term.normal}{PASTE_OFF}{WRAP_ON}{term.normal_cursor}"
+                f"{term.exit_fullscreen}"
+            )
+        if self._found is not None:
+            with contextlib.suppress(OSError, termios.error):
+                termios.tcsetattr(0, termios.TCSAFLUSH, self._found)
+
+    def close(self) -> None:
+        """Leave for good."""
+        self.leave()
+        with contextlib.suppress(OSError):
+            self._stream.close()
+
+    def forget(self) -> None:
+        """Draw every line the next time."""
+        self._drawn = []
+
+    def draw(self, screen: Screen) -> None:
+        """Put `screen` on the terminal; only lines that changed are written."""
+        term = self._terminal
+        out = [SYNC_ON, term.hide_cursor]
+        if len(self._drawn) != len(screen.lines):
+            out.append(term.clear)
+            self._drawn = [()] * len(screen.lines)
+        for row, line in enumerate(screen.lines):
+            if line != self._drawn[row]:
+                out.append(f"{term.move_xy(0, row)}{term.normal}{term.clear_eol}")
+                out.append(self._styled(line))
+        if screen.cursor is not None:
+            out.append(f"{term.move_xy(*screen.cursor)}{term.normal_cursor}")
+        out.append(SYNC_OFF)
+        self._drawn = list(screen.lines)
+        self._write("".join(out))
+
+    def _styled(self, line: Line) -> str:
+        normal = self._terminal.normal
+        return "".join(
+            f"{self._styles[style]}{text}{normal}" if self._styles[style] else text
+            for style, text in line
+        )
+
+    def _write(self, text: str) -> None:
+        data = memoryview(text.encode("utf-8", "replace"))
+        while data:
+            try:
+                data = data[os.write(1, data) :]
+            except BlockingIOError:  # somebody shares the terminal and made it non-blocking
+                select.select([], [1], [])
+
+
+@contextlib.contextmanager
+def _without(name: str) -> Iterator[str]:
+    """Hide an environment variable inside the block; gives its value."""
+    value = os.environ.pop(name, "")
+    try:
+        yield value
+    finally:
+        if value:
+            os.environ[name] = value

@@ -1,0 +1,228 @@
+"""What the TUI knows, what can happen to it, and what it can ask for. Values only.
+
+`model.reduce` turns a `State` and an event into a new `State` and effects; `view` draws a `State`;
+`app` makes events of the world and carries effects out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from oxydra.frames import Frame
+from oxydra.tui.client import Link
+from oxydra.tui.editor import Editor
+from oxydra.tui.keys import Key
+from oxydra.types import Json
+
+EntryKind = Literal["user", "assistant", "tool", "notice", "warning", "error"]
+PAGE = 100  # events of history asked for at once
+WAITING = ("sending", "queued")  # states of a message whose turn has not begun
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One item of the transcript. `id` is the TUI's own and rises; `text` is not yet cleaned.
+
+    `state` of a user's message: `sending` until the gateway has it, `queued` until its turn runs,
+    `refused`, then empty. Of an answer: `open` while it streams, `stale` when it was broken off and
+    is asked for again, then empty. Of a tool call: `started`, `finished`, `failed` or `unknown`.
+    `sequence` is its place in the stored history, 0 for what came live.
+    """
+
+    id: int
+    kind: EntryKind
+    text: str
+    turn_id: str = ""
+    state: str = ""
+    sequence: int = 0
+    call_id: str = ""
+    tool: str = ""
+    elapsed_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """The turn that runs. `since` is on the clock of `Tick`; `activity` says what it is at;
+    `asked` that the message which began it is known or was asked for.
+    """
+
+    turn_id: str
+    since: float
+    activity: str = ""
+    cancelling: bool = False
+    asked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the gateway says of itself. `problems` are sentences, the gravest first."""
+
+    tier: str = ""
+    level: str = ""
+    model: str = ""
+    provider: str = ""
+    shell: bool = True
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A row of the gateway's list."""
+
+    session_id: str
+    name: str
+    agent: str
+    last_active_at: str
+    archived: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """The last line in sight while an older part of the transcript is read."""
+
+    entry_id: int
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a reply is wanted for; `about` is the purpose's own."""
+
+    purpose: str
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything that is on the screen or decides what will be.
+
+    `nonce` makes this TUI's ids unique; `last_id` is the newest of them, of entries and requests
+    alike. `more` says that the gateway has older history than `entries`. `anchor` is None while the
+    newest line is in sight. `hint` stands in the input's title until the next key; `leaving` says
+    that Ctrl+C was announced to leave.
+    """
+
+    user_id: str
+    nonce: str
+    now: float = 0.0
+    last_id: int = 0
+    link: Link = field(default_factory=lambda: Link(False, detail="connecting"))
+    session_id: str = ""
+    session_name: str = ""
+    agent: str = ""
+    entries: tuple[Entry, ...] = ()
+    more: bool = False
+    requests: Mapping[str, Request] = field(default_factory=dict)
+    active: Active | None = None
+    editor: Editor = field(default_factory=Editor)
+    health: Health | None = None
+    tokens: int = 0
+    cost: float | None = None
+    anchor: Anchor | None = None
+    hint: str = ""
+    leaving: bool = False
+
+    # ------------------------------------------------------------------------------------- changes
+
+    def say(self, kind: EntryKind, text: str) -> State:
+        """Append a line of the TUI's own."""
+        return self.append(Entry(0, kind, text))
+
+    def append(self, entry: Entry) -> State:
+        """Append `entry` under a new id. Messages that wait for their turn stay at the end."""
+        entry = replace(entry, id=self.last_id + 1)
+        end = len(self.entries)
+        if entry.kind != "user":
+            while end and self.entries[end - 1].state in WAITING:
+                end -= 1
+        entries = (*self.entries[:end], entry, *self.entries[end:])
+        return replace(self, last_id=entry.id, entries=entries)
+
+    def change(self, entry: Entry) -> State:
+        """Put `entry` in the place of the one with its id."""
+        entries = list(self.entries)
+        for i in range(len(entries) - 1, -1, -1):
+            if entries[i].id == entry.id:
+                entries[i] = entry
+                return replace(self, entries=tuple(entries))
+        return self
+
+    def ask(self, frame_type: str, payload: Json, purpose: str = "", about: str = "") -> Step:
+        """Send a frame and remember what its reply is wanted for."""
+        request_id = f"{self.nonce}-{self.last_id + 1}"
+        requests = {**self.requests, request_id: Request(purpose, about)}
+        send = Send(frame_type, {"request_id": request_id, **payload})
+        return replace(self, last_id=self.last_id + 1, requests=requests), (send,)
+
+    def answered(self, request_id: str) -> tuple[State, Request | None]:
+        """Forget a request; the answer also has what it was wanted for, None if it was not ours."""
+        request = self.requests.get(request_id)
+        if request is None:
+            return self, None
+        left = {key: value for key, value in self.requests.items() if key != request_id}
+        return replace(self, requests=left), request
+
+    def asking(self, purpose: str, about: str = "") -> bool:
+        return Request(purpose, about) in self.requests.values()
+
+
+# ------------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed: `now` is in seconds of any clock that only rises."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scrolled:
+    """The view moved: to `anchor`, None at the newest line; `top` if nothing is above."""
+
+    anchor: Anchor | None
+    top: bool
+
+
+Event: TypeAlias = Tick | Key | Frame | Link | Scrolled
+
+
+# ------------------------------------------------------------------------------------------ effects
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Give the gateway a frame."""
+
+    type: str
+    payload: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Scroll:
+    """Move the view: `pages` down (up if negative), or to the newest line if 0."""
+
+    pages: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """Leave with this exit code."""
+
+    code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Suspend:
+    """Stop as Ctrl+Z stops a program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repaint:
+    """Draw everything anew."""
+
+
+Effect: TypeAlias = Send | Scroll | Exit | Suspend | Repaint
+Step: TypeAlias = tuple[State, tuple[Effect, ...]]

@@ -1,0 +1,309 @@
+"""How frames and history become the transcript. Pure.
+
+Live frames and stored history tell the same story twice. They meet by turn id and call id: what was
+seen live stays as it is, what was missed comes from the history.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from oxydra.tui.cells import clip, one_line
+from oxydra.tui.state import PAGE, Active, Entry, State, Step
+from oxydra.types import Json
+
+SUMMARY = 200  # cells kept of a call's arguments
+_RESTARTS = ("retry", "fallback", "resumed")  # the answer in progress is asked for again
+_READING = ("reload", "older", "prompt")
+
+
+# --------------------------------------------------------------------------------- frames of a turn
+
+
+def on_turn_frame(state: State, frame_type: str, payload: Json) -> Step:
+    """A frame that belongs to a turn of the session in sight."""
+    turn_id = str(payload["turn"].get("turn_id", ""))
+    match frame_type:
+        case "turn_started":
+            return _started(state, turn_id, str(payload["turn"].get("state", "")))
+        case "assistant_delta":
+            state = _delta(_running(state, turn_id, "answering"), turn_id, payload["delta"])
+        case "reasoning_delta":
+            state = _running(state, turn_id, "thinking")
+        case "turn_progress":
+            state = _progress(state, turn_id, payload["progress"])
+        case "tool_event":
+            state = _tool(_running(state, turn_id), turn_id, payload["call"])
+        case _:
+            state = _ended(state, turn_id, frame_type, payload)
+    return _with_prompt(state, turn_id)
+
+
+def _started(state: State, turn_id: str, turn_state: str) -> Step:
+    if turn_state == "queued":
+        mine = _message_of(state, turn_id)
+        return (state.change(replace(mine, state="queued")) if mine else state), ()
+    state = _taken(state, turn_id)
+    if turn_state == "running":
+        return _running(state, turn_id), ()
+    # It ended while nobody looked: its story is in the history.
+    return reload(state)
+
+
+def _running(state: State, turn_id: str, activity: str = "") -> State:
+    active = state.active
+    if active is None or active.turn_id != turn_id:
+        return replace(_taken(state, turn_id), active=Active(turn_id, state.now, activity))
+    if activity and active.activity != activity:
+        return replace(state, active=replace(active, activity=activity))
+    return state
+
+
+def _taken(state: State, turn_id: str) -> State:
+    """The message that began a turn waits no longer."""
+    mine = _message_of(state, turn_id)
+    return state.change(replace(mine, state="")) if mine is not None and mine.state else state
+
+
+def _delta(state: State, turn_id: str, text: str) -> State:
+    last = _last_of(state, turn_id)
+    if last is not None and last.state == "open":
+        return state.change(replace(last, text=last.text + text))
+    if last is not None and last.state == "stale":
+        state = replace(state, entries=tuple(e for e in state.entries if e.id != last.id))
+    return state.append(Entry(0, "assistant", text, turn_id, "open"))
+
+
+def _progress(state: State, turn_id: str, progress: Json) -> State:
+    kind = progress.get("kind")
+    kind = str(kind.get("kind", "")) if isinstance(kind, dict) else ""
+    message = one_line(str(progress.get("message") or ""))
+    words = message or kind.replace("_", " ")
+    step, limit = progress.get("turn"), progress.get("max_turns")
+    if isinstance(step, int) and isinstance(limit, int) and step > 1:
+        words += f" · step {step} of {limit}"
+    state = _running(state, turn_id, words)
+    last = _last_of(state, turn_id)
+    if kind in _RESTARTS:
+        if last is not None and last.state == "open":
+            state = state.change(replace(last, state="stale"))
+        state = state.say("notice", message or kind)
+    elif kind == "provider_call" and last is not None and last.state == "open":
+        state = state.change(replace(last, state=""))
+    return state
+
+
+def _tool(state: State, turn_id: str, call: Json) -> State:
+    last = _last_of(state, turn_id)
+    if last is not None and last.state in ("open", "stale"):
+        state = state.change(replace(last, state=""))
+    call_id = str(call.get("id", ""))
+    elapsed = call.get("elapsed_ms")
+    known = next(
+        (e for e in _of(state, turn_id) if e.call_id == call_id and e.kind == "tool"), None
+    )
+    entry = Entry(
+        id=known.id if known else 0,
+        kind="tool",
+        text=str(call.get("summary") or "") or (known.text if known else ""),
+        turn_id=turn_id,
+        state=str(call.get("state", "")),
+        call_id=call_id,
+        tool=str(call.get("name", "")),
+        elapsed_ms=elapsed if isinstance(elapsed, int) and call.get("state") != "started" else None,
+    )
+    state = state.change(entry) if known else state.append(entry)
+    started = entry.state == "started"
+    return _running(state, turn_id, f"running {entry.tool}" if started else "")
+
+
+def _ended(state: State, turn_id: str, frame_type: str, payload: Json) -> State:
+    state = _taken(state, turn_id)
+    if frame_type == "turn_completed":
+        message = payload["response"].get("message")
+        content = message.get("content") if isinstance(message, dict) else None
+        state = _final_text(state, turn_id, content if isinstance(content, str) else "")
+        state = _spent(state, payload["response"].get("usage"))
+    state = _settled(state, turn_id)
+    if frame_type == "turn_cancelled":
+        state = state.say("notice", "Cancelled.")
+    elif frame_type == "error":
+        state = state.say("error", str(payload["message"]))
+    if state.active is not None and state.active.turn_id == turn_id:
+        state = replace(state, active=None)
+    return state
+
+
+def _final_text(state: State, turn_id: str, content: str) -> State:
+    """The answer as it is stored takes the place of what was streamed of it."""
+    parts = [e for e in _of(state, turn_id) if e.kind == "assistant"]
+    streamed = "".join(reversed([e.text for e in parts]))
+    last = _last_of(state, turn_id)
+    tail = last if last is not None and last.kind == "assistant" else None
+    if not content or content == streamed or (tail is not None and tail.text == content):
+        return state
+    if tail is not None:
+        return state.change(replace(tail, text=content))
+    return state.append(Entry(0, "assistant", content, turn_id))
+
+
+def _settled(state: State, turn_id: str) -> State:
+    """Nothing of a turn that has ended is open, running or waiting any more."""
+    for entry in _of(state, turn_id):
+        if entry.kind == "tool" and entry.state == "started":
+            state = state.change(replace(entry, state="unknown"))
+        elif entry.kind == "assistant" and entry.state:
+            state = state.change(replace(entry, state=""))
+    return state
+
+
+def _spent(state: State, usage: object) -> State:
+    if not isinstance(usage, dict):
+        return state
+    tokens, cost = usage.get("total_tokens"), usage.get("cost_usd")
+    if isinstance(tokens, int):
+        state = replace(state, tokens=state.tokens + tokens)
+    if isinstance(cost, int | float):
+        state = replace(state, cost=(state.cost or 0.0) + cost)
+    return state
+
+
+def _with_prompt(state: State, turn_id: str) -> Step:
+    """Another window's turn: ask once for the message that began it."""
+    active = state.active
+    if active is None or active.asked or state.asking("reload"):
+        return state, ()
+    state = replace(state, active=replace(active, asked=True))
+    if _message_of(state, turn_id) is not None:
+        return state, ()
+    payload: Json = {"session_id": state.session_id, "limit": PAGE}
+    return state.ask("history", payload, "prompt", turn_id)
+
+
+# ------------------------------------------------------------------------------------------ history
+
+
+def reload(state: State) -> Step:
+    """Read the newest history anew. What comes live from now on is kept beside it."""
+    others = {k: v for k, v in state.requests.items() if v.purpose not in _READING}
+    state = replace(state, requests=others)
+    payload: Json = {"session_id": state.session_id, "limit": PAGE}
+    return state.ask("history", payload, "reload", str(state.last_id))
+
+
+def older(state: State) -> Step:
+    """Read the page of history before what is shown."""
+    first = next((entry.sequence for entry in state.entries if entry.sequence), 0)
+    if not state.more or not first or state.asking("older"):
+        return state, ()
+    payload: Json = {"session_id": state.session_id, "before_sequence": first, "limit": PAGE}
+    return state.ask("history", payload, "older")
+
+
+def on_history(state: State, purpose: str, about: str, events: Sequence[Json], more: bool) -> State:
+    if purpose == "prompt":
+        return _insert_prompt(state, about, events)
+    state, entries = _entries(state, events)
+    if purpose == "older":
+        return replace(state, entries=(*entries, *state.entries), more=more)
+    known = {entry.turn_id for entry in entries if entry.kind == "user"}
+    live = [
+        entry
+        for entry in state.entries
+        if entry.id > int(about) or (entry.kind == "user" and entry.state)
+    ]
+    live = [e for e in live if not (e.kind == "user" and e.turn_id in known)]
+    return replace(state, entries=(*entries, *_not_in(live, entries)), more=more)
+
+
+def _not_in(live: Iterable[Entry], stored: Sequence[Entry]) -> list[Entry]:
+    """The live entries that the history does not have."""
+    calls = {entry.call_id for entry in stored if entry.call_id and entry.state != "unknown"}
+    texts = {(entry.turn_id, entry.text) for entry in stored if entry.kind == "assistant"}
+    return [
+        entry
+        for entry in live
+        if not (entry.kind == "tool" and entry.call_id in calls)
+        and not (entry.kind == "assistant" and (entry.turn_id, entry.text) in texts)
+    ]
+
+
+def _insert_prompt(state: State, turn_id: str, events: Sequence[Json]) -> State:
+    if _message_of(state, turn_id) is not None:
+        return state
+    state, entries = _entries(state, events)
+    prompts = [e for e in entries if e.kind == "user" and e.turn_id == turn_id]
+    shown = list(state.entries)
+    first = next((i for i, e in enumerate(shown) if e.turn_id == turn_id), len(shown))
+    shown[first:first] = prompts
+    return replace(state, entries=tuple(shown))
+
+
+def _entries(state: State, events: Sequence[Json]) -> tuple[State, list[Entry]]:
+    """Stored events as entries with new ids."""
+    entries: list[Entry] = []
+    calls: dict[str, int] = {}  # where each call is in `entries`
+    for event in events:
+        message = event.get("message") if isinstance(event, dict) else None
+        if not isinstance(message, dict):
+            continue
+        role = message.get("role")
+        text = str(message.get("content") or "")
+        turn_id, sequence = str(event.get("turn_id", "")), int(event.get("sequence", 0))
+        base = Entry(0, "notice", text, turn_id, sequence=sequence)
+        if role == "tool":
+            at = calls.get(str(message.get("tool_call_id", "")))
+            if at is not None:
+                done = "failed" if message.get("is_error") else "finished"
+                entries[at] = replace(entries[at], state=done)
+            continue
+        if role == "user":
+            entries.append(replace(base, kind="user"))
+        elif role == "assistant" and text:
+            entries.append(replace(base, kind="assistant"))
+        for call in message.get("tool_calls") or ():
+            calls[str(call.get("id", ""))] = len(entries)
+            entries.append(
+                replace(
+                    base,
+                    kind="tool",
+                    text=_arguments(call.get("arguments")),
+                    state="unknown",
+                    call_id=str(call.get("id", "")),
+                    tool=str(call.get("name", "")),
+                )
+            )
+    first = state.last_id + 1
+    entries = [replace(entry, id=first + i) for i, entry in enumerate(entries)]
+    return replace(state, last_id=state.last_id + len(entries)), entries
+
+
+def _arguments(raw: object) -> str:
+    """A call's arguments in short: the values of a JSON object, or the text as it is."""
+    text = raw if isinstance(raw, str) else ""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        text = " ".join(v if isinstance(v, str) else json.dumps(v) for v in value.values())
+    return clip(one_line(text[: 4 * SUMMARY]), SUMMARY)
+
+
+# ------------------------------------------------------------------------------------------ finding
+
+
+def _of(state: State, turn_id: str) -> Iterable[Entry]:
+    """A turn's entries, the newest first."""
+    return (entry for entry in reversed(state.entries) if entry.turn_id == turn_id)
+
+
+def _last_of(state: State, turn_id: str) -> Entry | None:
+    """A turn's newest entry, its message aside."""
+    return next((entry for entry in _of(state, turn_id) if entry.kind != "user"), None)
+
+
+def _message_of(state: State, turn_id: str) -> Entry | None:
+    return next((entry for entry in _of(state, turn_id) if entry.kind == "user"), None)

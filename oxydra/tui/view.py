@@ -1,0 +1,333 @@
+"""The TUI's face: a state becomes lines of exactly the terminal's width. Pure.
+
+Styles are symbols; `app` knows what a terminal makes of them. Each entry of the transcript is
+wrapped once and kept by the `View`, and only what is in sight is wrapped at all. Everything from
+outside goes through `cells.clean`.
+
+From top to bottom: the transcript, a line for what is wrong, the rule with the input's title, the
+input, the status line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from oxydra.tui.cells import clean, clip, fold, one_line, width, wrap
+from oxydra.tui.state import Anchor, Entry, Scrolled, State
+
+Style = Literal["", "dim", "bold", "you", "oxydra", "good", "bad", "warn", "rule"]
+Span: TypeAlias = tuple[Style, str]
+Line: TypeAlias = tuple[Span, ...]
+
+MIN_WIDTH, MIN_HEIGHT = 20, 5
+NARROW = 48  # columns below which the gutter is two cells
+AIRY = 12  # rows from which entries are set apart
+INPUT_ROWS = 10
+PROMPT = "❯ "
+PLACEHOLDER = "Write a message, or /help"
+WELCOME = " Ask for anything: files, commands, reminders. Enter sends, Alt+Enter starts a new line."
+
+_LABELS: dict[str, tuple[Style, str, str]] = {  # style, wide label, narrow label
+    "user": ("you", "    you ▸ ", "❯ "),
+    "assistant": ("oxydra", " oxydra ▸ ", "◆ "),
+}
+_MARKS: dict[str, tuple[Style, str]] = {
+    "notice": ("dim", "· "),
+    "warning": ("warn", "! "),
+    "error": ("bad", "✗ "),
+    "started": ("oxydra", "◦ "),
+    "finished": ("good", "✓ "),
+    "failed": ("bad", "✗ "),
+    "unknown": ("dim", "? "),
+}
+_WAITING = {
+    "sending": "not sent yet",
+    "queued": "queued: its turn comes after the running one",
+    "refused": "not accepted",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """What is to be seen: `lines` from the top, each exactly as wide as the terminal, and the
+    cursor's column and row, None if it is hidden.
+    """
+
+    lines: tuple[Line, ...]
+    cursor: tuple[int, int] | None
+
+
+@dataclass(slots=True)
+class _Wrapped:
+    """An entry as it was wrapped last. Text that only grew is wrapped from `stable` on."""
+
+    entry: Entry
+    columns: int
+    stable: int  # characters up to the last line break
+    stable_lines: list[str]
+    lines: list[str]
+
+
+class View:
+    """Draws states. Holds nothing but what it wrapped."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[int, _Wrapped] = {}
+
+    def render(self, state: State, columns: int, rows: int) -> Screen:
+        """What `state` looks like on a terminal of `columns` by `rows` cells."""
+        if columns < MIN_WIDTH or rows < MIN_HEIGHT:
+            first = _line(columns, ("", clip("terminal too small", columns)))
+            return Screen((first, *[_line(columns)] * (rows - 1)), None)
+        below, (column, row) = _below(state, columns, rows)
+        history = self._history(state, columns, rows - len(below), rows >= AIRY)
+        return Screen((*history, *below), (column, len(history) + row))
+
+    def scroll(self, state: State, columns: int, rows: int, pages: float) -> Scrolled:
+        """Where `pages` down (up if negative) leads; 0 is the newest line."""
+        if columns < MIN_WIDTH or rows < MIN_HEIGHT or not pages:
+            return Scrolled(None, False)
+        height = rows - len(_below(state, columns, rows)[0])
+        step = max(1, round(abs(pages) * (height - 1)))
+        if pages > 0:
+            return Scrolled(self._down(state, columns, rows >= AIRY, step), False)
+        places: list[Anchor] = []  # from the newest line in sight upwards
+        for entry_id, line, _ in self._upwards(state, columns, rows >= AIRY):
+            places.append(Anchor(entry_id, line))
+            if len(places) == step + height:
+                return Scrolled(places[step], False)
+        if len(places) <= height:
+            return Scrolled(state.anchor, True)
+        return Scrolled(places[len(places) - height], True)
+
+    # ---------------------------------------------------------------------------------- transcript
+
+    def _history(self, state: State, columns: int, height: int, airy: bool) -> list[Line]:
+        if len(self._wrapped) > 2 * len(state.entries) + 100:
+            kept = {entry.id for entry in state.entries}
+            self._wrapped = {i: w for i, w in self._wrapped.items() if i in kept}
+        blank = _line(columns)
+        lines = [blank] if airy and state.anchor is None else []
+        if not state.entries:
+            lines.append(_line(columns, ("dim", clip(WELCOME, columns))))
+        for _, _, line in self._upwards(state, columns, airy):
+            if len(lines) == height:
+                break
+            lines.append(line)
+        lines += [blank] * (height - len(lines))
+        lines.reverse()
+        return lines
+
+    def _upwards(self, state: State, columns: int, airy: bool) -> Iterator[tuple[int, int, Line]]:
+        """Lines from the newest in sight to the oldest, each with its entry and its place there."""
+        entries = state.entries
+        index, limit = len(entries) - 1, None
+        if state.anchor is not None:
+            while index >= 0 and entries[index].id != state.anchor.entry_id:
+                index -= 1
+            if index < 0:
+                index = len(entries) - 1
+            else:
+                limit = state.anchor.line + 1
+        while index >= 0:
+            block = self._block(entries, index, columns, airy)
+            for place in range(len(block[:limit]) - 1, -1, -1):
+                yield entries[index].id, place, block[place]
+            index, limit = index - 1, None
+
+    def _down(self, state: State, columns: int, airy: bool, step: int) -> Anchor | None:
+        """`step` lines below the anchor; None if that is the newest line."""
+        anchor, entries = state.anchor, state.entries
+        index = next((i for i, e in enumerate(entries) if anchor and e.id == anchor.entry_id), None)
+        if anchor is None or index is None:
+            return None
+        line = anchor.line + step
+        while index < len(entries):
+            size = len(self._block(entries, index, columns, airy))
+            if line < size - (index == len(entries) - 1):
+                return Anchor(entries[index].id, line)
+            index, line = index + 1, line - size
+        return None
+
+    def _block(self, entries: Sequence[Entry], index: int, columns: int, airy: bool) -> list[Line]:
+        """An entry's lines, with the empty one that sets it apart."""
+        entry = entries[index]
+        before = entries[index - 1].kind if index else None
+        apart = airy and before is not None and not (entry.kind == before == "tool")
+        lines = [_line(columns)] if apart else []
+        if entry.kind == "tool":
+            return [*lines, _tool(entry, columns)]
+        if entry.kind in _LABELS:
+            style, wide, narrow = _LABELS[entry.kind]
+            label = narrow if columns < NARROW else wide
+            style_of_text: Style = ""
+        else:
+            style, mark = _MARKS[entry.kind]
+            label = _indent(columns) + mark
+            style_of_text = "" if style == "bad" else style
+        room = columns - width(label)
+        for text in self._wrap(entry, room):
+            lines.append(_line(columns, (style, label), (style_of_text, text)))
+            label = " " * width(label)
+        if entry.state in _WAITING:
+            lines.append(_line(columns, ("", label), ("dim", clip(_WAITING[entry.state], room))))
+        return lines
+
+    def _wrap(self, entry: Entry, columns: int) -> list[str]:
+        kept = self._wrapped.get(entry.id)
+        stable, stable_lines = 0, []
+        if kept is not None and kept.columns == columns:
+            if kept.entry is entry or kept.entry.text == entry.text:
+                return kept.lines
+            if entry.text.startswith(kept.entry.text[: kept.stable]):
+                stable, stable_lines = kept.stable, kept.stable_lines
+        text = entry.text
+        cut = text.rfind("\n") + 1
+        if cut > stable:
+            grown = wrap(clean(text[stable : cut - 1]), columns)
+            stable, stable_lines = cut, stable_lines + grown
+        lines = stable_lines + wrap(clean(text[stable:]), columns)
+        while len(lines) > 1 and not lines[-1]:
+            lines.pop()
+        self._wrapped[entry.id] = _Wrapped(entry, columns, stable, stable_lines, lines)
+        return lines
+
+
+# -------------------------------------------------------------------------------------------- lines
+
+
+def _below(state: State, columns: int, rows: int) -> tuple[list[Line], tuple[int, int]]:
+    """Everything below the transcript, and the cursor's column and row in it."""
+    above = [*_banner(state, columns, rows), _title(state, columns)]
+    lines, (column, row) = _input(state, columns, rows)
+    return [*above, *lines, _status(state, columns, rows)], (column, len(above) + row)
+
+
+def _banner(state: State, columns: int, rows: int) -> list[Line]:
+    """The gravest problem in one line; where that is too much, the status line has a mark."""
+    problems = state.health.problems if state.health else ()
+    if not problems or rows < AIRY:
+        return []
+    more = f" (+{len(problems) - 1}: /status)" if len(problems) > 1 else ""
+    text = clip(one_line(problems[0]), columns - 2 - len(more))
+    return [_line(columns, ("warn", f"▲ {text}{more}"))]
+
+
+def _line(columns: int, *spans: Span) -> Line:
+    """Spans as one line of exactly `columns` cells. What is too long is cut off."""
+    text = "".join(text for _, text in spans)
+    used = width(text)
+    kept = list(spans)
+    while used > columns and kept:
+        style, last = kept.pop()
+        rest = "".join(text for _, text in kept)
+        last = clip(last, columns - width(rest))
+        if last:
+            kept.append((style, last))
+        used = width(rest + last)
+        if last and used > columns:  # measured together, they take more than one by one
+            kept.pop()
+            used = width(rest)
+    if used < columns:
+        kept.append(("", " " * (columns - used)))
+    return tuple(kept)
+
+
+def _indent(columns: int) -> str:
+    """What stands before a mark, so that the text behind it is level with the messages'."""
+    return "" if columns < NARROW else " " * 8
+
+
+def _tool(entry: Entry, columns: int) -> Line:
+    style, mark = _MARKS.get(entry.state, _MARKS["unknown"])
+    head = _indent(columns) + mark
+    took = f"  {_took(entry.elapsed_ms)}" if entry.elapsed_ms is not None else ""
+    name = clip(one_line(entry.tool) or "tool", max(1, columns - width(head) - len(took)))
+    room = columns - width(head) - width(name) - len(took) - 2
+    summary = clip(one_line(entry.text), room) if room > 3 else ""
+    gap = "  " if summary else ""
+    return _line(columns, (style, head), ("", name), ("dim", gap + summary + took))
+
+
+def _took(milliseconds: int) -> str:
+    return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def _title(state: State, columns: int) -> Line:
+    """The rule above the input, with what is going on."""
+    active = state.active
+    style: Style = "bold"
+    if state.hint:
+        title, style = state.hint, "warn"
+    elif not state.link.connected:
+        title, style = f"no connection: {state.link.detail}", "warn"
+    elif active is not None:
+        elapsed = max(0, int(state.now - active.since))
+        what = "cancelling" if active.cancelling else active.activity or "working"
+        clock = f"{elapsed // 60}:{elapsed % 60:02}"
+        room = columns - 6 - len(clock) - 3
+        keys = " · Ctrl+C cancels" if not active.cancelling else ""
+        keys = keys if room - width(what) > len(keys) else ""
+        title = f"{clip(one_line(what), room)} · {clock}{keys}"
+    elif state.anchor is not None:
+        title = "reading back · Esc returns"
+    else:
+        return _line(columns, ("rule", "─" * columns))
+    title = clip(one_line(title), columns - 6)
+    rest = columns - 4 - width(title)
+    return _line(columns, ("rule", "── "), (style, title), ("rule", " " + "─" * rest))
+
+
+def _input(state: State, columns: int, rows: int) -> tuple[list[Line], tuple[int, int]]:
+    """The input's lines, and the column and row of the cursor in them."""
+    room = columns - width(PROMPT) - 1  # the cursor stands behind the last cell at most
+    shown = max(1, min(INPUT_ROWS, rows // 3))
+    lines = fold(clean(state.editor.text), room)
+    before = fold(clean(state.editor.before), room)
+    row = min(len(before), len(lines)) - 1
+    column = min(width(before[-1]), room)
+    first = min(max(0, row - shown + 1), max(0, len(lines) - shown))
+    label = PROMPT if first == 0 else "⋮ "
+    out: list[Line] = []
+    for text in lines[first : first + shown]:
+        out.append(_line(columns, ("you", label), ("", text)))
+        label = " " * width(PROMPT)
+    if not state.editor.text:
+        out = [_line(columns, ("you", PROMPT), ("dim", clip(PLACEHOLDER, room)))]
+    return out, (width(PROMPT) + column, row - first)
+
+
+def _status(state: State, columns: int, rows: int) -> Line:
+    """What matters most comes first; what finds no room is left out."""
+    health = state.health
+    problem = health is not None and bool(health.problems)
+    dot: Span = ("good", "● ") if state.link.connected else ("bad", "○ ")
+    if state.active is not None:
+        turn = "cancelling" if state.active.cancelling else "working"
+    else:
+        turn = "ready" if state.link.connected else "offline"
+    queued = sum(1 for entry in state.entries[-50:] if entry.state == "queued")
+    facts = [
+        f"{turn}, {queued} queued" if queued else turn,
+        one_line(state.session_name) or state.session_id[:8],
+        one_line(health.model) if health else "",
+        "/".join(part for part in (health.tier, health.level) if part) if health else "",
+        f"{_count(state.tokens)} tokens" if state.tokens else "",
+        f"${state.cost:.4f}" if state.cost is not None else "",
+        one_line(state.agent),
+    ]
+    mark = "▲ " if problem and rows < AIRY else ""
+    text = ""
+    for fact in facts:
+        joined = f"{text} · {clip(fact, 32)}" if text else fact
+        if fact and 2 + width(mark) + width(joined) <= columns:
+            text = joined
+    return _line(columns, dot, ("warn", mark), ("dim", text))
+
+
+def _count(number: int) -> str:
+    if number < 1000:
+        return str(number)
+    return f"{number / 1000:.1f}k" if number < 1_000_000 else f"{number / 1_000_000:.1f}M"

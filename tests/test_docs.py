@@ -1,0 +1,154 @@
+"""The documentation: its links resolve, its commands parse, its tables are what the code says.
+
+The field tables of docs/protocol.md are generated: `REGENERATE=1 make test ARGS=tests/test_docs.py`
+writes them anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from oxydra import frames
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = [p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md") if p.exists()]
+DOCS += sorted((ROOT / "docs").rglob("*.md"))
+PROTOCOL = ROOT / "docs" / "protocol.md"
+
+each_document = pytest.mark.parametrize("path", DOCS, ids=lambda p: p.relative_to(ROOT).as_posix())
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.M):
+        words = re.sub(r"[^\w\- ]", "", heading.lower())
+        found.add(words.strip().replace(" ", "-"))
+    return found
+
+
+@each_document
+def test_relative_links_resolve(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        assert file.exists(), f"{path.name}: {target} does not exist"
+        assert file.is_relative_to(ROOT), f"{path.name}: {target} leaves the repository"
+        assert not anchor or anchor in anchors(file), f"{path.name}: {target} has no such heading"
+
+
+@each_document
+def test_paths_in_code_spans_exist(path: Path) -> None:
+    for span in re.findall(r"`([^`\n]+)`", path.read_text(encoding="utf-8")):
+        if re.fullmatch(r"(oxydra|bin|guest|tests|examples|docs)/[\w./-]+", span):
+            assert (ROOT / span).exists(), f"{path.name}: there is no {span}"
+
+
+def code_lines(text: str) -> Iterator[str]:
+    """Every line of a fenced block and every inline span, with continued lines joined."""
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, flags=re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield line.strip().removeprefix("$ ")
+    for span in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)):
+        yield span.strip()
+
+
+@each_document
+def test_every_make_target_exists(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for line in code_lines(path.read_text(encoding="utf-8")):
+        match = re.match(r"(?:\w+=\S+ )*make((?: [\w=./-]+)*)$", line)
+        for word in match.group(1).split() if match else ():
+            assert "=" in word or word in targets, f"{path.name}: make has no target {word}"
+
+
+PLACEHOLDER = re.compile(r"[\[\]<>…]|\.\.\.")
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """The arguments of every `oxydra-runner` command that could be typed as it stands."""
+    for line in code_lines(path.read_text(encoding="utf-8")):
+        for part in re.split(r"\s(?:\||&&|;|>)\s", line):
+            try:
+                words = shlex.split(part, comments=True)
+            except ValueError:
+                continue
+            while words and re.fullmatch(r"\w+=.*", words[0]):
+                del words[0]
+            if len(words) < 2 or not words[0].endswith("oxydra-runner"):
+                continue
+            if not PLACEHOLDER.search(part):
+                yield words[1:]
+
+
+@each_document
+def test_every_command_is_accepted(path: Path) -> None:
+    cli = pytest.importorskip("oxydra.cli")
+    parser = cli.build_parser()
+    for arguments in commands(path):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            try:
+                parser.parse_args(arguments)
+                code: object = 0
+            except SystemExit as stop:
+                code = stop.code
+        assert not code, f"{path.name}: oxydra-runner {shlex.join(arguments)}: {said.getvalue()}"
+
+
+# ------------------------------------------------------------------------------------ generated
+
+
+def field_table(table: dict[str, tuple[frames.Field, ...]]) -> str:
+    """A row for each frame; a field that may be absent has a question mark."""
+    rows = ["| type | payload |", "|---|---|"]
+    for name, fields in table.items():
+        listed = ", ".join(f"{f.name}{'' if f.required else '?'}: {f.type}" for f in fields)
+        rows.append(f"| `{name}` | {listed} |")
+    return "\n".join(rows)
+
+
+def regenerated(text: str) -> str:
+    for marker, table in (("client", frames.CLIENT), ("server", frames.SERVER)):
+        block = f"<!-- {marker} frames, generated -->\n{field_table(table)}\n<!-- end -->"
+        text, count = re.subn(
+            rf"<!-- {marker} frames, generated -->.*?<!-- end -->", block, text, flags=re.S
+        )
+        assert count == 1, f"docs/protocol.md has lost its {marker} table"
+    return text
+
+
+def test_the_protocol_tables_are_those_of_the_code() -> None:
+    written = PROTOCOL.read_text(encoding="utf-8")
+    current = regenerated(written)
+    if os.environ.get("REGENERATE") == "1":
+        PROTOCOL.write_text(current, encoding="utf-8")
+        return
+    assert written == current, "REGENERATE=1 make test ARGS=tests/test_docs.py writes them anew"
+
+
+@pytest.mark.parametrize("name", [*frames.CLIENT, *frames.SERVER])
+def test_every_frame_is_explained(name: str) -> None:
+    prose = re.sub(r"<!-- \w+ frames, .*?<!-- end -->", "", PROTOCOL.read_text(), flags=re.S)
+    assert f"`{name}`" in prose, f"docs/protocol.md has a row for {name} but no word on it"
+
+
+def test_the_guidebook_index_lists_every_chapter() -> None:
+    folder = ROOT / "docs" / "guidebook"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    for chapter in folder.glob("*.md"):
+        assert chapter.name == "README.md" or f"({chapter.name})" in index

@@ -1,0 +1,763 @@
+"""The TUI's keys, editor and reducer: no socket, no clock, no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oxydra.frames import Frame
+from oxydra.tui.cells import clusters
+from oxydra.tui.client import Link
+from oxydra.tui.editor import Editor, edit
+from oxydra.tui.keys import Key, KeyDecoder
+from oxydra.tui.model import reduce
+from oxydra.tui.state import (
+    Anchor,
+    Effect,
+    Event,
+    Exit,
+    Repaint,
+    Scroll,
+    Scrolled,
+    Send,
+    State,
+    Suspend,
+    Tick,
+)
+from oxydra.types import Json
+
+SESSION = {"user_id": "alice", "session_id": "s-main"}
+
+
+class World:
+    """A state and what was asked for on the way to it."""
+
+    def __init__(self) -> None:
+        self.state = State("alice", "n")
+        self.effects: list[Effect] = []
+
+    def feed(self, *events: Event) -> list[Effect]:
+        """The effects of these events."""
+        new: list[Effect] = []
+        for event in events:
+            self.state, effects = reduce(self.state, event)
+            new += effects
+        self.effects += new
+        return new
+
+    def frame(self, frame_type: str, **payload: Any) -> list[Effect]:
+        return self.feed(Frame(frame_type, {"request_id": "", **payload}))
+
+    def turn(self, frame_type: str, turn_id: str, state: str = "running", **more: Any) -> None:
+        ref = {"turn_id": turn_id, "state": state}
+        self.frame(frame_type, session=SESSION, turn=ref, **more)
+
+    def type(self, text: str) -> list[Effect]:
+        """Type `text` and press Enter."""
+        return self.feed(Key("text", text), Key("enter"))
+
+    def send(self, text: str) -> str:
+        """Send a message; the answer is its turn id."""
+        (send,) = self.type(text)
+        assert isinstance(send, Send) and send.type == "send_turn"
+        turn_id: str = send.payload["turn_id"]
+        return turn_id
+
+    def reply(self, send: Effect, frame_type: str, **payload: Any) -> list[Effect]:
+        assert isinstance(send, Send)
+        return self.frame(frame_type, request_id=send.payload["request_id"], **payload)
+
+    @property
+    def shown(self) -> list[tuple[str, str, str]]:
+        return [(entry.kind, entry.text, entry.state) for entry in self.state.entries]
+
+    @property
+    def texts(self) -> list[str]:
+        return [entry.text for entry in self.state.entries]
+
+
+def sent(effects: Iterable[Effect]) -> list[str]:
+    return [effect.type for effect in effects if isinstance(effect, Send)]
+
+
+def greet(world: World, **more: Any) -> None:
+    ack = {"protocol_version": 2, "session": SESSION, "seq": 0, "epoch": "e", **more}
+    world.frame("hello_ack", **ack)
+
+
+def stored(sequence: int, turn_id: str, role: str, content: str, **more: Any) -> Json:
+    message = {"role": role, "content": content, **more}
+    return {"sequence": sequence, "turn_id": turn_id, "message": message, "created_at": "x"}
+
+
+def completed(content: str, **usage: Any) -> Json:
+    return {"message": {"role": "assistant", "content": content}, "usage": usage or None}
+
+
+def tool(name: str, state: str, call_id: str = "c1", summary: str = "") -> Json:
+    return {"id": call_id, "name": name, "state": state, "summary": summary, "elapsed_ms": 7}
+
+
+def progress(kind: str, message: str) -> Json:
+    return {"kind": {"kind": kind}, "message": message, "turn": 1, "max_turns": 25}
+
+
+@pytest.fixture
+def world() -> World:
+    """Connected, in an empty session."""
+    world = World()
+    greet(world)
+    history, health, names = world.feed(Link(True, fresh=True))
+    world.reply(history, "session_history", session=SESSION, events=[], more=False)
+    world.reply(health, "health_status", healthy=True)
+    world.reply(names, "session_list", sessions=[])
+    return world
+
+
+# --------------------------------------------------------------------------------------------- keys
+
+
+def names(data: str) -> list[str]:
+    decoder = KeyDecoder()
+    return [key.name for key in decoder.feed(data) + decoder.flush()]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("\x1b[A\x1b[B\x1bOC\x1bOD", ["up", "down", "right", "left"]),
+        ("\x1b[H\x1b[F\x1b[1~\x1b[4~\x1b[7~\x1b[8~", ["home", "end"] * 3),
+        ("\x1b[5~\x1b[6~\x1b[3~", ["pageup", "pagedown", "delete"]),
+        ("\x1b[1;5D\x1b[1;2A\x1b[3;3~", ["ctrl-left", "shift-up", "alt-delete"]),
+        ("\x1b\r", ["alt-enter"]),
+        ("\x1b[13;3u\x1b[27;3;13~", ["alt-enter", "alt-enter"]),
+        ("\x1b[97;5u", ["ctrl-a"]),
+        ("\x01\x05\x0b\x15\x17\x03", ["ctrl-a", "ctrl-e", "ctrl-k", "ctrl-u", "ctrl-w", "ctrl-c"]),
+        ("\x7f\x08\t\n", ["backspace", "backspace", "tab", "ctrl-j"]),
+        ("\x1b", ["escape"]),
+        ("\x1b\x1b[A", ["escape", "up"]),
+        ("\x1bb", ["alt-b"]),
+        ("\x1b[?1;2c\x1b]11;rgb:0/0/0\x07\x1bP>|tmux\x1b\\\x1b[[Aa", ["text"]),
+        ("\x1b[200~a\r\nb\rc\x1b[201~", ["paste"]),
+        ("hi\r", ["text", "enter"]),
+        ("one\rtwo\r", ["text", "newline", "text", "enter"]),
+        ("go\r\x03", ["text", "enter", "ctrl-c"]),
+        ("\x00\x1c", []),
+    ],
+)
+def test_what_terminals_send_becomes_keys(data: str, expected: list[str]) -> None:
+    assert names(data) == expected
+
+
+def test_pasted_line_ends_are_newlines_and_escapes_in_it_are_text() -> None:
+    keys = KeyDecoder().feed("\x1b[200~a\r\nb\x1b[A\rc\x1b[201~")
+    assert keys == [Key("paste", "a\nb\x1b[A\nc")]
+
+
+def test_a_paste_without_an_end_is_taken_when_patience_is_over() -> None:
+    decoder = KeyDecoder()
+    assert decoder.feed("\x1b[200~lost") == []
+    assert decoder.patience is not None and decoder.patience > 1
+    assert decoder.flush() == [Key("paste", "lost")]
+    assert decoder.patience is None
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "\x1b[A",
+                "\x1b[1;5D",
+                "\x1b[200~p\r漢\x1b[201~",
+                "\x1bOH",
+                "\x1b[13;3u",
+                "ab",
+                "é",
+                "\x03",
+            ]
+        )
+    ),
+    st.data(),
+)
+def test_keys_do_not_depend_on_how_the_input_was_cut(parts: list[str], data: Any) -> None:
+    text = "".join(parts)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)))))
+    decoder = KeyDecoder()
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+    def flat(keys: list[Key]) -> list[tuple[str, str]]:
+        return [
+            (key.name, char)
+            for key in keys
+            for char in (key.text if key.name == "text" else [key.text])
+        ]
+
+    cut = [key for piece in pieces for key in decoder.feed(piece)] + decoder.flush()
+    assert flat(cut) == flat(KeyDecoder().feed(text))
+
+
+@given(st.text(st.sampled_from("\x1b[]OP0;1~u\\\x07a\r\n漢\x9b?<"), max_size=40))
+def test_no_input_breaks_the_decoder(text: str) -> None:
+    decoder = KeyDecoder()
+    for char in text:
+        decoder.feed(char)
+    decoder.flush()
+    assert decoder.patience is None
+
+
+# ------------------------------------------------------------------------------------------- editor
+
+
+def press(editor: Editor, *keys: str) -> Editor:
+    for name in keys:
+        edited = edit(editor, Key(name))
+        assert edited is not None, name
+        editor = edited
+    return editor
+
+
+def marked(editor: Editor) -> str:
+    return f"{editor.before}|{editor.after}"
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "expected"),
+    [
+        ("abc", ["left", "backspace"], "a|c"),
+        ("abc", ["home", "delete"], "|bc"),
+        ("abc", ["ctrl-a", "ctrl-d"], "|bc"),
+        ("one two ", ["ctrl-w"], "one |"),
+        ("one two", ["ctrl-w", "ctrl-w", "ctrl-w"], "|"),
+        ("ab\ncd", ["left", "ctrl-u"], "ab\n|d"),
+        ("ab\ncd", ["up", "left", "ctrl-k"], "a|\ncd"),
+        ("ab\ncd", ["up", "ctrl-e", "ctrl-k"], "ab|cd"),
+        ("ab\ncd", ["up", "home", "right", "right", "right"], "ab\n|cd"),
+        ("abc\nd\nefg", ["up", "up"], "a|bc\nd\nefg"),
+        ("ab\n", ["up", "down"], "ab\n|"),
+        ("ab", ["alt-enter"], "ab\n|"),
+        ("ab", ["ctrl-j", "backspace", "backspace"], "a|"),
+        ("x👩‍👩‍👧", ["left"], "x|👩‍👩‍👧"),
+        ("x👩‍👩‍👧", ["backspace"], "x|"),
+        ("e\u0301", ["backspace"], "|"),
+        ("e\u0301x", ["home", "delete"], "|x"),
+        ("", ["backspace", "delete", "left", "right", "up", "down", "ctrl-k", "ctrl-w"], "|"),
+    ],
+)
+def test_editing(text: str, keys: list[str], expected: str) -> None:
+    assert marked(press(Editor().insert(text), *keys)) == expected
+
+
+def test_up_and_down_walk_through_what_was_sent_and_back_to_the_draft() -> None:
+    editor = Editor().insert("one").take().insert("two\nlines").take().take().insert("draft")
+    assert marked(press(editor, "up")) == "two\nlines|"
+    assert marked(press(editor, "up", "up", "up")) == "one|"
+    assert marked(press(editor, "up", "up", "up", "down", "down")) == "draft|"
+
+
+def test_the_same_message_twice_is_remembered_once() -> None:
+    assert Editor().insert("x").take().insert("x").take().history == ("x",)
+
+
+@given(
+    st.text(st.sampled_from("ab \n漢é\u0301👩\u200d👧🇩🇪"), max_size=20),
+    st.lists(
+        st.sampled_from(
+            [
+                "left",
+                "right",
+                "home",
+                "end",
+                "up",
+                "down",
+                "backspace",
+                "delete",
+                "ctrl-k",
+                "ctrl-u",
+                "ctrl-w",
+                "newline",
+            ]
+        ),
+        max_size=20,
+    ),
+)
+def test_the_cursor_always_stands_between_characters(text: str, keys: list[str]) -> None:
+    editor = press(Editor().insert(text), *keys)
+    assert 0 <= editor.cursor <= len(editor.text)
+    line = editor.before.rpartition("\n")[2]
+    whole = clusters(line + editor.after.partition("\n")[0])
+    starts = {sum(map(len, whole[:i])) for i in range(len(whole) + 1)}
+    if not {"backspace", "delete", "ctrl-k", "ctrl-u", "ctrl-w", "newline"} & set(keys):
+        assert len(line) in starts
+
+
+# --------------------------------------------------------------------------------------- connection
+
+
+def test_the_first_connection_reads_history_health_and_names() -> None:
+    world = World()
+    greet(world)
+    assert sent(world.feed(Link(True, fresh=True))) == ["history", "health_check", "list_sessions"]
+    assert world.state.session_id == "s-main"
+
+
+def test_a_resumed_connection_does_not_read_the_history_again(world: World) -> None:
+    world.feed(Link(False, detail="gone"))
+    greet(world)
+    assert sent(world.feed(Link(True, fresh=False))) == ["health_check", "list_sessions"]
+
+
+def test_a_gap_found_while_connected_reads_only_the_history(world: World) -> None:
+    assert sent(world.feed(Link(True, fresh=True))) == ["history"]
+
+
+def test_a_message_written_while_disconnected_goes_out_with_the_same_id_until_it_is_taken(
+    world: World,
+) -> None:
+    world.feed(Link(False, detail="gone"))
+    assert world.type("hello") == []
+    assert world.shown == [("user", "hello", "sending")]
+    greet(world)
+    effects = world.feed(Link(True))
+    first = [e.payload for e in effects if isinstance(e, Send) and e.type == "send_turn"]
+    world.feed(Link(False))
+    greet(world)
+    effects = world.feed(Link(True))
+    again = [e.payload for e in effects if isinstance(e, Send) and e.type == "send_turn"]
+    assert [p["prompt"] for p in first + again] == ["hello", "hello"]
+    assert first[0]["turn_id"] == again[0]["turn_id"]
+    assert first[0]["request_id"] != again[0]["request_id"]
+    world.turn("turn_started", first[0]["turn_id"])
+    world.feed(Link(False))
+    greet(world)
+    assert "send_turn" not in sent(world.feed(Link(True)))
+
+
+# -------------------------------------------------------------------------------------------- turns
+
+
+def test_a_turn_from_question_to_answer(world: World) -> None:
+    world.feed(Tick(100.0))
+    turn = world.send("what is there?")
+    assert world.shown == [("user", "what is there?", "sending")]
+    world.turn("turn_started", turn)
+    assert world.state.active is not None and world.state.active.since == 100.0
+    world.turn("turn_progress", turn, progress=progress("provider_call", "Asking gpt"))
+    assert world.state.active.activity == "Asking gpt"
+    world.turn("assistant_delta", turn, delta="Let me ")
+    world.turn("assistant_delta", turn, delta="look.")
+    world.turn("tool_event", turn, call=tool("file_list", "started", summary="/shared"))
+    assert world.shown[1:] == [
+        ("assistant", "Let me look.", ""),
+        ("tool", "/shared", "started"),
+    ]
+    world.turn("tool_event", turn, call=tool("file_list", "finished"))
+    world.turn("assistant_delta", turn, delta="Two files.")
+    usage = {"total_tokens": 30, "cost_usd": 0.25}
+    world.turn("turn_completed", turn, "completed", response=completed("Two files.", **usage))
+    assert world.shown == [
+        ("user", "what is there?", ""),
+        ("assistant", "Let me look.", ""),
+        ("tool", "/shared", "finished"),
+        ("assistant", "Two files.", ""),
+    ]
+    assert world.state.entries[2].elapsed_ms == 7
+    assert (world.state.tokens, world.state.cost) == (30, 0.25)
+    assert world.state.active is None
+
+
+def test_the_stored_answer_replaces_what_was_streamed_of_it(world: World) -> None:
+    """A window that joined in the middle of a turn has only its tail."""
+    turn = world.send("hi")
+    world.turn("turn_started", turn)
+    world.turn("assistant_delta", turn, delta="the end")
+    world.turn("turn_completed", turn, response=completed("the beginning and the end"))
+    assert world.texts == ["hi", "the beginning and the end"]
+
+
+def test_an_answer_without_any_delta_is_shown(world: World) -> None:
+    turn = world.send("hi")
+    world.turn("turn_completed", turn, response=completed("all at once"))
+    assert world.texts == ["hi", "all at once"]
+
+
+@pytest.mark.parametrize("kind", ["retry", "fallback", "resumed"])
+def test_a_broken_off_answer_is_replaced_by_the_new_one(world: World, kind: str) -> None:
+    turn = world.send("hi")
+    world.turn("assistant_delta", turn, delta="half an ans")
+    world.turn("turn_progress", turn, progress=progress(kind, "Once more"))
+    assert world.texts == ["hi", "half an ans", "Once more"]
+    world.turn("turn_progress", turn, progress=progress("provider_call", "Asking"))
+    world.turn("assistant_delta", turn, delta="whole ")
+    world.turn("assistant_delta", turn, delta="answer")
+    assert world.texts == ["hi", "Once more", "whole answer"]
+
+
+def test_a_failed_turn_shows_the_gateways_sentence(world: World) -> None:
+    turn = world.send("hi")
+    world.turn("turn_started", turn)
+    world.turn("tool_event", turn, call=tool("shell", "started"))
+    world.turn("error", turn, "failed", message="The key was refused.", code="unauthorized")
+    assert world.shown[1:] == [("tool", "", "unknown"), ("error", "The key was refused.", "")]
+    assert world.state.active is None
+
+
+def test_queued_messages_wait_below_what_the_running_turn_brings(world: World) -> None:
+    first = world.send("one")
+    world.turn("turn_started", first)
+    second = world.send("two")
+    world.turn("turn_started", second, "queued")
+    world.turn("tool_event", first, call=tool("file_read", "started"))
+    world.turn("assistant_delta", first, delta="answer one")
+    assert world.shown == [
+        ("user", "one", ""),
+        ("tool", "", "started"),
+        ("assistant", "answer one", "open"),
+        ("user", "two", "queued"),
+    ]
+    world.turn("turn_completed", first, response=completed("answer one"))
+    world.turn("turn_started", second)
+    world.turn("assistant_delta", second, delta="answer two")
+    assert world.texts[2:] == ["answer one", "two", "answer two"]
+
+
+def test_a_refused_message_goes_back_into_the_input(world: World) -> None:
+    (send,) = world.type("too much")
+    world.reply(send, "error", message="16 messages already wait.", code="busy")
+    assert world.shown == [
+        ("user", "too much", "refused"),
+        ("error", "16 messages already wait.", ""),
+    ]
+    assert world.state.editor.text == "too much"
+
+
+def test_frames_of_another_session_are_not_shown(world: World) -> None:
+    elsewhere = {"user_id": "alice", "session_id": "s-other"}
+    ref = {"turn_id": "t", "state": "running"}
+    world.frame("assistant_delta", session=elsewhere, turn=ref, delta="psst")
+    assert world.shown == [] and world.state.active is None
+
+
+def test_another_windows_turn_is_shown_with_its_message(world: World) -> None:
+    world.turn("turn_started", "theirs")
+    effects = world.feed(
+        Frame(
+            "assistant_delta",
+            {
+                "request_id": "x",
+                "session": SESSION,
+                "turn": {"turn_id": "theirs", "state": "running"},
+                "delta": "an ",
+            },
+        )
+    )
+    assert sent(effects) == ["history"]
+    world.turn("assistant_delta", "theirs", delta="answer")
+    assert sent(world.effects).count("history") == 2  # the first was the start's
+    events = [stored(1, "theirs", "user", "a question")]
+    world.reply(effects[0], "session_history", session=SESSION, events=events, more=False)
+    assert world.texts == ["a question", "an answer"]
+
+
+def test_a_turn_that_ended_unseen_is_read_from_the_history(world: World) -> None:
+    (send,) = world.type("hi")
+    assert isinstance(send, Send)
+    ref = {"turn_id": send.payload["turn_id"], "state": "completed"}
+    (history,) = world.reply(send, "turn_started", session=SESSION, turn=ref)
+    events = [
+        stored(1, ref["turn_id"], "user", "hi"),
+        stored(2, ref["turn_id"], "assistant", "hello"),
+    ]
+    world.reply(history, "session_history", session=SESSION, events=events, more=False)
+    assert world.shown == [("user", "hi", ""), ("assistant", "hello", "")]
+
+
+# ------------------------------------------------------------------------------------------ history
+
+
+def test_history_becomes_entries_with_calls_as_lines(world: World) -> None:
+    (history,) = world.feed(Link(True, fresh=True))
+    call = {"id": "c1", "name": "file_read", "arguments": '{"path": "/shared/a", "lines": 3}'}
+    cut = {"id": "c2", "name": "file_read", "arguments": '{"path": "/sh'}
+    events = [
+        stored(1, "t1", "user", "read it"),
+        stored(2, "t1", "assistant", "", tool_calls=[call, cut]),
+        stored(3, "t1", "tool", "text", tool_call_id="c1", name="file_read"),
+        stored(4, "t1", "tool", "no", tool_call_id="c2", name="file_read", is_error=True),
+        stored(5, "t1", "assistant", "Done."),
+    ]
+    world.reply(history, "session_history", session=SESSION, events=events, more=True)
+    assert world.shown == [
+        ("user", "read it", ""),
+        ("tool", "/shared/a 3", "finished"),
+        ("tool", '{"path": "/sh', "failed"),
+        ("assistant", "Done.", ""),
+    ]
+    assert world.state.more
+
+
+def test_what_came_live_while_the_history_was_read_stays_and_nothing_is_shown_twice(
+    world: World,
+) -> None:
+    turn = world.send("hi")
+    world.turn("turn_started", turn)
+    world.turn("assistant_delta", turn, delta="lost")
+    (history,) = world.feed(Link(True, fresh=True))
+    world.turn("tool_event", turn, call=tool("file_read", "finished", "c7"))
+    world.turn("assistant_delta", turn, delta=" and found")
+    call = {"id": "c7", "name": "file_read", "arguments": "{}"}
+    events = [
+        stored(1, turn, "user", "hi"),
+        stored(2, turn, "assistant", "First.", tool_calls=[call]),
+        stored(3, turn, "tool", "", tool_call_id="c7", name="file_read"),
+    ]
+    world.reply(history, "session_history", session=SESSION, events=events, more=False)
+    assert world.shown == [
+        ("user", "hi", ""),
+        ("assistant", "First.", ""),
+        ("tool", "", "finished"),
+        ("assistant", " and found", "open"),
+    ]
+    world.turn("turn_completed", turn, response=completed("lost and found"))
+    assert world.texts[-1] == "lost and found"
+
+
+def test_a_waiting_message_survives_a_new_reading_of_the_history(world: World) -> None:
+    world.send("still on its way")
+    (history,) = world.feed(Link(True, fresh=True))
+    world.reply(history, "session_history", session=SESSION, events=[], more=False)
+    assert world.shown == [("user", "still on its way", "sending")]
+
+
+def test_the_top_asks_for_older_history_once(world: World) -> None:
+    (history,) = world.feed(Link(True, fresh=True))
+    events = [stored(41, "t", "user", "newer")]
+    world.reply(history, "session_history", session=SESSION, events=events, more=True)
+    (older,) = world.feed(Scrolled(Anchor(1, 0), top=True))
+    assert isinstance(older, Send) and older.payload["before_sequence"] == 41
+    assert world.feed(Scrolled(Anchor(1, 0), top=True)) == []
+    events = [stored(40, "s", "user", "older")]
+    world.reply(older, "session_history", session=SESSION, events=events, more=False)
+    assert world.texts == ["older", "newer"]
+    assert world.feed(Scrolled(Anchor(1, 0), top=True)) == []
+
+
+# ----------------------------------------------------------------------------------- keys, commands
+
+
+def test_ctrl_c_cancels_then_announces_then_leaves(world: World) -> None:
+    turn = world.send("hi")
+    world.turn("turn_started", turn)
+    (cancel,) = world.feed(Key("ctrl-c"))
+    assert isinstance(cancel, Send) and cancel.type == "cancel_active_turn"
+    assert cancel.payload["turn_id"] == turn
+    assert world.state.active is not None and world.state.active.cancelling
+    world.turn("turn_cancelled", turn, "cancelled")
+    assert world.feed(Key("ctrl-c")) == []
+    assert "Ctrl+C" in world.state.hint
+    assert world.feed(Key("ctrl-c")) == [Exit(0)]
+
+
+def test_any_other_key_takes_the_announcement_back(world: World) -> None:
+    world.feed(Key("ctrl-c"), Key("text", "x"))
+    assert world.state.hint == ""
+    assert world.feed(Key("ctrl-c")) == []
+
+
+def test_ctrl_c_leaves_even_if_a_turn_does_not_stop(world: World) -> None:
+    world.turn("turn_started", world.send("hi"))
+    assert world.feed(Key("ctrl-c"), Key("ctrl-c"), Key("ctrl-c"))[-1] == Exit(0)
+
+
+@pytest.mark.parametrize(
+    ("key", "effect"),
+    [
+        ("pageup", Scroll(-1.0)),
+        ("pagedown", Scroll(1.0)),
+        ("escape", Scroll(0.0)),
+        ("ctrl-z", Suspend()),
+        ("ctrl-l", Repaint()),
+        ("ctrl-d", Exit(0)),
+    ],
+)
+def test_keys_that_are_not_the_editors(world: World, key: str, effect: Effect) -> None:
+    assert world.feed(Key(key)) == [effect]
+
+
+def test_enter_on_nothing_sends_nothing(world: World) -> None:
+    assert world.feed(Key("enter"), Key("text", "  "), Key("enter")) == []
+
+
+def test_a_message_keeps_its_lines_and_ids_are_unique(world: World) -> None:
+    world.feed(Key("text", "a"), Key("alt-enter"), Key("paste", "b\nc"))
+    effects = world.feed(Key("enter")) + world.type("next")
+    assert [e.payload["prompt"] for e in effects if isinstance(e, Send)] == ["a\nb\nc", "next"]
+    everything = [e for e in world.effects if isinstance(e, Send)]
+    ids = [e.payload["request_id"] for e in everything]
+    assert len(set(ids)) == len(ids)
+    assert world.state.editor.text == "" and world.state.anchor is None
+
+
+def test_an_unknown_command_names_the_known_ones_and_keeps_what_was_typed(world: World) -> None:
+    assert world.type("/shared/a.txt is what?") == []
+    (kind, text, _), *_ = world.shown
+    assert kind == "warning" and "/help" in text and "/switch" in text
+    assert world.state.editor.text == "/shared/a.txt is what?"
+    world.feed(Key("home"))
+    assert sent(world.type(" ")) == ["send_turn"]
+
+
+def test_help_lists_every_command(world: World) -> None:
+    world.type("/help")
+    for name in ["/new", "/sessions", "/switch", "/cancel", "/status", "/help", "/quit"]:
+        assert name in world.texts[0]
+
+
+def test_quit(world: World) -> None:
+    assert world.type("/quit") == [Exit(0)]
+
+
+def test_cancel_without_a_turn_says_so(world: World) -> None:
+    assert world.type("/cancel") == []
+    assert world.texts == ["No turn is running."]
+
+
+def test_commands_that_need_the_gateway_say_when_it_is_away(world: World) -> None:
+    world.feed(Link(False, detail="gone"))
+    assert world.type("/sessions") == []
+    assert "connection" in world.texts[0]
+
+
+def test_new_creates_a_session_and_goes_there(world: World) -> None:
+    world.send("old")
+    (create,) = world.type("/new trip plans")
+    assert isinstance(create, Send) and create.payload["display_name"] == "trip plans"
+    there = {"user_id": "alice", "session_id": "s-2"}
+    (switch,) = world.reply(create, "session_created", session=there, agent_name="default")
+    assert isinstance(switch, Send) and switch.payload["session_id"] == "s-2"
+    effects = world.reply(switch, "session_switched", session=there)
+    assert sent(effects) == ["history", "list_sessions"]
+    assert world.state.session_id == "s-2" and world.state.entries == ()
+
+
+def rows(*sessions: tuple[str, str]) -> list[Json]:
+    return [
+        {
+            "session_id": session_id,
+            "display_name": name or None,
+            "agent_name": "default",
+            "last_active_at": "2026-01-02T03:04:05Z",
+        }
+        for session_id, name in sessions
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "goes_to"),
+    [
+        ("abc", "abc-1"),
+        ("Work", "xyz-2"),
+        ("wor", ""),
+        ("xyz-3", "xyz-3"),
+        ("workshop", "xyz-3"),
+        ("xyz", ""),
+        ("nothing", ""),
+    ],
+)
+def test_switch_finds_names_and_beginnings_of_ids(world: World, wanted: str, goes_to: str) -> None:
+    (listing,) = world.type(f"/switch {wanted}")
+    sessions = rows(("abc-1", ""), ("xyz-2", "Work"), ("xyz-3", "Workshop"))
+    effects = world.reply(listing, "session_list", sessions=sessions)
+    if goes_to:
+        (switch,) = effects
+        assert isinstance(switch, Send) and switch.payload["session_id"] == goes_to
+    else:
+        assert effects == [] and world.state.entries[-1].kind == "warning"
+
+
+def test_sessions_lists_them_with_this_one_marked(world: World) -> None:
+    (listing,) = world.type("/sessions")
+    world.reply(listing, "session_list", sessions=rows(("s-main", "here"), ("s-2", "")))
+    first, second = world.texts[0].splitlines()
+    assert first.startswith("● s-main") and "here" in first
+    assert second.startswith("  s-2") and "(no name)" in second
+    assert world.state.session_name == "here"
+
+
+def test_status_and_the_problems_of_a_degraded_daemon(world: World) -> None:
+    (check,) = world.type("/status")
+    status = {
+        "sandbox_tier": "process",
+        "sandbox_level": "rlimits",
+        "shell_available": False,
+        "degraded_reasons": [{"code": "no_landlock", "detail": "The kernel has no Landlock."}],
+        "model": {"provider": "offline", "model": "offline"},
+    }
+    world.reply(check, "health_status", healthy=True, startup_status=status)
+    health = world.state.health
+    assert health is not None and len(health.problems) == 2
+    assert "OPENAI_API_KEY" in health.problems[0]
+    for word in ("process", "rlimits", "not available", "no Landlock", "s-main"):
+        assert word in world.texts[0]
+
+
+def test_an_error_without_a_turn_is_shown(world: World) -> None:
+    (switch,) = world.reply(
+        world.type("/switch s-2")[0], "session_list", sessions=rows(("s-2", ""))
+    )
+    world.reply(switch, "error", message="That session is gone.", code="not_found")
+    assert world.shown[-1] == ("error", "That session is gone.", "")
+
+
+def test_a_cancel_that_came_too_late_is_no_error(world: World) -> None:
+    world.turn("turn_started", world.send("hi"))
+    (cancel,) = world.feed(Key("ctrl-c"))
+    world.reply(cancel, "error", message="That turn is not running.", code="not_found")
+    assert "error" not in [kind for kind, _, _ in world.shown]
+
+
+# ------------------------------------------------------------------------------ any order of frames
+
+TURNS = st.sampled_from(["n-t1", "t2", "t3"])
+FRAMES = st.one_of(
+    st.tuples(st.just("assistant_delta"), st.fixed_dictionaries({"delta": st.text(max_size=5)})),
+    st.tuples(
+        st.just("tool_event"),
+        st.builds(
+            lambda state, call_id: {"call": tool("x", state, call_id)},
+            st.sampled_from(["started", "finished", "failed"]),
+            st.sampled_from(["c1", "c2"]),
+        ),
+    ),
+    st.tuples(
+        st.just("turn_progress"),
+        st.builds(
+            lambda kind: {"progress": progress(kind, kind)},
+            st.sampled_from(["provider_call", "retry", "resumed", "tool_heartbeat"]),
+        ),
+    ),
+    st.just(("turn_started", {})),
+    st.just(("turn_cancelled", {})),
+    st.just(("error", {"message": "no"})),
+    st.just(("turn_completed", {"response": completed("the answer")})),
+)
+
+
+@given(st.lists(st.tuples(TURNS, FRAMES), max_size=30))
+def test_any_order_of_frames_leaves_a_sound_state(frames: list[tuple[str, Any]]) -> None:
+    world = World()
+    greet(world)
+    world.feed(Link(True, fresh=True))
+    for turn_id, (frame_type, payload) in frames:
+        world.turn(frame_type, turn_id, **payload)
+    ids = [entry.id for entry in world.state.entries]
+    assert len(set(ids)) == len(ids) and max(ids, default=0) <= world.state.last_id
+    for turn_id, (frame_type, _) in frames[-1:]:
+        if frame_type in ("turn_cancelled", "error", "turn_completed"):
+            open_ones = [
+                e for e in world.state.entries if e.turn_id == turn_id and e.state == "open"
+            ]
+            assert not open_ones
