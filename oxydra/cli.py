@@ -152,10 +152,10 @@ def _guarded(options: argparse.Namespace) -> int:
 # ---------------------------------------------------------------------------------- configuration
 
 
-def _load(options: argparse.Namespace) -> Config:
+def _load(options: argparse.Namespace, *, need_user: bool = True) -> Config:
     from oxydra import config
 
-    return config.load(options.config, options.user)
+    return config.load(options.config, options.user, need_user=need_user)
 
 
 def _workspace(settings: Config) -> Workspace:
@@ -380,3 +380,146 @@ def _open_tui(locate: Locate, user: str, session: str | None) -> int:
         ) from None
     endpoint, token = locate()
     return main(endpoint, user, token, session, locate=locate)
+
+
+# ---------------------------------------------------------------------------- configuration
+
+
+def _init(options: argparse.Namespace) -> int:
+    from oxydra import config
+
+    folder = options.config or Path(".oxydra")
+    if folder.suffix == ".toml":
+        folder = folder.parent
+    user = options.user or "alice"
+    written = config.write_default(folder, user)
+    for path in written:
+        print(f"wrote {path}")
+    settings = config.load(folder, options.user)
+    workspace = _workspace(settings)
+    workspace.prepare()
+    print(f"{settings.user_id}'s workspace is {workspace.path}")
+    return 0
+
+
+def _runner_settings(options: argparse.Namespace) -> RunnerSettings:
+    """Configuration and keys, read and resolved: what a daemon is started with."""
+    from dataclasses import asdict
+
+    from oxydra import config
+    from oxydra.catalog import Catalog
+    from oxydra.providers import registry
+    from oxydra.runner.daemon import RunnerSettings
+
+    insecure = {"default_tier": "process", "behavior.sandbox_tier": "process"}
+    settings = config.load(
+        options.config, options.user, overrides=insecure if options.insecure else None
+    )
+    selection = config.select(settings, Catalog.load(home=settings.home))
+    credentials: dict[str, Json] = {}
+    if selection.credential is not None:
+        entry = settings.agent.providers.registry[selection.provider]
+        provider = registry.settings(selection.provider, entry)
+        sent = registry.credential(provider, selection.credential.value)
+        credentials[selection.provider] = asdict(sent)
+    notices: list[Json] = []
+    if selection.provider == "offline":
+        notices.append({"code": "no_model", "detail": selection.reason})
+    return RunnerSettings(
+        workspace=_workspace(settings),
+        tier=settings.tier,
+        config=config.effective(settings, selection),
+        credentials=credentials,
+        port=settings.agent.gateway.port,
+        notices=tuple(notices),
+    )
+
+
+def _explain(options: argparse.Namespace) -> int:
+    rows = list(_load(options, need_user=False).explain())
+    if options.json:
+        fields = ("file", "key", "value", "source")
+        print(json.dumps([{f: getattr(row, f) for f in fields} for row in rows], indent=2))
+        return 0
+    width = max(len(row.key) for row in rows)
+    for row in rows:
+        print(printable(f"{row.key:{width}}  {row.value}   ({row.source})"))
+    return 0
+
+
+def _catalog(options: argparse.Namespace) -> int:
+    from oxydra import config
+    from oxydra.catalog import Catalog
+
+    catalog = Catalog.load(home=config.config_home())
+    providers = [options.provider] if options.provider else catalog.providers()
+    specs = [spec for provider in providers for spec in catalog.models(provider)]
+    if options.json:
+        print(json.dumps([spec.to_json() for spec in specs], indent=2))
+        return 0
+    print(f"{'provider':14} {'model':48} {'context':>9} {'output':>8}  USD per 1M tokens in/out")
+    for spec in specs:
+        prices = f"{_price(spec.price_input)} / {_price(spec.price_output)}"
+        sizes = f"{spec.max_context_tokens:>9} {spec.max_output_tokens:>8}"
+        print(printable(f"{spec.provider:14} {spec.id:48} {sizes}  {prices}"))
+    return 0
+
+
+def _price(price: object) -> str:
+    return "?" if price is None else f"{price}"
+
+
+def _trust(options: argparse.Namespace) -> int:
+    from oxydra import config
+
+    folder = config.trust(Path(options.folder))
+    print(f"{folder} is trusted as it is now.")
+    return 0
+
+
+def _key(options: argparse.Namespace) -> int:
+    from oxydra import config
+
+    if options.action == "list":
+        for name in config.list_keys():
+            print(name)
+    elif options.action == "remove":
+        config.remove_key(options.name)
+        print(f"The key {options.name} was removed.")
+    else:
+        print(f"The key is kept in {config.set_key(options.name, _read_key(options.name))}.")
+    return 0
+
+
+def _read_key(name: str) -> str:
+    """From the terminal without echo, or from stdin: never from the command line."""
+    import getpass
+
+    value = getpass.getpass(f"{name}: ") if sys.stdin.isatty() else sys.stdin.read()
+    if not value.strip():
+        raise UsageError("The key is empty.", remedy="Pipe it in, or type it at the prompt.")
+    return value.strip()
+
+
+# ------------------------------------------------------------------------------------ health
+
+
+def _health(options: argparse.Namespace) -> int:
+    from oxydra import config, doctor
+    from oxydra.runner.workspace import Workspace
+
+    settings = config.load(options.config, options.user, need_user=False)
+    users = [options.user] if options.user else sorted(settings.runner.users)
+    checks = [
+        check for user in users for check in doctor.health(Workspace(settings.workspace_root, user))
+    ]
+    if options.json:
+        print(json.dumps([check.to_json() for check in checks], indent=2))
+    else:
+        for check in checks:
+            if check.level != "healthy" or not options.quiet:
+                line = f"{check.user} {check.name}: {check.level} {check.detail}"
+                print(printable(line.rstrip()))
+    if not checks:
+        raise UsageError("No user is configured.", remedy="Run `oxydra-runner init`.")
+    return max(doctor.EXIT_CODES[check.level] for check in checks)

@@ -19,11 +19,12 @@ import json
 import math
 import re
 import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from oxydra.errors import FrameError
-from oxydra.types import Event, Json, Message, Native, Session, ToolCall, Usage
+from oxydra.types import Attachment, Event, Json, Message, Native, Session, ToolCall, Usage
 
 PROTOCOL_VERSION = 2
 MAX_TEXT_FRAME = 1 << 20  # bytes, without attachments
@@ -281,7 +282,9 @@ def usage_json(usage: Usage) -> Json:
 
 
 def message_json(message: Message) -> Json:
-    """A message without empty fields; `message_from_json` is the inverse."""
+    """A message without empty fields and without its attachments' data; `message_from_json` is the
+    inverse.
+    """
     out: Json = {"role": message.role, "content": message.content}
     if message.tool_calls:
         out["tool_calls"] = [
@@ -294,6 +297,8 @@ def message_json(message: Message) -> Json:
             out["is_error"] = True
     if message.reasoning:
         out["reasoning"] = message.reasoning
+    if message.attachments:
+        out["attachments"] = attachments_json(message.attachments)
     if message.native is not None:
         native = message.native
         out["native"] = {
@@ -304,7 +309,30 @@ def message_json(message: Message) -> Json:
     return out
 
 
-def message_from_json(value: Json) -> Message:
+def attachments_json(attachments: Sequence[Attachment]) -> list[Json]:
+    """What is said of attachments where their data is not."""
+    return [
+        {"mime_type": a.mime_type, "sha256": a.sha256, "size": a.size, "name": a.name}
+        for a in attachments
+    ]
+
+
+def attachments_from_json(
+    rows: Sequence[Json], load: Callable[[str], bytes]
+) -> tuple[Attachment, ...]:
+    """`load(sha256)` gives the data."""
+    return tuple(
+        Attachment(row["mime_type"], row["sha256"], load(row["sha256"]), row["name"], row["size"])
+        for row in rows
+    )
+
+
+def _no_data(_sha256: str) -> bytes:
+    return b""
+
+
+def message_from_json(value: Json, load: Callable[[str], bytes] = _no_data) -> Message:
+    """`load(sha256)` gives the data of an attachment."""
     native = value.get("native")
     return Message(
         role=value["role"],
@@ -317,6 +345,7 @@ def message_from_json(value: Json) -> Message:
         is_error=value.get("is_error", False),
         reasoning=value.get("reasoning", ""),
         native=Native(native["provider"], native["model"], native["data"]) if native else None,
+        attachments=attachments_from_json(value.get("attachments", ()), load),
     )
 
 

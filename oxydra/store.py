@@ -19,14 +19,31 @@ import json
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import apsw
 
 from oxydra.errors import NotFoundError, StoreError, StoreFullError, UsageError
-from oxydra.frames import compact, message_from_json, message_json
-from oxydra.types import CallState, Event, Json, Message, Session, ToolCall, Turn, TurnState
+from oxydra.frames import (
+    attachments_from_json,
+    attachments_json,
+    compact,
+    message_from_json,
+    message_json,
+)
+from oxydra.types import (
+    Attachment,
+    CallState,
+    Event,
+    Json,
+    Message,
+    Session,
+    ToolCall,
+    Turn,
+    TurnState,
+)
 
 BUSY_TIMEOUT_MS = 10_000
 POOL = 4  # idle read connections kept
@@ -59,6 +76,7 @@ def m001_conversation(db: apsw.Connection) -> None:
             request_id TEXT NOT NULL,
             state TEXT NOT NULL,
             prompt TEXT NOT NULL,
+            attachments TEXT NOT NULL,
             terminal TEXT,
             created_at TEXT NOT NULL,
             updated_at TEXT NOT NULL
@@ -73,6 +91,11 @@ def m001_conversation(db: apsw.Connection) -> None:
             created_at TEXT NOT NULL,
             PRIMARY KEY (session_id, sequence)
         ) STRICT, WITHOUT ROWID;
+
+        CREATE TABLE blobs (
+            sha256 TEXT PRIMARY KEY,
+            data BLOB NOT NULL
+        ) STRICT;
 
         CREATE TABLE tool_calls (
             turn_id TEXT NOT NULL REFERENCES turns,
@@ -270,7 +293,7 @@ class Store:
             rows: list[Row] = db.execute(
                 "SELECT message FROM events WHERE session_id = ? ORDER BY sequence", (session_id,)
             ).fetchall()
-        return [message_from_json(json.loads(row[0])) for row in rows]
+            return [message_from_json(json.loads(row[0]), partial(_blob, db)) for row in rows]
 
     def history(
         self, session_id: str, *, before_sequence: int | None = None, limit: int = 100
@@ -304,12 +327,18 @@ class Store:
             "INSERT INTO events VALUES (?, ?, ?, ?, ?)",
             (session_id, sequence, turn_id, _json(message_json(message)), now),
         )
+        _keep_blobs(db, message.attachments)
         return Event(session_id, sequence, turn_id, message, now)
 
     # -------------------------------------------------------------------------------------- turns
 
     def accept_turn(
-        self, session_id: str, turn_id: str, request_id: str, prompt: str
+        self,
+        session_id: str,
+        turn_id: str,
+        request_id: str,
+        prompt: str,
+        attachments: tuple[Attachment, ...] = (),
     ) -> tuple[Turn, bool]:
         """Store a person's message and its turn in one transaction: only then may it be
         acknowledged.
@@ -320,18 +349,22 @@ class Store:
         with self._transaction() as db:
             there = _turn(db, turn_id)
             if there is not None:
-                if (there.session_id, there.prompt) != (session_id, prompt):
+                if (there.session_id, there.prompt) != (session_id, _clean(prompt)):
                     raise UsageError(
                         f"The turn id {turn_id[:64]!r} was already used for another message.",
                         remedy="Use a fresh id for each message.",
                     )
                 return there, False
-            turn = Turn(turn_id, session_id, request_id, TurnState.QUEUED, prompt)
+            turn = Turn(turn_id, session_id, request_id, TurnState.QUEUED, prompt, attachments)
             now = _now()
             db.execute(
-                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, NULL, ?, ?)",
-                (turn_id, session_id, request_id, turn.state, prompt, now, now),
+                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, NULL, ?, ?)",
+                (
+                    *(turn_id, session_id, request_id, turn.state, _clean(prompt)),
+                    *(compact(attachments_json(attachments)), now, now),
+                ),
             )
+            _keep_blobs(db, attachments)
             return turn, True
 
     def turn(self, turn_id: str) -> Turn | None:
@@ -344,7 +377,7 @@ class Store:
             rows: list[Row] = db.execute(
                 f"SELECT {_TURN} FROM turns WHERE state IN ('queued', 'running') ORDER BY rowid"
             ).fetchall()
-        return [_turn_from(row) for row in rows]
+            return [_turn_from(db, row) for row in rows]
 
     def start_turn(self, turn: Turn) -> Event:
         """`queued -> running`, and the person's message joins the conversation.
@@ -354,7 +387,8 @@ class Store:
         """
         with self._transaction() as db:
             _move_turn(db, turn.turn_id, TurnState.RUNNING)
-            return self._append(db, turn.session_id, turn.turn_id, Message("user", turn.prompt))
+            message = Message("user", turn.prompt, attachments=turn.attachments)
+            return self._append(db, turn.session_id, turn.turn_id, message)
 
     def add_step(self, turn: Turn, message: Message) -> Event:
         """A model's message that calls tools: its event and the intent of every call at once."""
@@ -415,17 +449,30 @@ class Store:
                 _move_call(db, turn.turn_id, call_id, CallState.RUNNING)
 
 
-_TURN = "turn_id, session_id, request_id, state, prompt, terminal"
+_TURN = "turn_id, session_id, request_id, state, prompt, attachments, terminal"
 
 
 def _turn(db: apsw.Connection, turn_id: str) -> Turn | None:
     row = db.execute(f"SELECT {_TURN} FROM turns WHERE turn_id = ?", (turn_id,)).fetchone()
-    return None if row is None else _turn_from(row)
+    return None if row is None else _turn_from(db, row)
 
 
-def _turn_from(row: Row) -> Turn:
-    terminal = json.loads(row[5]) if row[5] else None
-    return Turn(row[0], row[1], row[2], TurnState(row[3]), row[4], terminal)
+def _turn_from(db: apsw.Connection, row: Row) -> Turn:
+    attachments = attachments_from_json(json.loads(row[5]), partial(_blob, db))
+    terminal = json.loads(row[6]) if row[6] else None
+    return Turn(row[0], row[1], row[2], TurnState(row[3]), row[4], attachments, terminal)
+
+
+def _keep_blobs(db: apsw.Connection, attachments: Sequence[Attachment]) -> None:
+    """Store the data of attachments, each content once."""
+    for attachment in attachments:
+        row = (attachment.sha256, attachment.data)
+        db.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", row)
+
+
+def _blob(db: apsw.Connection, sha256: str) -> bytes:
+    data: bytes = db.execute("SELECT data FROM blobs WHERE sha256 = ?", (sha256,)).get
+    return data
 
 
 def _move_turn(

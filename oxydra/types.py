@@ -44,6 +44,22 @@ class Native:
 
 
 @dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that belongs to a message. `sha256` (hex) is of `data`, its whole content, which is
+    empty where it was not asked for; `size` is always that of the content, in bytes.
+    """
+
+    mime_type: str
+    sha256: str
+    data: bytes = field(repr=False)
+    name: str = ""
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", self.size or len(self.data))
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One entry of a conversation, immutable once made.
 
@@ -60,13 +76,14 @@ class Message:
     is_error: bool = False
     reasoning: str = ""
     native: Native | None = None
+    attachments: tuple[Attachment, ...] = ()
     wire: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one or more model calls; `prompt_tokens` includes `cached_tokens`,
-    `completion_tokens` includes reasoning.
+    """Tokens of one or more model calls; `prompt_tokens` includes `cached_tokens` (read from the
+    provider's cache) and `cache_write_tokens`, `completion_tokens` includes reasoning.
     """
 
     prompt_tokens: int = 0
@@ -74,6 +91,7 @@ class Usage:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     cost_usd: Decimal | None = None
+    cache_write_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -87,6 +105,7 @@ class Usage:
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
             sum(costs, Decimal(0)) if costs else None,
+            self.cache_write_tokens + other.cache_write_tokens,
         )
 
 
@@ -118,9 +137,35 @@ StreamEvent: TypeAlias = TextDelta | ReasoningDelta | Completed
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningOption:
+    """One way in which a model's reasoning can be set: switched (`toggle`), by one of `values`
+    (`effort`), or in tokens from `minimum` to `maximum` (`budget_tokens`; None: not known).
+    """
+
+    kind: Literal["toggle", "effort", "budget_tokens"]
+    values: tuple[str, ...] = ()
+    minimum: int | None = None
+    maximum: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PriceTier:
+    """What a whole request costs once its prompt is longer than `above` tokens; as `ModelSpec`."""
+
+    above: int
+    price_input: Decimal
+    price_output: Decimal
+    price_cache_read: Decimal | None = None
+    price_cache_write: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What the catalog (or conservative defaults) says of one model. Limits are tokens; prices are
     USD per million tokens.
+
+    `price_reasoning` is set where reasoning costs other than `price_output`. `reasoning_field` is
+    the member of an assistant message in which a Chat Completions server wants it back.
     """
 
     provider: str
@@ -131,11 +176,49 @@ class ModelSpec:
     tools: bool = True
     images: bool = False
     pdfs: bool = False
+    images_out: bool = False
     reasoning: bool = False
+    reasoning_options: tuple[ReasoningOption, ...] = ()
+    reasoning_field: str = ""
+    deprecated: bool = False
     price_input: Decimal | None = None
     price_output: Decimal | None = None
     price_cache_read: Decimal | None = None
     price_cache_write: Decimal | None = None
+    price_reasoning: Decimal | None = None
+    price_tiers: tuple[PriceTier, ...] = ()
+
+    def to_json(self) -> Json:
+        """With prices as strings, exactly as they are."""
+        return {name: _plain(getattr(self, name)) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, value: Json) -> ModelSpec:
+        """Raises `KeyError`, `TypeError`, `ValueError` or `ArithmeticError` if it is broken."""
+        row = dict(value)
+        row["reasoning_options"] = tuple(
+            ReasoningOption(**{**option, "values": tuple(option["values"])})
+            for option in row["reasoning_options"]
+        )
+        row["price_tiers"] = tuple(PriceTier(**_priced(tier)) for tier in row["price_tiers"])
+        return cls(**_priced(row))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, ReasoningOption | PriceTier):
+        return {name: _plain(getattr(value, name)) for name in value.__slots__}
+    return value
+
+
+def _priced(row: Json) -> Json:
+    return {
+        name: Decimal(value) if name.startswith("price_") and isinstance(value, str) else value
+        for name, value in row.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +374,7 @@ class Turn:
     request_id: str
     state: TurnState
     prompt: str
+    attachments: tuple[Attachment, ...] = ()
     terminal: Json | None = None
 
 

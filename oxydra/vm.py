@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -51,13 +52,19 @@ class AgentGuest:
         self._transport = DirectTransport(
             {name: Credential(**row) for name, row in credentials.items()}
         )
+        name = settings.model.provider
         root = Path(envelope.workspace_root)
         self._store = Store(root / "internal" / "oxydra.db")
         self._workspace = Workspace.at(root)
         registry = ToolRegistry()
         runtime = Runtime(
             store=self._store,
-            provider=providers.create(settings.provider, self._transport),
+            provider=providers.create(
+                providers.settings(
+                    name, settings.provider, credential=name if name in credentials else ""
+                ),
+                self._transport,
+            ),
             model=settings.model,
             gate=Gate(registry, {"workspace": self._workspace}),
             tools=registry.specs,
@@ -111,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     install_hooks()
     log.setup("oxydra-vm", sys.stderr)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a descriptor for each client
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides, not a Ctrl+C in its terminal
     listener = socket.socket(fileno=options.listen_fd)
     control = socket.socket(fileno=options.control_fd)

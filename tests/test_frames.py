@@ -36,8 +36,6 @@ from oxydra.types import (
     Native,
     Session,
     ToolCall,
-    Turn,
-    TurnState,
     Usage,
 )
 
@@ -393,8 +391,6 @@ class TestValues:
         assert row["display_name"] is None and row["session_id"] == "s-1"
         event = Event("s-1", 3, "t-1", Message("user", "hi"), "2026-01-01T00:00:00Z")
         assert frames.event_json(event)["message"] == {"role": "user", "content": "hi"}
-        turn = Turn("t-1", "s-1", "r-1", TurnState.RUNNING, "hi")
-        assert frames.turn_json(turn) == {"turn_id": "t-1", "state": "running"}
         assert frames.session_ref("alice", "s-1") == {"user_id": "alice", "session_id": "s-1"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import http.client
@@ -375,16 +376,66 @@ def test_turns_of_many_sessions_run_side_by_side_up_to_the_limit(running):
             client.until("turn_completed")
 
 
-def test_an_unsupported_attachment_is_said_and_not_dropped(running):
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
+
+
+def attached(data, mime_type="image/png"):
+    return {"mime_type": mime_type, "data": base64.b64encode(data).decode()}
+
+
+def test_an_attachment_reaches_the_model_and_survives_a_restart(running):
+    provider = Scripted("a picture", "again")
+    gateway = running(provider)
+    with gateway.client() as client:
+        client.send(
+            "send_turn",
+            session_id=client.session,
+            turn_id="t",
+            prompt="look",
+            attachments=[attached(PNG), attached(PNG)],
+        )
+        client.until("turn_completed")
+        (event, _answer) = client.ask("history", session_id=client.session)["payload"]["events"]
+        row = {
+            "mime_type": "image/png",
+            "sha256": hashlib.sha256(PNG).hexdigest(),
+            "size": len(PNG),
+            "name": "",
+        }
+        assert event["message"]["attachments"] == [row, row]
+    sent = provider.requests[0].messages[-1].attachments
+    assert [a.data for a in sent] == [PNG, PNG]
+    assert gateway.store.messages(client.session)[0].attachments == sent
+
+
+@pytest.mark.parametrize(
+    ("attachments", "code"),
+    [
+        ([attached(b"#!/bin/sh")], "unsupported"),
+        ([attached(PNG, "application/pdf")], "unsupported"),
+        ([{"mime_type": "image/png", "data": "%%%"}], "bad_frame"),
+        (["x"], "bad_frame"),
+        ([attached(PNG)] * 5, "too_large"),
+        ([attached(PNG + bytes(10 << 20))], "too_large"),
+    ],
+)
+def test_attachments_that_are_refused_start_nothing(running, attachments, code):
     with running().client() as client:
         reply = client.ask(
             "send_turn",
             session_id=client.session,
             turn_id="t",
             prompt="look",
-            attachments=[{"mime_type": "image/png", "data": ""}],
+            attachments=attachments,
         )
-        assert reply["payload"]["code"] == "unsupported"
+        assert reply["payload"]["code"] == code
+        assert client.ask("health_check")["payload"]["active_turn"] is None
+
+
+def test_a_long_frame_needs_attachments(running):
+    with running().client() as client:
+        reply = client.ask("list_sessions", padding="x" * (1 << 20))
+        assert reply["payload"]["code"] == "too_large"
 
 
 # ------------------------------------------------------------------------------ coming back

@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.fake_gateway import DEADLINE, FakeGateway, Turn
 
 from oxydra.errors import NoDaemonError, OxydraError, UsageError
 from oxydra.frames import Frame
 from oxydra.tui.client import ClientConfig, GatewayClient, Link, RefusedError
+from tests.fake_gateway import DEADLINE, FakeGateway, Turn
 
 QUICK = ClientConfig(connect_timeout=5.0, backoff_base=0.01, backoff_max=0.05)
 

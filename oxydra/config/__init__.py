@@ -16,7 +16,16 @@ from oxydra.config.credentials import (
     resolve_credential,
     select,
 )
-from oxydra.config.files import config_home, get_key, is_trusted, set_key, trust, write_private
+from oxydra.config.files import (
+    config_home,
+    get_key,
+    is_trusted,
+    list_keys,
+    remove_key,
+    set_key,
+    trust,
+    write_private,
+)
 from oxydra.config.guest import GuestConfig, effective, from_effective
 from oxydra.config.load import Config, Row, Source, load
 from oxydra.config.schema import (
@@ -65,7 +74,9 @@ __all__ = [
     "get_key",
     "is_official",
     "is_trusted",
+    "list_keys",
     "load",
+    "remove_key",
     "resolve_credential",
     "select",
     "set_key",

@@ -9,13 +9,22 @@ by.
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from decimal import Decimal, InvalidOperation
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from oxydra.config.lines import KeyPath
 from oxydra.config.schema import NAME, USER, Section
@@ -70,17 +79,23 @@ _TYPE_NAMES: dict[type, str] = {
 }
 
 
-@functools.cache
+_KEYS: dict[type[Section], dict[str, Key]] = {}
+
+
 def keys(schema: type[Section]) -> dict[str, Key]:
-    """The fields of a section by name."""
-    hints = get_type_hints(schema)
-    found = {}
-    for item in fields(schema):  # type: ignore[arg-type]
-        default = item.default
-        if item.default_factory is not MISSING:
-            default = item.default_factory()
-        found[item.name] = _key(item.name, hints[item.name], default, item.metadata)
-    return found
+    """The fields of a section by name; read once for each."""
+    if schema not in _KEYS:
+        hints = get_type_hints(schema)
+        _KEYS[schema] = {
+            item.name: _key(
+                item.name,
+                hints[item.name],
+                item.default if item.default_factory is MISSING else item.default_factory(),
+                item.metadata,
+            )
+            for item in fields(schema)  # type: ignore[arg-type]
+        }
+    return _KEYS[schema]
 
 
 def _key(name: str, hint: Any, default: Any, meta: Mapping[str, Any]) -> Key:
@@ -214,7 +229,7 @@ def _typed(key: Key, raw: Any) -> Any:
 
 
 def _type_of(raw: Any) -> str:
-    names = {str: "a string", list: "a list", tuple: "a list", dict: "a table"}
+    names: dict[type, str] = {str: "a string", list: "a list", tuple: "a list", dict: "a table"}
     if isinstance(raw, bool):
         return "true" if raw else "false"
     if isinstance(raw, int | float | Decimal):
@@ -275,7 +290,7 @@ def nearest(schema: type[Section], name: str, path: KeyPath) -> str:
     return f"The keys here are: {', '.join(sorted(siblings))}."
 
 
-# ------------------------------------------------------------------------------- sections from leaves
+# ----------------------------------------------------------------------------- sections from leaves
 
 
 def build(schema: type[S], leaves: Mapping[KeyPath, Any], fail: Fail) -> S:

@@ -332,10 +332,14 @@ def _choose(
     if probe(url):
         key = resolve_credential(LOCAL, registry[LOCAL], config, env)
         return LOCAL, key, f"No key was found, and a local Ollama answers at {url}."
-    return OFFLINE, None, (
-        "No key was found and no local Ollama answers, so no model is configured: the built-in "
-        "offline one plays along. Set OPENAI_API_KEY, ANTHROPIC_API_KEY or GEMINI_API_KEY, or run "
-        "`oxydra-runner key set OPENAI_API_KEY`, and restart."
+    return (
+        OFFLINE,
+        None,
+        (
+            "No key was found and no local Ollama answers, so no model is configured: the built-in "
+            "offline one plays along. Set OPENAI_API_KEY, ANTHROPIC_API_KEY or GEMINI_API_KEY, or "
+            "run `oxydra-runner key set OPENAI_API_KEY`, and restart."
+        ),
     )
 
 

@@ -94,7 +94,7 @@ def check_folder(folder: Path) -> None:
 def _refuse_unsafe(path: Path, found: os.stat_result, bits: int) -> None:
     if found.st_uid not in (os.geteuid(), 0):
         raise ConfigError(
-            f"This belongs to another user (uid {found.st_uid}), who could change what Oxydra does.",
+            f"This belongs to another user (uid {found.st_uid}), who could change it.",
             remedy=f"After looking at it: chown -h {os.geteuid()} '{path}'.",
             file=str(path),
         )
@@ -120,9 +120,7 @@ def private_folder(path: Path) -> bool:
             return False
         raise ConfigError("This is no folder.", file=str(path)) from None
     except OSError as error:
-        raise ConfigError(
-            f"The folder can't be made: {error.strerror}.", file=str(path)
-        ) from None
+        raise ConfigError(f"The folder can't be made: {error.strerror}.", file=str(path)) from None
     return True
 
 
@@ -154,7 +152,7 @@ def write_new(path: Path, text: str) -> bool:
     return True
 
 
-# ------------------------------------------------------------------------------------ trusted folders
+# ---------------------------------------------------------------------------------- trusted folders
 
 
 def trust(folder: Path, home: Path | None = None) -> Path:
@@ -217,12 +215,12 @@ def fingerprint(folder: Path) -> str:
 
 def _configuring(folder: Path) -> Iterator[Path]:
     """The configuration files of a folder, and the files that these name."""
-    found = [folder / name for name in NAMES if (folder / name).is_file()]
+    found = [folder / name for name in NAMES if os.path.isfile(folder / name)]
     found += sorted((folder / "users").glob("*.toml"))
     yield from found
     for path in found:
         for named in _named_files(path):
-            if named.is_file() and named not in found:
+            if os.path.isfile(named) and named not in found:
                 yield named
 
 
@@ -274,9 +272,9 @@ def in_checkout(folder: Path) -> bool:
     return any((parent / mark).exists() for parent in (folder, *folder.parents) for mark in marks)
 
 
-# ------------------------------------------------------------------------------------------ the keys
+# ----------------------------------------------------------------------------------------- the keys
 
-KEY_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}"
+KEY_NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,127}"
 
 
 def key_path(name: str, home: Path) -> Path:
@@ -301,3 +299,20 @@ def get_key(name: str, home: Path | None = None) -> str:
     path = key_path(name, home or config_home())
     data = read_bytes(path, private=True)
     return "" if data is None else data.decode("utf-8", "replace").strip()
+
+
+def list_keys(home: Path | None = None) -> list[str]:
+    """The names of all keys that `set_key` kept."""
+    folder = (home or config_home()) / "keys"
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(name for name in names if re.fullmatch(KEY_NAME, name))
+
+
+def remove_key(name: str, home: Path | None = None) -> None:
+    """Forget a key. Raises `ConfigError` if there is none."""
+    path = key_path(name, home or config_home())
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        known = ", ".join(list_keys(home)) or "none"
+        raise ConfigError(f"There is no key {name!r}.", remedy=f"Kept: {known}.") from None

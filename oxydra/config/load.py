@@ -211,14 +211,14 @@ def load(
 # ------------------------------------------------------------------------------------------- layers
 
 
-def _layers(
-    config: Path | None, here: Path, system: Path, home: Path
-) -> Iterator[Layer]:
+def _layers(config: Path | None, here: Path, system: Path, home: Path) -> Iterator[Layer]:
     for folder in (system, home):
         yield Layer(folder, True, folder / "runner.toml")
     if config is None:
         folder = here / ".oxydra"
-        if folder.is_dir() and files.holds_configuration(folder):
+        if folder.is_dir():
+            files.check_folder(folder)
+        if files.holds_configuration(folder):
             if not files.is_trusted(folder, home):
                 raise ConfigError(
                     "This folder was found here, was not made here by `init`, and is not trusted "
@@ -228,10 +228,10 @@ def _layers(
                 )
             yield Layer(folder, True, folder / "runner.toml")
         return
-    named = config / "runner.toml" if config.is_dir() else config
-    if not named.exists():
+    named = config / "runner.toml" if os.path.isdir(config) else config
+    if not os.path.exists(named):
         raise ConfigError(
-            "There is no such file.",
+            "There is no such file, or it can't be reached.",
             remedy="Run `oxydra-runner init` to make a configuration, or name another file.",
             file=str(named),
         )
@@ -251,14 +251,15 @@ def _add_built_in(values: Values) -> None:
         values.add(leaves, dict.fromkeys(leaves, BUILT_IN))
 
 
-def _add_file(values: Values, path: Path, own: bool) -> None:
+def _add_file(values: Values, path: Path, own: bool, folder: Path | None = None) -> None:
+    """Merge a file, if it is there; `folder` is the layer's, by default the file's own."""
+    folder = folder or path.parent
     text = files.read_text(path)
     if text is None:
         return
     table = _parse(text, str(path))
-    _check_version(table, str(path), text)
-
     lines = key_lines(text)
+    _check_version(table, str(path), lines)
 
     def fail(at: KeyPath, message: str, remedy: str) -> ConfigError:
         remedy = _belongs_elsewhere(values.kind, at) or remedy
@@ -267,14 +268,13 @@ def _add_file(values: Values, path: Path, own: bool) -> None:
         )
 
     leaves = read(values.schema, table, fail)
-    values.add(
-        leaves, {at: Source(str(path), _line(lines, at), own, path.parent) for at in leaves}
-    )
+    values.add(leaves, {at: Source(str(path), _line(lines, at), own, folder) for at in leaves})
 
 
 def _parse(text: str, file: str) -> dict[str, Any]:
-    import tomli
     from decimal import Decimal
+
+    import tomli
 
     try:
         return tomli.loads(text, parse_float=Decimal)
@@ -297,7 +297,7 @@ def _line(lines: Mapping[KeyPath, int], path: KeyPath) -> int:
     return lines.get(path, 0)
 
 
-def _check_version(table: dict[str, Any], file: str, text: str) -> None:
+def _check_version(table: dict[str, Any], file: str, lines: Mapping[KeyPath, int]) -> None:
     """`config_version`, taken out of the table: 1, "1" and "1.x" are understood."""
     version = str(table.pop("config_version", 1))
     if version.partition(".")[0] != "1":
@@ -305,7 +305,7 @@ def _check_version(table: dict[str, Any], file: str, text: str) -> None:
             f"config_version is {version[:32]!r}; this version of Oxydra understands 1.",
             remedy='Write config_version = "1", or run the Oxydra that the file was written for.',
             file=file,
-            line=_line(key_lines(text), ("config_version",)),
+            line=_line(lines, ("config_version",)),
             key="config_version",
         )
 
@@ -329,14 +329,14 @@ def _user_file(values: Values, runner: RunnerConfig, user_id: str) -> Values:
     at = ("users", user_id, "config_path")
     source = values.source(at)
     path = _below(source, runner.users[user_id].config_path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise values.fail(
             at,
             f"The file of user {user_id!r} is missing: {path}.",
             "Make it (examples/config/runner-user.toml is a start), or correct config_path.",
         )
     found = Values("user")
-    _add_file(found, path, source.own)
+    _add_file(found, path, source.own, source.folder)
     return found
 
 
@@ -345,9 +345,7 @@ def _below(source: Source, path: str) -> Path:
     return (source.folder or Path.cwd()) / os.path.expanduser(path)
 
 
-def _choose_user(
-    runner: RunnerConfig, user: str | None, needed: bool, folders: list[Path]
-) -> str:
+def _choose_user(runner: RunnerConfig, user: str | None, needed: bool, folders: list[Path]) -> str:
     if user is not None:
         if user in runner.users:
             return user
@@ -371,7 +369,7 @@ def _choose_user(
     )
 
 
-# -------------------------------------------------------------------- environment and command line
+# --------------------------------------------------------------------- environment and command line
 
 
 def _add_environment(values: dict[Kind, Values], env: Mapping[str, str]) -> None:
@@ -433,7 +431,7 @@ def _unknown(path: KeyPath, source: Source) -> ConfigError:
     return ConfigError(f"There is no key {name}.", remedy=remedy, file=source.file, key=name)
 
 
-# ------------------------------------------------------------------------------- what files refer to
+# ------------------------------------------------------------------------------ what files refer to
 
 
 def _add_prompts(values: Values) -> None:
@@ -473,7 +471,7 @@ def _check_together(config: Config) -> None:
             ("memory", "retrieval", "vector_weight"),
             "memory.retrieval.vector_weight and fts_weight are both 0: nothing would be found.",
         )
-    chosen = {("selection", "provider"): agent.selection.provider}
+    chosen: dict[KeyPath, str] = {("selection", "provider"): agent.selection.provider}
     for name, profile in agent.agents.items():
         chosen[("agents", name, "selection", "provider")] = profile.selection.provider
     for path, provider in chosen.items():

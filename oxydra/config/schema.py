@@ -31,8 +31,6 @@ class Section:
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         shown = (
             f"{f.name}={'***' if f.metadata.get('secret') and value else repr(value)}"
@@ -93,7 +91,7 @@ def is_variable(value: str) -> str:
 
 
 def is_url(value: str) -> str:
-    """Without user, password, query or fragment: a guest is told it, and paths are added to it."""
+    """An address without a credential in it: a guest is told it."""
     if not value:
         return ""
     from urllib.parse import urlsplit
@@ -107,8 +105,10 @@ def is_url(value: str) -> str:
         return "must start with http:// or https:// and name a host"
     if "@" in parts.netloc:
         return "carries a user or password: use api_key or api_key_env instead"
-    if parts.query or parts.fragment or re.search(r"[\s\\\x00-\x20\x7f]", value):
-        return "may not hold a query, a fragment, a backslash or a space"
+    if re.search(r"(?i)key|token|secret|sig|auth|passw", parts.query):
+        return "carries a credential in its query: use api_key or api_key_env instead"
+    if parts.fragment or re.search(r"[\s\\\x00-\x20\x7f]", value):
+        return "may not hold a fragment, a backslash or a space"
     return ""
 
 
@@ -149,7 +149,7 @@ def is_refs(value: dict[str, str]) -> str:
     for provider, reference in value.items():
         kind, _, name = reference.partition(":")
         if kind != "env" or not re.fullmatch(VARIABLE, name):
-            return f"names no variable for {provider!r}; write \"env:VARIABLE\""
+            return f'names no variable for {provider!r}; write "env:VARIABLE"'
     return ""
 
 
@@ -201,7 +201,8 @@ class ProviderConfig(Section):
         "", "The environment variable that holds the key.", check=is_variable, runner_only=True
     )
     api_key_cmd: str = key(
-        "", "A command that prints the key; run without a shell, for at most 10 s.",
+        "",
+        "A command that prints the key; run without a shell, for at most 10 s.",
         runner_only=True,
     )
     catalog_provider: str = key(
@@ -254,9 +255,7 @@ class RuntimeConfig(Section):
     turn_timeout_secs: float = key(
         900.0, "Seconds after which a turn is ended.", least=1, most=604_800
     )
-    max_cost: Decimal | None = key(
-        None, "USD that one turn may cost; left out: no cap.", least=0
-    )
+    max_cost: Decimal | None = key(None, "USD that one turn may cost; left out: no cap.", least=0)
     context_budget: ContextBudgetConfig = key(ContextBudgetConfig, "")
     summarization: SummarizationConfig = key(SummarizationConfig, "")
 
@@ -317,9 +316,7 @@ class SchedulerConfig(Section):
     max_concurrent: int = key(2, "Scheduled runs at once.", least=1, most=64)
     max_schedules_per_user: int = key(100, "Schedules a user may have.", least=1)
     max_turns: int = key(20, "Model calls in one run, at most.", least=1, most=10_000)
-    max_cost: Decimal | None = key(
-        Decimal("0.50"), "USD that one run may cost.", least=0
-    )
+    max_cost: Decimal | None = key(Decimal("0.50"), "USD that one run may cost.", least=0)
     max_run_history: int = key(50, "Runs kept for each schedule.", least=1)
     min_interval_secs: int = key(60, "Seconds between two runs, at least.", least=1)
     default_timezone: str = key(
@@ -348,9 +345,7 @@ class ShellConfig(Section):
     env_keys: tuple[str, ...] = key(
         (), "Environment variables the shell gets; never a key's.", check=is_variables
     )
-    command_timeout_secs: float = key(
-        60.0, "Seconds a command may run.", least=1, most=86_400
-    )
+    command_timeout_secs: float = key(60.0, "Seconds a command may run.", least=1, most=86_400)
     allow_unsandboxed: bool = key(False, "Whether it runs where nothing can cage it.")
 
 
@@ -362,7 +357,8 @@ class WebSearchConfig(Section):
         "duckduckgo", "The search service."
     )
     base_urls: tuple[str, ...] = key(
-        (), "Its addresses, tried in order; empty: its own.",
+        (),
+        "Its addresses, tried in order; empty: its own.",
         check=lambda urls: next((f"holds {u!r}, which {is_url(u)}" for u in urls if is_url(u)), ""),
     )
     api_key_env: str = key(
@@ -444,7 +440,7 @@ class RunnerConfig(Section):
     users: dict[str, UserEntry] = key(dict, "Users by id.")
 
 
-# ----------------------------------------------------------------------------------- users/<id>.toml
+# ---------------------------------------------------------------------------------- users/<id>.toml
 
 
 @section

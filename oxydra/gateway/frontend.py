@@ -26,7 +26,8 @@ from oxydra.frames import (
     session_json,
     session_ref,
 )
-from oxydra.gateway.connection import Connection, Handler, ServerLimits, frame_text
+from oxydra.gateway.attachments import read_attachments
+from oxydra.gateway.connection import Connection, Handler, frame_text
 from oxydra.gateway.http import Request, Response
 from oxydra.gateway.hub import Hub
 from oxydra.gateway.server import GatewayServer
@@ -92,8 +93,7 @@ class Gateway(Handler):
         self._clients: dict[Connection, Client] = {}
         self._inbox: Inbox[tuple[Client, str]] = Inbox(INBOX)
         self._requests = Service("requests", self._work, wake=self._inbox.close, on_death=on_death)
-        limits = ServerLimits(max_message=MAX_TEXT_FRAME)
-        self._server = GatewayServer(listener, self, limits, on_death=on_death)
+        self._server = GatewayServer(listener, self, on_death=on_death)
         self._handlers: dict[str, Callable[[Client, Json], None]] = {
             "hello": self._hello,
             "send_turn": self._send_turn,
@@ -188,6 +188,8 @@ class Gateway(Handler):
         try:
             frame = decode_client(text)
             request_id = frame.payload["request_id"]
+            if len(text) > MAX_TEXT_FRAME and not frame.payload.get("attachments"):
+                raise FrameError("A frame without attachments is at most 1 MB.", code="too_large")
             if not client.greeted and frame.type != "hello":
                 client.reply("error", _error("Say hello first.", "protocol", request_id))
                 client.connection.close(4400, "hello expected")
@@ -267,8 +269,7 @@ class Gateway(Handler):
         self._hub.live(session.session_id).subscribe(client, greet, last_seq)
 
     def _send_turn(self, client: Client, payload: Json) -> None:
-        if payload.get("attachments"):
-            raise UsageError("Attachments are not supported by this gateway.", code="unsupported")
+        attachments = read_attachments(payload.get("attachments") or [])
         session_id, turn_id = payload["session_id"], payload["turn_id"]
         if not 1 <= len(turn_id) <= 128:
             raise UsageError("A turn_id has 1 to 128 characters.")
@@ -278,7 +279,7 @@ class Gateway(Handler):
             client.sessions.add(session_id)
             live.subscribe(client)
         turn, created = self._hub.submit(
-            session_id, turn_id, payload["request_id"], payload["prompt"]
+            session_id, turn_id, payload["request_id"], payload["prompt"], attachments
         )
         if not created:  # sent again by a client that missed the answer
             again = {"request_id": payload["request_id"]}

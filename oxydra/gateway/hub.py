@@ -29,7 +29,7 @@ from oxydra.gateway.connection import frame_text
 from oxydra.runtime import Runtime, internal_error
 from oxydra.store import Store
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, Service
-from oxydra.types import Json, Session, Turn, TurnState
+from oxydra.types import Attachment, Json, Session, Turn, TurnState
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,12 @@ class Hub:
     # -------------------------------------------------------------------------------------- turns
 
     def submit(
-        self, session_id: str, turn_id: str, request_id: str, prompt: str
+        self,
+        session_id: str,
+        turn_id: str,
+        request_id: str,
+        prompt: str,
+        attachments: tuple[Attachment, ...] = (),
     ) -> tuple[Turn, bool]:
         """Accept a message durably and queue its turn; False if this turn id was accepted before.
 
@@ -216,7 +221,7 @@ class Hub:
                 f"{QUEUE} messages already wait in this session.",
                 remedy="Wait for an answer, or cancel the running turn.",
             )
-        turn, created = self.store.accept_turn(session_id, turn_id, request_id, prompt)
+        turn, created = self.store.accept_turn(session_id, turn_id, request_id, prompt, attachments)
         if created:
             with self._lock:
                 self._enqueue(live, turn)

@@ -239,7 +239,8 @@ def _parts(content: Any, answer: Assembly) -> Iterator[StreamEvent]:
         fields = mapping(part)
         if isinstance(text := fields.get("text"), str) and text:
             yield answer.text(text)
-        for thought in fields.get("thinking") or ():
+        thoughts = fields.get("thinking")
+        for thought in thoughts if isinstance(thoughts, list) else ():
             if isinstance(text := mapping(thought).get("text"), str) and text:
                 yield answer.reasoning(text)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, replace
 
+from oxydra.config import ProviderConfig
 from oxydra.errors import ConfigError
 from oxydra.providers.base import ProviderSettings
 from oxydra.transport import Credential, Transport, origin_of
@@ -60,6 +61,17 @@ def create(settings: ProviderSettings, transport: Transport) -> Provider:
         transport,
     )
     return provider
+
+
+def settings(name: str, entry: ProviderConfig, *, credential: str = "") -> ProviderSettings:
+    """What a provider needs of its entry in the configuration's registry."""
+    return ProviderSettings(
+        name=name,
+        provider_type=entry.provider_type,
+        base_url=entry.base_url,
+        credential=credential,
+        extra_headers=entry.extra_headers,
+    )
 
 
 def credential(settings: ProviderSettings, key: str) -> Credential:

@@ -107,10 +107,7 @@ class HttpStream:
                 return
             self.bytes_read += len(chunk)
             if self.bytes_read > self._max_bytes:
-                raise TransportError(
-                    f"The answer of {self._where} is larger than {self._max_bytes >> 20} MB.",
-                    kind="too_large",
-                )
+                raise too_large(self._where, self._max_bytes)
             yield chunk
         raise Cancelled(token.reason)
 
@@ -166,6 +163,15 @@ class Transport(Protocol):
     def close(self) -> None:
         """Close the idle connections; those in use close when their streams do."""
         ...
+
+
+def too_large(where: str, max_bytes: int) -> TransportError:
+    """The error for a body above its request's limit."""
+    return TransportError(
+        f"The answer of {where} is larger than {max_bytes / (1 << 20):.3g} MB, and was cut off.",
+        remedy="Ask for less, or for a part of it.",
+        kind="too_large",
+    )
 
 
 def origin_of(url: str) -> str:

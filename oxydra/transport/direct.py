@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from oxydra.errors import TransportError
 from oxydra.threads import CancelToken
-from oxydra.transport.base import Credential, HttpRequest, HttpStream, origin_of
+from oxydra.transport.base import Credential, HttpRequest, HttpStream, origin_of, too_large
 from oxydra.version import VERSION
 
 if TYPE_CHECKING:
@@ -206,9 +206,7 @@ def _refuse(status: int, headers: Mapping[str, str], request: HttpRequest, where
         )
     length = headers.get("content-length", "")
     if length.isdigit() and int(length) > request.max_bytes:
-        raise TransportError(
-            f"The answer of {where} is larger than {request.max_bytes >> 20} MB.", kind="too_large"
-        )
+        raise too_large(where, request.max_bytes)
 
 
 def _look_up(host: str, port: int) -> list[Any]:

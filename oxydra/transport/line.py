@@ -151,7 +151,11 @@ class Line:
     def too_slow(self) -> TransportError:
         """The error of a receive or send that used up its allowance."""
         if self._deadline.expired:
-            return TransportError(f"{self.where} did not finish in time.", kind="deadline")
+            return TransportError(
+                f"{self.where} did not finish in time.",
+                remedy="Try again, or allow more time.",
+                kind="deadline",
+            )
         return TransportError(
             f"{self.where} was silent for {self._idle:g} seconds.",
             remedy="It may be overloaded: try again later.",
@@ -177,9 +181,7 @@ class Line:
             else:
                 sock.line = self
                 return sock
-        raise TransportError(
-            f"{self.where} can't be reached: {failure}.", kind="connect", retryable=True
-        )
+        raise self._unreachable("connect", failure)
 
     def handshake(self, sock: ssl.SSLSocket, shake: Callable[[], None]) -> None:
         """Do a TLS handshake within what is left of the time to connect."""
@@ -230,10 +232,16 @@ class Line:
         if not done.wait(self._connect_by.timeout()):
             failure.append("its name was not resolved in time")
         if self._aborted or not found:
-            raise TransportError(
-                f"{self.where} can't be reached: {failure[-1]}.", kind="resolve", retryable=True
-            )
+            raise self._unreachable("resolve", failure[-1])
         return list(found)
+
+    def _unreachable(self, kind: str, reason: str) -> TransportError:
+        return TransportError(
+            f"{self.where} can't be reached: {reason}.",
+            remedy="Check the address, the network, and that the server is running.",
+            kind=kind,
+            retryable=True,
+        )
 
 
 def broken(error: BaseException, where: str) -> TransportError:
@@ -246,10 +254,17 @@ def broken(error: BaseException, where: str) -> TransportError:
         return any(isinstance(cause, kinds) for cause in causes)
 
     if among(http.client.LineTooLong) or any("got more than" in str(c.args) for c in causes):
-        return TransportError(f"{where} sent more header lines than is sane.", kind="headers")
+        return TransportError(
+            f"{where} sent more or longer headers than is sane.",
+            remedy="Check the address; nothing of its answer was taken.",
+            kind="headers",
+        )
     if among(http.client.RemoteDisconnected):
         return TransportError(
-            f"{where} closed the connection without an answer.", kind="broken", retryable=True
+            f"{where} closed the connection without an answer.",
+            remedy="Try again; if it stays, look into the server's log.",
+            kind="broken",
+            retryable=True,
         )
     if among(http.client.BadStatusLine, http.client.UnknownProtocol):
         return TransportError(
@@ -258,7 +273,12 @@ def broken(error: BaseException, where: str) -> TransportError:
             kind="broken",
         )
     if among(urllib3_errors.DecodeError):
-        return TransportError(f"{where} sent a damaged compressed answer.", kind="encoding")
+        return TransportError(
+            f"{where} sent a damaged compressed answer.",
+            remedy="Something between here and the server may damage it: try again.",
+            kind="encoding",
+            retryable=True,
+        )
     if among(requests.exceptions.InvalidURL, urllib3_errors.LocationParseError):
         return TransportError(
             f"The address of {where} is not a valid URL.", remedy="Correct it.", kind="url"
@@ -270,7 +290,10 @@ def broken(error: BaseException, where: str) -> TransportError:
             kind="url",
         )
     return TransportError(
-        f"{where} broke the connection off in the middle.", kind="broken", retryable=True
+        f"{where} broke the connection off in the middle.",
+        remedy="Try again; if it stays, look at the network and the server's log.",
+        kind="broken",
+        retryable=True,
     )
 
 
@@ -323,18 +346,23 @@ class _Clocked(socket.socket):
     line: Line
 
     def recv_into(self, *args: Any) -> int:
-        self.settimeout(self.line.allowance())
+        self._set_clock()
         try:
             return super().recv_into(*args)
         except TimeoutError:
             raise self.line.too_slow() from None
 
     def sendall(self, *args: Any) -> None:
-        self.settimeout(self.line.allowance())
+        self._set_clock()
         try:
             super().sendall(*args)
         except TimeoutError:
             raise self.line.too_slow() from None
+
+    def _set_clock(self) -> None:
+        allowance = self.line.allowance()
+        if allowance != self.gettimeout():  # setting it is a system call, and this is once a delta
+            self.settimeout(allowance)
 
 
 class _PlainSocket(_Clocked):

@@ -36,7 +36,12 @@ def sse(chunks: Iterable[bytes], *, max_event: int = MAX_EVENT) -> Iterator[SseE
     try:
         yield from SSEClient(_whole_events(chunks, max_event)).events()
     except UnicodeDecodeError:
-        raise TransportError("The answer's text is not valid UTF-8.", kind="encoding") from None
+        raise TransportError(
+            "The answer's text is not valid UTF-8.",
+            remedy="Something between here and the server may damage it: try again.",
+            kind="encoding",
+            retryable=True,
+        ) from None
 
 
 def _whole_events(chunks: Iterable[bytes], max_event: int) -> Iterator[bytes]:
@@ -56,7 +61,8 @@ def _whole_events(chunks: Iterable[bytes], max_event: int) -> Iterator[bytes]:
             first = False
         if len(pending) > max_event:
             raise TransportError(
-                f"The answer holds an event of more than {max_event / (1 << 20):g} MB.",
+                f"The answer holds an event of more than {max_event / (1 << 20):.3g} MB.",
+                remedy="That is no stream a model writes: check the address.",
                 kind="too_large",
             )
     if pending:

@@ -95,18 +95,16 @@ def _wrap_wide(line: str, columns: int) -> list[str]:
         cells = width(cluster)
         if cells > columns:
             cluster, cells = ELLIPSIS, 1
-        if used + cells > columns:
-            if cluster == " ":
-                best = len(taken)
-            keep = best or len(taken)
+        while taken and used + cells > columns:
+            keep = len(taken) if cluster == " " or not best else best
             lines.append("".join(taken[:keep]).rstrip(" "))
             taken = clusters("".join(taken[keep:]).lstrip(" "))
             used = sum(map(width, taken))
             best = 0
-            if cluster == " " and not taken:
-                continue
-        if taken and (cells > 1 or (cluster == " " and "".join(taken).strip(" "))):
-            best = len(taken)
+        if cluster == " " and lines and not taken:
+            continue
+        if cells > 1 or (cluster == " " and "".join(taken).strip(" ")):
+            best = len(taken)  # before a word's end or a wide character
         taken.append(cluster)
         used += cells
         if cells > 1:

@@ -231,7 +231,10 @@ def _line(columns: int, *spans: Span) -> Line:
             kept.pop()
             used = width(rest)
     if used < columns:
-        kept.append(("", " " * (columns - used)))
+        text, pad = "".join(text for _, text in kept), " " * (columns - used)
+        while width(text + pad) < columns:  # some scripts' last letters draw a space in
+            pad += " "
+        kept.append(("", pad))
     return tuple(kept)
 
 

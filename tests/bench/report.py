@@ -1,0 +1,147 @@
+"""The table: each figure beside the floor's, their ratio, the goal, and how it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tests.bench.measures import BURST, CHAIN, PACED, PEOPLE, REST_SECONDS, TURNS
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A figure by its name. `goal` is what it must stay below, None where there is none."""
+
+    name: str
+    label: str
+    unit: str
+    goal: float | None = None
+    digits: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Figures that one method yields."""
+
+    title: str
+    method: str
+    rows: tuple[Row, ...]
+
+
+GROUPS = (
+    Group(
+        "Start",
+        "from the start of `oxydra-runner start --detach` to the first 200 of /readyz, asked for as "
+        "soon as the port is bound",
+        (Row("ready_s", "start to ready", "s", 0.6, 2),),
+    ),
+    Group(
+        "Rest",
+        f"/proc/PID/status and stat over {REST_SECONDS:g} s, 2 s after a start; the last one after "
+        "everything else here",
+        (
+            Row("rest_rss_mb", "guest RSS", "MB", 50),
+            Row("rest_cpu_ms", "guest CPU in 5 s", "ms", 1, 0),
+            Row("rest_wakeups", "guest wake-ups in 5 s", "", None, 0),
+            Row("rest_runner_rss_mb", "runner RSS", "MB"),
+            Row("rest_runner_cpu_ms", "runner CPU in 5 s", "ms", None, 0),
+            Row("rest_runner_wakeups", "runner wake-ups in 5 s", "", None, 0),
+            Row("used_rss_mb", "guest RSS after the crowd", "MB"),
+        ),
+    ),
+    Group(
+        "A turn",
+        f"{TURNS} turns with an answer of one delta, one after another in one session; nothing is "
+        "subtracted. Message to request: from before the client's send to the first byte of the "
+        "model call. Bytes are the body's",
+        (
+            Row("turn_cpu_ms", "guest CPU a turn", "ms", 10),
+            Row("request_out_ms", "message in to request out", "ms", 10),
+            Row("first_request_bytes", "first request", "bytes", 12_000, 0),
+        ),
+    ),
+    Group(
+        f"The loop, {CHAIN} calls",
+        f"one turn in which the model calls file_list {CHAIN} times, one call an answer. Wall: from "
+        "the last byte of an answer to the first of the next request, tool, journal and history "
+        "included",
+        (
+            Row("trip_cpu_ms", "guest CPU a round trip", "ms", 4, 2),
+            Row("trip_first_ms", "wall, first 5 calls", "ms", None, 2),
+            Row("trip_last_ms", "wall, last 5 calls", "ms", None, 2),
+        ),
+    ),
+    Group(
+        "Streaming",
+        f"one answer of {BURST} deltas as fast as they go, one of {PACED} deltas 2 ms apart, where "
+        "each wakes its readers; each is one frame to the client",
+        (
+            Row("burst_cpu_ms", "guest CPU per 1,000 deltas", "ms", 25),
+            Row("paced_cpu_ms", "the same, 2 ms apart", "ms"),
+        ),
+    ),
+    Group(
+        "Commands",
+        "user and system time of the process; the bytecode is there already. Import: everything an "
+        "agent guest imports, and for the floor its two packages",
+        (
+            Row("help_cpu_s", "oxydra-runner --help, CPU", "s", 0.15, 3),
+            Row("python_cpu_s", "Python alone, for comparison", "s", None, 3),
+            Row("import_cpu_ms", "import, CPU", "ms", 300, 0),
+            Row("import_rss_mb", "import, RSS", "MB", 50),
+        ),
+    ),
+    Group(
+        f"A crowd of {PEOPLE}",
+        f"{PEOPLE} sessions, each with a connection, send at once; each answer has 200 deltas 20 ms "
+        "apart (ideal 4.0 s). Lag: from the delta's stamp in the model server to its frame in the "
+        "client. The floor: a thread each, without a daemon between",
+        (
+            Row("crowd_s", "first message to last answer", "s", 4.3, 2),
+            Row("crowd_lag_p50_ms", "delta lag p50", "ms"),
+            Row("crowd_lag_p99_ms", "delta lag p99", "ms", 60),
+            Row("crowd_cpu_ms", "guest CPU", "ms", None, 0),
+        ),
+    ),
+)
+
+
+def table(ours: Mapping[str, float], floor: Mapping[str, float]) -> str:
+    """The figures there are, in Markdown."""
+    lines = ["| | Oxydra | floor | ratio | goal |", "|---|--:|--:|--:|--:|"]
+    for group in GROUPS:
+        rows = [row for row in group.rows if row.name in ours]
+        if rows:
+            lines.append(f"| **{group.title}** | | | | |")
+        for row in rows:
+            cells = (row.label, _value(ours, row), _value(floor, row), _ratio(ours, floor, row))
+            lines.append(f"| {' | '.join(cells)} | {_goal(ours[row.name], row)} |")
+    return "\n".join(lines)
+
+
+def methods(ours: Mapping[str, float]) -> str:
+    """How the figures that there are were measured."""
+    return "\n".join(
+        f"- {group.title}: {group.method}."
+        for group in GROUPS
+        if any(row.name in ours for row in group.rows)
+    )
+
+
+def _value(figures: Mapping[str, float], row: Row) -> str:
+    if row.name not in figures:
+        return ""
+    return f"{figures[row.name]:,.{row.digits}f} {row.unit}".strip()
+
+
+def _ratio(ours: Mapping[str, float], floor: Mapping[str, float], row: Row) -> str:
+    if not floor.get(row.name):
+        return ""
+    return f"{ours[row.name] / floor[row.name]:.1f}"
+
+
+def _goal(value: float, row: Row) -> str:
+    if row.goal is None:
+        return ""
+    verdict = "" if value < row.goal else " **missed**"
+    return f"< {row.goal:,g} {row.unit}".strip() + verdict

@@ -1,0 +1,373 @@
+"""The programs as a person runs them: init, start, ask, status, stop, and what goes wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.conftest import ROOT, eventually
+
+RUNNER = str(ROOT / "bin" / "oxydra-runner")
+SCRIPT = "[[script %s]]"
+
+
+class Home:
+    """A person's home with a configuration, and the daemons started in it."""
+
+    def __init__(self, path):
+        self.path = path
+        self.folder = path / ".oxydra"
+        self.config = self.folder / "runner.toml"
+        self.env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(path),
+            "LANG": "C.UTF-8",
+        }
+
+    def run(self, *arguments, code=0, program=RUNNER, **options):
+        """Run a command to its end; returns what it printed on stdout."""
+        done = self.command(*arguments, program=program, **options)
+        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+        return done.stdout
+
+    def command(self, *arguments, program=RUNNER, **options):
+        options.setdefault("stdin", subprocess.DEVNULL if "input" not in options else None)
+        if options["stdin"] is None:
+            del options["stdin"]
+        return subprocess.run(
+            [sys.executable, program, *(arguments if program != RUNNER else self.at(arguments))],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=self.path,
+            env=self.env,
+            **options,
+        )
+
+    def at(self, arguments):
+        return ("--config", str(self.config), *arguments)
+
+    def fails(self, *arguments, code=1):
+        """The one line on stderr of a command that fails, without a stack trace."""
+        done = self.command(*arguments)
+        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        (line,) = done.stderr.strip().splitlines()
+        return line
+
+    def status(self):
+        return json.loads(self.run("status", "--json"))
+
+    @property
+    def workspace(self):
+        root = self.config.read_text().split('workspace_root = "', 1)[1].split('"', 1)[0]
+        return (self.folder / os.path.expanduser(root.replace("~", str(self.path)))) / "alice"
+
+    def add(self, file, text):
+        with (self.folder / file).open("a") as out:
+            out.write(text)
+
+
+@pytest.fixture
+def home(tmp_path):
+    home = Home(tmp_path)
+    home.folder.mkdir(mode=0o700)
+    home.run("init")
+    yield home
+    done = home.command("stop")
+    assert done.returncode in (0, 2, 3), done.stderr
+
+
+@pytest.fixture
+def running(home):
+    home.run("start", "--detach")
+    return home
+
+
+def test_a_conversation_from_the_command_line(running):
+    (running.workspace / "shared" / "notes.txt").write_text("hello\n")
+    assert "notes.txt" in running.run("ask", "list the files in /shared")
+    assert "hello" in running.run("ask", "-", input="read the file /shared/notes.txt")
+    answer = running.run("ask", "what is the meaning of life?")
+    assert "no model is configured" in answer.lower()
+    assert answer.endswith("\n")
+
+
+def test_ask_in_one_session_and_as_json(running):
+    first = json.loads(running.run("ask", "list the files in /shared", "--json"))
+    session = first["session"]["session_id"]
+    second = json.loads(running.run("ask", "hello", "--json", "--session", session[:6]))
+    assert second["session"]["session_id"] == session
+    assert second["response"]["message"]["role"] == "assistant"
+    line = running.fails("ask", "hello", "--session", "nothing-like-it")
+    assert "no session" in line
+
+
+def test_status_and_stop_and_restart(running):
+    status = running.status()
+    assert (status["running"], status["healthy"], status["user_id"]) == (True, True, "alice")
+    assert status["startup_status"]["sandbox_tier"] == "process"
+    codes = [row["code"] for row in status["startup_status"]["degraded_reasons"]]
+    assert "keys_exposed" in codes and "no_model" in codes
+    assert "Keys exposed, users not separated" in running.run("status")
+    running.run("restart")
+    assert running.status()["guest_pid"] != status["guest_pid"]
+    running.run("stop")
+    assert json.loads(running.run("status", "--json", code=3)) == {
+        "user_id": "alice",
+        "running": False,
+    }
+    for command in (("status",), ("stop",), ("ask", "hi"), ("--tui",)):
+        assert "oxydra-runner start" in running.fails(*command, code=3)
+
+
+def test_health_for_cron(home):
+    health = str(ROOT / "bin" / "oxydra-health")
+    at = ("--config", str(home.config))
+    assert "alice daemon: down" in home.run(*at, program=health, code=2)
+    home.run("start", "--detach")
+    assert "alice gateway: healthy" in home.run(*at, program=health)
+    assert home.run(*at, "--quiet", program=health) == ""
+    rows = json.loads(home.run(*at, "--json", program=health))
+    assert {row["level"] for row in rows} == {"healthy"}
+
+
+def test_the_ipc_folder_is_private(running):
+    ipc = running.workspace / "ipc"
+    assert ipc.stat().st_mode & 0o777 == 0o700
+    for path in ipc.iterdir():
+        assert path.stat().st_mode & 0o077 == 0
+
+
+def test_no_secret_in_argv_environment_or_envelope(home):
+    home.env["OPENAI_API_KEY"] = "sk-canary-0123456789abcdef"
+    home.add(
+        "providers.toml",
+        '[providers.registry.local]\nprovider_type = "openai"\n'
+        'base_url = "http://127.0.0.1:9/v1"\napi_key_env = "OPENAI_API_KEY"\n',
+    )
+    (home.folder / "providers.toml").chmod(0o600)
+    home.env["OXYDRA__SELECTION__PROVIDER"] = "local"
+    home.env["OXYDRA__SELECTION__MODEL"] = "m"
+    home.run("start", "--detach")
+    status = home.status()
+    token = (home.workspace / "ipc" / "gateway-token").read_text().strip()
+    guest = f"/proc/{status['guest_pid']}"
+    if not os.path.exists(guest):
+        pytest.skip("no /proc here")
+    with open(f"{guest}/cmdline", "rb") as argv, open(f"{guest}/environ", "rb") as environ:
+        seen = argv.read() + environ.read()
+    with open(f"/proc/{status['runner_pid']}/cmdline", "rb") as argv:
+        seen += argv.read()
+    logs = b"".join(p.read_bytes() for p in (home.workspace / "logs").iterdir())
+    for secret in (b"sk-canary", token.encode()):
+        assert secret not in seen
+        assert secret not in logs
+    line = home.fails("ask", "hello")
+    assert "127.0.0.1:9" in line and "sk-canary" not in line
+
+
+def test_a_killed_guest_is_started_again_and_nothing_is_lost(running):
+    session = json.loads(running.run("ask", "hello", "--json"))["session"]["session_id"]
+    for _ in range(3):
+        before = running.status()
+        os.kill(before["guest_pid"], signal.SIGKILL)
+        eventually(
+            lambda pid=before["guest_pid"]: (
+                running.command("status", "--json").returncode == 0
+                and running.status()["guest_pid"] not in (0, pid)
+            ),
+            timeout=20,
+        )
+    status = running.status()
+    assert status["guest_restarts"] == 3
+    assert "SIGKILL" in status["last_guest_end"]
+    again = json.loads(running.run("ask", "hello", "--json", "--session", session))
+    assert again["session"]["session_id"] == session
+
+
+def test_a_turn_survives_kill_9_of_everything(running):
+    """The turn edits a file, which must happen once, and then speaks; all is killed meanwhile."""
+    edit = {"path": "/shared/one.txt", "old": "a", "new": "aa"}
+    steps = [
+        {"tool": "file_edit", "arguments": edit},
+        {"text": "thinking ", "delay_ms": 1500},
+    ]
+    one = running.workspace / "shared" / "one.txt"
+    one.write_text("a")
+    status = running.status()
+    asking = subprocess.Popen(
+        [sys.executable, RUNNER, *running.at(("ask", SCRIPT % json.dumps(steps), "--json"))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=running.env,
+        text=True,
+    )
+    eventually(lambda: one.read_text() == "aa", timeout=20)
+    for pid in (status["runner_pid"], status["guest_pid"]):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    running.run("start", "--detach")
+    out, err = asking.communicate(timeout=60)
+    assert asking.returncode == 0, (out, err)
+    assert "thinking" in json.loads(out)["response"]["message"]["content"]
+    assert one.read_text() == "aa"
+
+
+def test_a_killed_runner_takes_its_guest_along(running):
+    status = running.status()
+    os.kill(status["runner_pid"], signal.SIGKILL)
+
+    def gone():
+        try:
+            with open(f"/proc/{status['guest_pid']}/stat") as stat:
+                return stat.read().rsplit(")", 1)[1].split()[0] == "Z"
+        except FileNotFoundError:
+            return True
+
+    eventually(gone, timeout=20)
+    running.run("start", "--detach")
+    assert running.status()["healthy"]
+
+
+def test_two_daemons_for_one_user(running):
+    before = running.status()
+    line = running.fails("start", "--detach")
+    assert "already running for alice" in line
+    line = running.fails("start")
+    assert "already running for alice" in line
+    assert running.status()["guest_pid"] == before["guest_pid"]
+
+
+def test_an_occupied_port(home):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        home.env["OXYDRA__GATEWAY__PORT"] = str(port)
+        line = home.fails("start", "--detach")
+        assert str(port) in line and "[gateway] port" in line
+    home.run("start", "--detach")
+    endpoint = (home.workspace / "ipc" / "gateway-endpoint").read_text().strip()
+    assert endpoint == f"ws://127.0.0.1:{port}/ws"
+
+
+def test_what_a_dead_daemon_left_behind_is_no_obstacle(home):
+    home.run("start", "--detach")
+    home.run("stop")
+    ipc = home.workspace / "ipc"
+    dead = socket.socket(socket.AF_UNIX)
+    os.chdir(ipc)  # the name fits a socket address only relatively
+    dead.bind("runner-control.sock")
+    os.chdir("/")
+    dead.close()
+    (ipc / "gateway-endpoint").write_text("ws://127.0.0.1:9/ws\n")
+    assert "oxydra-runner start" in home.fails("status", code=3)
+    assert "127.0.0.1:9" in home.fails("ask", "hi", code=3)
+    home.run("start", "--detach")
+    assert home.status()["healthy"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "what"),
+    [
+        ("agent.toml", "[selectoin]\nmodel = 1\n", "selection"),
+        ("agent.toml", "broken = \n", "agent.toml:"),
+        ("runner.toml", "[users.bob]\nconfig_pth = 'x'\n", "config_path"),
+        ("agent.toml", "[runtime]\nmax_turns = 'many'\n", "max_turns"),
+    ],
+)
+def test_a_broken_configuration_starts_nothing(home, file, text, what):
+    home.add(file, "\n" + text)
+    line = home.fails("start", "--detach", code=2)
+    assert what in line and file in line
+    assert home.fails("restart", code=2) == line
+
+
+def test_a_missing_configuration(home):
+    home.config = home.folder / "nothing.toml"
+    assert "oxydra-runner init" in home.fails("start", code=2)
+
+
+def test_a_damaged_database_says_so_and_is_left_alone(home):
+    home.run("start", "--detach")
+    home.run("stop")
+    database = home.workspace / "internal" / "oxydra.db"
+    for extra in ("-wal", "-shm"):
+        (database.parent / (database.name + extra)).unlink(missing_ok=True)
+    database.write_bytes(b"garbage" * 1000)
+    line = home.fails("start", "--detach")
+    assert "damaged" in line
+    assert database.read_bytes() == b"garbage" * 1000
+
+
+def test_in_the_foreground_until_a_signal(home):
+    process = subprocess.Popen(
+        [sys.executable, RUNNER, *home.at(("start",))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=home.env,
+        text=True,
+    )
+    assert "ready at ws://127.0.0.1:" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+
+
+def test_the_pages_answer_without_a_token(running):
+    address = urlsplit(running.status()["gateway_endpoint"])
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
+    connection.request("GET", "/readyz")
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_keys_are_kept_privately(home):
+    assert "kept in" in home.run("key", "set", "OPENAI_API_KEY", input="sk-test-123456\n")
+    assert home.run("key", "list").split() == ["OPENAI_API_KEY"]
+    kept = home.path / ".config" / "oxydra" / "keys" / "OPENAI_API_KEY"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert "sk-test" not in home.run("config", "explain")
+    home.run("key", "remove", "OPENAI_API_KEY")
+    assert home.run("key", "list") == ""
+
+
+def test_config_explain_and_catalog_show(home):
+    assert "selection.provider" in home.run("config", "explain")
+    rows = json.loads(home.run("config", "explain", "--json"))
+    assert any(row["key"] == "runtime.max_turns" for row in rows)
+    models = json.loads(home.run("catalog", "show", "--provider", "openai", "--json"))
+    assert all(model["provider"] == "openai" for model in models)
+    assert "context" in home.run("catalog", "show")
+
+
+def test_many_askers_at_once(running):
+    answers = []
+
+    def one(number):
+        answers.append(running.command("ask", f"hello {number}"))
+
+    askers = [threading.Thread(target=one, args=(n,)) for n in range(6)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert [a.returncode for a in answers] == [0] * 6
+
+
+def test_usage_errors(home):
+    done = home.command("ask")
+    assert done.returncode == 2
+    done = home.command("no-such-command")
+    assert done.returncode == 2
+    assert "empty" in home.fails("ask", "  ", code=2)
