@@ -133,9 +133,6 @@ class Completed:
     usage: Usage
 
 
-StreamEvent: TypeAlias = TextDelta | ReasoningDelta | Completed
-
-
 @dataclass(frozen=True, slots=True)
 class ReasoningOption:
     """One way in which a model's reasoning can be set: switched (`toggle`), by one of `values`
@@ -222,6 +219,31 @@ def _priced(row: Json) -> Json:
 
 
 @dataclass(frozen=True, slots=True)
+class Retrying:
+    """The stream broke off and begins anew: what it has said so far is void. `attempt` is the
+    number of the coming attempt, `reason` a sentence, `wait_seconds` how long it is waited before.
+    """
+
+    attempt: int
+    reason: str
+    wait_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FellBack:
+    """Another model answers from here on: what the stream has said so far is void. `provider` is
+    its name, `reason` a sentence about why those before it do not answer.
+    """
+
+    provider: str
+    model: ModelSpec
+    reason: str
+
+
+StreamEvent: TypeAlias = TextDelta | ReasoningDelta | Retrying | FellBack | Completed
+
+
+@dataclass(frozen=True, slots=True)
 class ToolSpec:
     """What a model is told of a tool. `parameters` is a JSON Schema object."""
 
@@ -233,7 +255,8 @@ class ToolSpec:
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
     """One call of a model. `messages` starts with the system message; `session_id` serves
-    prompt-cache routing only; past `deadline` the stream raises `ProviderError`.
+    prompt-cache routing only; past `deadline` the stream raises `ProviderError`. `reasoning` is the
+    effort asked for (`off`, `low`, `medium`, `high`, …), "" the model's own.
     """
 
     model: ModelSpec
@@ -241,6 +264,7 @@ class ModelRequest:
     tools: Sequence[ToolSpec] = ()
     session_id: str = ""
     deadline: Deadline = field(default_factory=lambda: Deadline.after(None))
+    reasoning: str = ""
 
 
 class Provider(Protocol):

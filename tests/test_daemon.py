@@ -282,7 +282,7 @@ def test_what_a_dead_daemon_left_behind_is_no_obstacle(home):
         ("agent.toml", "[selectoin]\nmodel = 1\n", "selection"),
         ("agent.toml", "broken = \n", "agent.toml:"),
         ("runner.toml", "[users.bob]\nconfig_pth = 'x'\n", "config_path"),
-        ("agent.toml", "[runtime]\nmax_turns = 'many'\n", "max_turns"),
+        ("users/alice.toml", "[credential_refs]\nopenai = 'sk-abc'\n", "credential_refs"),
     ],
 )
 def test_a_broken_configuration_starts_nothing(home, file, text, what):
@@ -290,6 +290,12 @@ def test_a_broken_configuration_starts_nothing(home, file, text, what):
     line = home.fails("start", "--detach", code=2)
     assert what in line and file in line
     assert home.fails("restart", code=2) == line
+
+
+def test_a_broken_variable_starts_nothing(home):
+    home.env["OXYDRA__RUNTIME__MAX_TURNS"] = "many"
+    line = home.fails("start", "--detach", code=2)
+    assert "OXYDRA__RUNTIME__MAX_TURNS" in line
 
 
 def test_a_missing_configuration(home):

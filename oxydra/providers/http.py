@@ -8,6 +8,7 @@ the request before it.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -58,6 +59,20 @@ class HttpProvider(ABC):
     ) -> bytes:
         """The request's body, the messages last in it."""
 
+    def encode_request(
+        self, request: ModelRequest, history: Sequence[Message], tools: Sequence[bytes]
+    ) -> bytes:
+        """The request's body from its repaired history: what a wire overrides whose messages look
+        different beside others, or to another model.
+        """
+        return self.encode_body(request, [self._encoded(message) for message in history], tools)
+
+    def refused(
+        self, request: ModelRequest, status: int, headers: Mapping[str, str], body: str
+    ) -> ProviderError:
+        """The error that an HTTP status other than 200 stands for; `body` is what came with it."""
+        return failures.from_response(self.settings, request.model.id, status, headers, body)
+
     @abstractmethod
     def decode(
         self, stream: HttpStream, request: ModelRequest
@@ -74,9 +89,7 @@ class HttpProvider(ABC):
         try:
             with self.transport.open(self._post(request), token) as stream:
                 if stream.status != 200:
-                    raise failures.from_response(
-                        self.settings, model, stream.status, stream.headers, stream.text()
-                    )
+                    raise self.refused(request, stream.status, stream.headers, stream.text())
                 if failures.login_page(stream.headers):
                     raise failures.web_page(self.settings, model, stream.status)
                 completed = yield from self.decode(stream, request)
@@ -97,9 +110,18 @@ class HttpProvider(ABC):
         """The error that the server reported inside its stream."""
         return failures.from_event(self.settings, request.model.id, error, stream.scrub)
 
+    def _parsed(self, data: str | bytes, request: ModelRequest) -> Mapping[str, Any]:
+        """A JSON object of the stream."""
+        try:
+            parsed = json.loads(data)
+        except (ValueError, RecursionError):
+            raise self.malformed(request, "sent something that is not JSON") from None
+        if not isinstance(parsed, dict):
+            raise self.malformed(request, "sent JSON that is no part of an answer")
+        return parsed
+
     def _post(self, request: ModelRequest) -> HttpRequest:
         settings = self.settings
-        messages = [self._encoded(message) for message in repair(request.messages)]
         tools = [self._encoded_tool(tool) for tool in request.tools]
         limit = Deadline.after(settings.total_timeout)
         return HttpRequest(
@@ -111,7 +133,7 @@ class HttpProvider(ABC):
                 **self.headers(),
                 **settings.extra_headers,
             },
-            self.encode_body(request, messages, tools),
+            self.encode_request(request, repair(request.messages), tools),
             credential=settings.credential,
             connect_timeout=settings.connect_timeout,
             idle_timeout=settings.idle_timeout,

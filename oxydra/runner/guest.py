@@ -11,6 +11,7 @@ import itertools
 import logging
 import queue
 import socket
+import struct
 import threading
 from collections.abc import Callable
 
@@ -23,12 +24,16 @@ from oxydra.types import Json
 log = logging.getLogger(__name__)
 
 READY_SECONDS = 30.0
+SEND_SECONDS = 2  # a guest that does not read for so long is not answering
 
 
 class Guest:
     """A running agent guest. `on_exit(how)` is called once, on a thread of this class's."""
 
     def __init__(self, stream: socket.socket, on_exit: Callable[[str], None]) -> None:
+        # The kernel's own limit on sending: a Python timeout would also end the reader's wait.
+        limit = struct.pack("ll", SEND_SECONDS, 0)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._stream = stream
         self._on_exit = on_exit
         self._process: GuestProcess | None = None
@@ -74,7 +79,6 @@ class Guest:
         self._replies[number] = reply
         try:
             with self._lock:
-                self._stream.settimeout(timeout)
                 self._stream.sendall(pack(op, {**payload, "request_id": number}))
             return reply.get(timeout=timeout)
         except (OSError, queue.Empty):
