@@ -6,15 +6,15 @@ No thread is started here.
 
 from __future__ import annotations
 
-import http.client
 import shutil
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
 
-from oxydra.errors import OxydraError
+from oxydra.errors import OxydraError, TransportError
 from oxydra.runner.control import call
 from oxydra.runner.workspace import Workspace
+from oxydra.threads import CancelToken, Deadline
+from oxydra.transport import DirectTransport, HttpRequest
 from oxydra.types import Json
 
 TIMEOUT = 3.0  # seconds for each question
@@ -64,17 +64,16 @@ def health(workspace: Workspace) -> list[Check]:
 
 
 def _gateway(user: str, endpoint: str) -> Check:
-    address = urlsplit(endpoint)
-    connection = http.client.HTTPConnection(
-        address.hostname or "", address.port or 0, timeout=TIMEOUT
-    )
+    page = "http://" + endpoint.removeprefix("ws://").removesuffix("/ws") + "/readyz"
+    request = HttpRequest("GET", page, deadline=Deadline.after(TIMEOUT))
+    transport = DirectTransport()
     try:
-        connection.request("GET", "/readyz")
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        return Check(user, "gateway", "down", f"The gateway does not answer: {error}.")
+        with transport.open(request, CancelToken()) as answer:
+            status = answer.status
+    except TransportError as error:
+        return Check(user, "gateway", "down", f"The gateway does not answer. {error}")
     finally:
-        connection.close()
+        transport.close()
     if status != 200:
         return Check(user, "gateway", "degraded", f"The gateway answers {status}.")
     return Check(user, "gateway", "healthy")

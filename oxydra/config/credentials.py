@@ -20,35 +20,23 @@ from typing import TYPE_CHECKING, Protocol
 
 from oxydra.config import files
 from oxydra.config.load import Config, Source
-from oxydra.config.schema import ProviderConfig, SelectionConfig
+from oxydra.config.schema import (
+    BASE_URLS,
+    CATALOG_PROVIDERS,
+    GENERIC_VARIABLE,
+    VARIABLES,
+    ProviderConfig,
+    SelectionConfig,
+)
 from oxydra.errors import ConfigError
 
 if TYPE_CHECKING:  # importing it takes longer than the rest of this package
     from oxydra.types import ModelSpec
 
-BASE_URLS = {
-    "openai": "https://api.openai.com/v1",
-    "openai_responses": "https://api.openai.com/v1",
-    "anthropic": "https://api.anthropic.com",
-    "gemini": "https://generativelanguage.googleapis.com",
-    "offline": "",
-}
-VARIABLES = {
-    "openai": "OPENAI_API_KEY",
-    "openai_responses": "OPENAI_API_KEY",
-    "anthropic": "ANTHROPIC_API_KEY",
-    "gemini": "GEMINI_API_KEY",
-}
-CATALOG_PROVIDERS = {
-    "openai": "openai",
-    "openai_responses": "openai",
-    "anthropic": "anthropic",
-    "gemini": "google",
-}
-GENERIC_VARIABLE = "API_KEY"
 AUTO_ORDER = ("openai", "anthropic", "gemini")
 LOCAL = "ollama"  # gets only a key that names it: what is in the environment is not meant for it
 OFFLINE = "offline"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COMMAND_SECONDS = 10.0
 MAX_KEY = 16 << 10
 
@@ -277,16 +265,24 @@ class Models(Protocol):
 
 
 def answers(url: str) -> bool:
-    """Whether something listens at a URL's host and port: a TCP connection within 0.2 s."""
+    """Whether something on this machine listens at a URL's port: a TCP connection within 0.2 s.
+
+    False for every other host: what leaves the machine goes through the transport.
+    """
     import socket
     from urllib.parse import urlsplit
 
     parts = urlsplit(url)
+    if parts.hostname not in LOOPBACK:
+        return False
+    family = socket.AF_INET6 if ":" in parts.hostname else socket.AF_INET
     try:
-        with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=0.2):
-            return True
+        with socket.socket(family) as sock:
+            sock.settimeout(0.2)
+            sock.connect((parts.hostname, parts.port or 80))
     except OSError:
         return False
+    return True
 
 
 def select(

@@ -30,7 +30,9 @@ from oxydra.config.check import (
 from oxydra.config.lines import KeyPath, key_lines
 from oxydra.config.schema import (
     BUILT_IN_PROVIDERS,
+    GENERIC_VARIABLE,
     TIERS,
+    VARIABLES,
     AgentConfig,
     RunnerConfig,
     Section,
@@ -504,8 +506,6 @@ def _check_provider(values: Values, path: KeyPath, name: str, agent: AgentConfig
 
 def _check_shell(config: Config) -> None:
     """A command that the model wrote must not find a key in its environment."""
-    from oxydra.config.credentials import GENERIC_VARIABLE, VARIABLES
-
     secret = {GENERIC_VARIABLE, *VARIABLES.values(), config.agent.tools.web_search.api_key_env}
     secret |= {entry.api_key_env for entry in config.agent.providers.registry.values()}
     secret |= {ref.partition(":")[2] for ref in config.user.credential_refs.values()}

@@ -476,3 +476,24 @@ BUILT_IN_PROVIDERS: dict[str, dict[str, str]] = {
     "ollama": {"provider_type": "openai", "base_url": "http://127.0.0.1:11434/v1"},
     "offline": {"provider_type": "offline"},
 }
+
+BASE_URLS = {  # the types' own services
+    "openai": "https://api.openai.com/v1",
+    "openai_responses": "https://api.openai.com/v1",
+    "anthropic": "https://api.anthropic.com",
+    "gemini": "https://generativelanguage.googleapis.com",
+    "offline": "",
+}
+VARIABLES = {  # where their keys usually are
+    "openai": "OPENAI_API_KEY",
+    "openai_responses": "OPENAI_API_KEY",
+    "anthropic": "ANTHROPIC_API_KEY",
+    "gemini": "GEMINI_API_KEY",
+}
+CATALOG_PROVIDERS = {  # what the catalog calls them
+    "openai": "openai",
+    "openai_responses": "openai",
+    "anthropic": "anthropic",
+    "gemini": "google",
+}
+GENERIC_VARIABLE = "API_KEY"

@@ -30,7 +30,8 @@ class ProviderSettings:
     `credential` names the key that the transport adds, "" for a server without one; `key_source` is
     where a person finds that key, for error messages (`OPENAI_API_KEY`). `base_url` is the type's
     own service if empty. Timeouts are seconds: `idle_timeout` is the longest silence,
-    `total_timeout` bounds one call whatever the server does. `script` is for the offline provider.
+    `total_timeout` bounds one call whatever the server does. `store` lets the service keep the
+    conversation, so that less of it need be sent (Responses). `script` is for the offline provider.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ProviderSettings:
     idle_timeout: float = 180.0
     total_timeout: float = 1800.0
     max_response_bytes: int = 64 << 20
+    store: bool = False
 
 
 @dataclass(slots=True)
