@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import TypeVar
 
-from oxydra import catalog
+from oxydra.catalog import priced
 from oxydra.config import RuntimeConfig
 from oxydra.errors import Cancelled, OxydraError, StoreFullError
 from oxydra.frames import message_json, usage_json
@@ -27,12 +27,14 @@ from oxydra.types import (
     CallState,
     Completed,
     Emit,
+    FellBack,
     Json,
     Message,
     ModelRequest,
     ModelSpec,
     Provider,
     ReasoningDelta,
+    Retrying,
     Session,
     TextDelta,
     ToolCall,
@@ -104,6 +106,7 @@ class Runtime:
         gate: Gate,
         tools: Sequence[ToolSpec],
         config: RuntimeConfig,
+        reasoning: str = "",
     ) -> None:
         self.store = store
         self.provider = provider
@@ -111,6 +114,7 @@ class Runtime:
         self.gate = gate
         self.tools = tools if model.tools else ()
         self.config = config
+        self.reasoning = reasoning
         self.conversations = Conversations(store)
 
     def run_turn(self, turn: Turn, token: CancelToken, emit: Emit) -> None:
@@ -233,8 +237,10 @@ class _Run:
             tools=self.runtime.tools,
             session_id=self.turn.session_id,
             deadline=self.deadline,
+            reasoning=self.runtime.reasoning,
         )
         completed: Completed | None = None
+        answering = self.runtime.model
         for event in self.runtime.provider.stream(request, self.token):
             match event:
                 case TextDelta(text):
@@ -242,11 +248,18 @@ class _Run:
                     self.emit("assistant_delta", {"delta": text})
                 case ReasoningDelta(text):
                     self.emit("reasoning_delta", {"delta": text})
+                case Retrying(attempt, reason, seconds):
+                    self.partial.clear()
+                    self._progress("retry", f"{reason} Attempt {attempt} in {seconds:.1f} s.")
+                case FellBack(provider, model, reason):
+                    self.partial.clear()
+                    answering = model
+                    self._progress("fallback", f"{reason} Asking {model.id} of {provider}.")
                 case Completed():
                     completed = event
         if completed is None:
             raise OxydraError(f"{self.runtime.provider.name} ended its stream without an answer.")
-        self.usage += catalog.priced(self.runtime.model, completed.usage)
+        self.usage += priced(answering, completed.usage)
         return completed
 
     def _run_tools(self, message: Message) -> None:

@@ -482,6 +482,12 @@ def test_a_key_that_was_written_elsewhere_too_never_reaches_a_guest(place: Place
     assert SECRET not in str(caught.value)
 
 
+def test_a_placeholder_for_a_key_may_be_any_word(place: Place) -> None:
+    place.env["OPENAI_API_KEY"] = "openai"
+    settings = place.load_local()
+    assert config.effective(settings, place.select(settings))
+
+
 def test_a_guest_is_as_strict_as_a_file(place: Place) -> None:
     settings = place.load_local()
     told = config.effective(settings, place.select(settings))

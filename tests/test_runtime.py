@@ -14,7 +14,16 @@ from oxydra.threads import SHUTDOWN, CancelToken
 from oxydra.tools.base import tool
 from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
-from oxydra.types import Message, SafetyTier, TextDelta, ToolCall, ToolContext, TurnState
+from oxydra.types import (
+    FellBack,
+    Message,
+    Retrying,
+    SafetyTier,
+    TextDelta,
+    ToolCall,
+    ToolContext,
+    TurnState,
+)
 from tests.scripted import MODEL, Scripted, calls
 
 
@@ -297,3 +306,19 @@ def test_a_call_id_that_comes_twice_in_one_step(world):
     world.runtime(Scripted(message, "ok")).run_turn(world.turn(), CancelToken(), world.emit)
     assert world.ran == ["a", "b"]
     assert world.terminal()[0] == "turn_completed"
+
+
+def test_what_is_void_after_a_retry_is_not_kept(world):
+    class Wavers(Scripted):
+        def stream(self, request, token):
+            yield TextDelta("first try")
+            yield Retrying(2, "The stream broke.", 0.5)
+            yield TextDelta("second try")
+            yield FellBack("other", MODEL, "It does not answer.")
+            yield TextDelta("third")
+            raise ProviderError("It broke again.")
+
+    world.runtime(Wavers()).run_turn(world.turn(), CancelToken(), world.emit)
+    kinds = [p["progress"]["kind"]["kind"] for t, p in world.frames if t == "turn_progress"]
+    assert kinds == ["provider_call", "retry", "fallback"]
+    assert world.store.messages(world.session.session_id)[-1].content == "third\n\n[cut off]"

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,13 +34,11 @@ from oxydra.providers.base import (
     json_bytes,
     mapping,
 )
-from oxydra.providers.http import HttpProvider
+from oxydra.providers.signed import SignedProvider
 from oxydra.providers.turns import (
     BLANK,
     Turn,
     arguments,
-    kept,
-    own,
     real_names,
     said_of,
     system_messages,
@@ -56,7 +54,7 @@ from oxydra.types import (
     Json,
     Message,
     ModelRequest,
-    Native,
+    ModelSpec,
     StreamEvent,
     ToolCall,
     ToolSpec,
@@ -80,7 +78,7 @@ _MARK = b',"cache_control":{"type":"ephemeral"}}'
 _VERSIONED = re.compile(r"/v\d+\w*$")
 
 
-class Anthropic(HttpProvider):
+class Anthropic(SignedProvider):
     """`settings.base_url` with or without its `/v1`."""
 
     wire = "anthropic"
@@ -105,7 +103,7 @@ class Anthropic(HttpProvider):
         users = [index for index, turn in enumerate(spoken) if turn.role == "user"]
         messages = []
         for index, turn in enumerate(spoken):
-            blocks = b",".join(filter(None, (self._blocks(m, request) for m in turn.messages)))
+            blocks = b",".join(filter(None, (self._blocks(m, request.model) for m in turn.messages)))
             if index in users[-2:]:
                 blocks = _marked(blocks)
             messages.append(b'{"role":"%s","content":[%s]}' % (turn.role.encode(), blocks))
@@ -148,13 +146,11 @@ class Anthropic(HttpProvider):
             encoded["description"] = tool.description
         return json_bytes({**encoded, "input_schema": tool.parameters})
 
-    def _blocks(self, message: Message, request: ModelRequest) -> bytes:
-        model = request.model.id
-        native = own(message, self.name, model, self.wire)
-        if native is None:
+    def _blocks(self, message: Message, model: ModelSpec) -> bytes:
+        parts = self.own_parts(message, model)
+        if parts is None:
             return self._encoded(message)
-        key = f"{self.wire} {self.name} {model}"
-        return kept(message, key, lambda m: b",".join(map(json_bytes, _in_order(m, native))))
+        return self.encode_own(message, model, parts, _in_order)
 
     def _thinking(self, request: ModelRequest, spoken: Sequence[Turn]) -> bytes:
         """How hard to think: adaptive with an effort where the model has that, a budget of tokens
@@ -190,8 +186,8 @@ class Anthropic(HttpProvider):
             first -= 2  # to the user's turn before the call
         if first == last:
             return True
-        native = own(spoken[first + 1].messages[0], self.name, request.model.id, self.wire)
-        return bool(native and "type" in native[0])
+        parts = self.own_parts(spoken[first + 1].messages[0], request.model)
+        return bool(parts and "type" in parts[0])
 
     # -------------------------------------------------------------------------------- the answer
 
@@ -233,15 +229,10 @@ class Anthropic(HttpProvider):
         if answer.finish is None and answer.empty:
             raise self.malformed(request, "ended its answer without saying anything")
         answer.usage = _usage(usage)
-        return answer.completed(request.messages, self._native(blocks.values(), answer, request))
-
-    def _native(
-        self, blocks: Iterable[_Block], answer: Assembly, request: ModelRequest
-    ) -> Native | None:
-        native = [part for block in blocks if (part := block.native(answer))]
-        if not any("type" in part for part in native):
-            return None
-        return Native(self.name, request.model.id, {self.wire: native})
+        parts = [part for block in blocks.values() if (part := block.part(answer))]
+        signed = any("type" in part for part in parts)
+        native = self.keep_parts(request.model, parts) if signed else None
+        return answer.completed(request.messages, native)
 
 
 @dataclass(slots=True)
@@ -293,7 +284,7 @@ class _Block:
         self.text.append(piece)
         return answer.reasoning(piece)
 
-    def native(self, answer: Assembly) -> Json | None:
+    def part(self, answer: Assembly) -> Json | None:
         """What must go back of this block, or its place; None if there is nothing of it."""
         match self.start.get("type"):
             case "thinking" if signature := "".join(self.signature):
@@ -325,27 +316,28 @@ def _marked(blocks: bytes) -> bytes:
     return blocks[:-1] + _MARK
 
 
-def _in_order(message: Message, native: Sequence[Json]) -> list[Json]:
+def _in_order(message: Message, parts: Sequence[Json]) -> bytes:
     """The blocks of an assistant's message as its model wrote them, the thinking unchanged."""
     calls = [_call_block(call) for call in message.tool_calls]
-    texts = [part["text"] for part in native if "text" in part]
-    if sum(texts) != len(message.content) or sum("call" in part for part in native) != len(calls):
-        # the message was changed since: what was thought comes first
-        thoughts = [part for part in native if "type" in part]
-        return [*thoughts, *_text_blocks(message.content), *calls]
+    lengths = [part["text"] for part in parts if "text" in part]
+    called = [part["call"] for part in parts if "call" in part]
     blocks: list[Json] = []
-    at = 0
-    for part in native:
-        if "call" in part:
-            blocks.append(calls[part["call"]])
-        elif "type" in part:
-            blocks.append(part)
-        else:
-            blocks += _text_blocks(message.content[at : at + part["text"]])
-            at += part["text"]
+    if sum(lengths) == len(message.content) and called == list(range(len(calls))):
+        at = 0
+        for part in parts:
+            if "type" in part:
+                blocks.append(part)
+            elif "call" in part:
+                blocks.append(calls[part["call"]])
+            else:
+                blocks += _text_blocks(message.content[at : at + part["text"]])
+                at += part["text"]
+    else:  # the message was changed since
+        thoughts = [part for part in parts if "type" in part]
+        blocks = [*thoughts, *_text_blocks(message.content), *calls]
     while blocks and blocks[-1]["type"] in THOUGHTS:  # the wire takes none at the end
         blocks.pop()
-    return blocks
+    return b",".join(map(json_bytes, blocks))
 
 
 def _text_blocks(text: str) -> list[Json]:

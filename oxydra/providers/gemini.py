@@ -96,3 +96,37 @@ FAILED = (  # what was written is of no use, but another attempt may be
 UNSIGNED = "skip_thought_signature_validator"
 _SIGNING = re.compile(r"(models/)?gemini-([3-9]|\d\d)\b")
 _VERSIONED = re.compile(r"/v\d+\w*$")
+
+
+class Gemini(SignedProvider):
+    """`settings.base_url` with or without its version segment."""
+
+    wire = "gemini"
+
+    def url(self, request: ModelRequest) -> str:
+        return model_url(self.settings.base_url, request.model.id)
+
+    # ------------------------------------------------------------------------------- the request
+
+    def encode_request(
+        self, request: ModelRequest, history: Sequence[Message], tools: Sequence[bytes]
+    ) -> bytes:
+        abilities.check_attachments(self.name, request.model, history, IMAGES)
+        model = request.model
+        contents: list[bytes] = []
+        with_ids: set[str] = set()  # calls whose ids are the API's own
+        for turn in turns(history):
+            for role, said in _contents(turn):
+                parts = []
+                for message in said:
+                    own = self.own_parts(message, model)
+                    if own is not None:
+                        parts.append(self.encode_own(message, model, own, _in_order(model)))
+                        calls = message.tool_calls
+                        with_ids.update(c.id for c, part in zip(calls, _calls(own)) if part["id"])
+                    elif message.role == "assistant":
+                        parts.append(self._encoded_for(message, model))
+                    else:
+                        ...
+                contents.append(b'{"role":"%s","parts":[%s]}' % (role, b",".join(parts)))
+        return b""

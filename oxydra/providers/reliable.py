@@ -165,14 +165,15 @@ class Reliable:
         story: list[str] = []  # why each choice so far does not answer
         for choice in self._in_turn(request, story):
             if choice is not self.choices[0]:
-                log.warning("%s takes over: %s", choice, " ".join(story))
-                yield FellBack(choice.provider.name, choice.model, " ".join(story))
+                log.warning("%s takes over: %s", choice, _told(story))
+                yield FellBack(choice.provider.name, choice.model, _told(story))
             error = yield from self._ask(choice, request, token)
             if error is None:
                 return
             failures.append(error)
             story.append(error.message)
-            if error.code not in PASSED_ON or request.deadline.expired:
+            unable = error.code == "unsupported" and choice is not self.choices[0]
+            if request.deadline.expired or not (unable or error.code in PASSED_ON):
                 break
         raise _outcome(failures, story)
 
@@ -225,12 +226,12 @@ class Reliable:
                     yield event
             return None
         except ProviderError as error:
-            if error.code not in PASSED_ON or error.code == "model_not_found":
-                circuit.answered()  # it refused, but that was its answer
-            else:
+            if error.code in PASSED_ON and error.code != "model_not_found":
                 rest = min(error.retry_after or 0.0, LONGEST_REST)
                 trip = error.code in ("provider_auth", "quota") or rest > self._longest
                 circuit.failed(error.message, trip=trip, rest=rest)
+            elif error.status:
+                circuit.answered()  # it refused, but that was its answer
             return error
         finally:
             circuit.released()
@@ -269,12 +270,13 @@ def _outcome(failures: Sequence[ProviderError], story: Sequence[str]) -> Provide
     """What to raise after `failures`: what all said, with the first one's remedy and code; a
     failure that ended the matter comes last and gives both.
     """
-    told = failures[-1] if failures[-1].code not in PASSED_ON else failures[0]
+    decisive = failures[-1].code not in (*PASSED_ON, "unsupported")
+    told = failures[-1] if decisive else failures[0]
     waits = [error.retry_after for error in failures if error.retry_after is not None]
     if len(story) == 1 and not waits:
         return told
     return ProviderError(
-        " ".join(story),
+        _told(story),
         remedy=f"Try again in {_span(min(waits))}." if waits else told.remedy,
         provider=told.provider,
         model=told.model,
@@ -283,6 +285,10 @@ def _outcome(failures: Sequence[ProviderError], story: Sequence[str]) -> Provide
         retry_after=min(waits, default=None),
         code=told.code,
     )
+
+
+def _told(story: Sequence[str]) -> str:
+    return " ".join(dict.fromkeys(story))
 
 
 def _span(seconds: float) -> str:

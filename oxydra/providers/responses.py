@@ -48,7 +48,6 @@ from oxydra.types import (
     ModelSpec,
     Native,
     StreamEvent,
-    ToolCall,
     ToolSpec,
     Usage,
 )
@@ -174,10 +173,12 @@ class Responses(HttpProvider):
     def _item(self, message: Message, model: str) -> bytes:
         if message.native is None:
             return self._encoded(message)
-        items = _faithful(message, self._native(message, model).get("items"))
-        return kept(
-            message, self._own(model), lambda m: _joined(items) if items else self._encoded(m)
-        )
+
+        def spelt(message: Message) -> bytes:
+            items = _faithful(message, self._native(message, model).get("items"))
+            return _joined(items) if items else self._encoded(message)
+
+        return kept(message, self._own(model), spelt)
 
     def _own(self, model: str) -> str:
         """The key in `Message.wire` of what only this provider and `model` understand."""
@@ -200,8 +201,9 @@ class Responses(HttpProvider):
         for at in range(len(history) - 2, start, -1) if self.settings.store else ():
             native = self._native(history[at], request.model.id)
             if identity := native.get("response"):
-                as_it_was = any(history[at] is message for message in request.messages)
-                if as_it_was and native.get("after") == self._digest(request, history[:at]):
+                called = [call.id for call in history[at].tool_calls]
+                before = self._digest(request, history[:at])
+                if (native.get("after"), native.get("calls")) == (before, called):
                     return str(identity), at + 1 - start
                 break
         return "", 0
@@ -215,14 +217,17 @@ class Responses(HttpProvider):
 
     def _simpler(self, request: ModelRequest, error: ProviderError) -> ModelRequest | None:
         """`request` with less state, if what it carries may be why it was refused."""
-        if error.status not in (400, 404) or error.code == "context_overflow":
+        chained, _ = self._chained(request, repair(request.messages))
+        if error.code == "context_overflow" or not (
+            error.status == 400 or (error.status == 404 and chained)
+        ):
             return None
-        kept = "items" if self._chained(request, repair(request.messages))[0] else ""
+        stays = "items" if chained else ""
         changed = False
         messages = []
         for message in request.messages:
             native = self._native(message, request.model.id)
-            fewer = {name: value for name, value in native.items() if name == kept}
+            fewer = {name: value for name, value in native.items() if name == stays}
             if message.native is not None and native and len(fewer) < len(native):
                 changed = True
                 # the encoded forms stay: those with and without native parts have keys of their own
@@ -265,18 +270,22 @@ class Responses(HttpProvider):
             raise self._failed(stream, request, answer.response.get("error"))
         if not answer.ended:
             raise self.malformed(request, "broke its answer off before its end")
+        called = [call.id for call in answer.calls]
+        names = real_names(request.tools)
+        for call in answer.calls:
+            call.name = names.get(call.name, call.name)
         completed = answer.completed(request.messages)
-        message = completed.message
-        data = {}
-        if items := _faithful(message, answer.items_to_keep()):
+        data: Json = {}
+        if items := _faithful(completed.message, answer.items_to_keep()):
             data["items"] = items
-        if self.settings.store and answer.ended == ENDS[0] and answer.calls_are(message.tool_calls):
-            data["response"] = answer.response.get("id")
+        if self.settings.store and answer.ended == ENDS[0] and answer.response.get("id"):
+            data["response"] = answer.response["id"]
             data["after"] = self._digest(request, repair(request.messages))
+            data["calls"] = called  # the server's ids for them, which results must bear
         if not data:
             return completed
         native = Native(self.name, request.model.id, data)
-        return replace(completed, message=replace(message, native=native))
+        return replace(completed, message=replace(completed.message, native=native))
 
     def _failed(self, stream: HttpStream, request: ModelRequest, error: Any) -> ProviderError:
         if _BLAMES.match(str(mapping(error).get("code"))):
@@ -336,10 +345,6 @@ class Answer(Assembly):
         if not all(item.get("encrypted_content") or item.get("content") for item in thoughts):
             return []  # only an id, and the server may not have kept what it stands for
         return items if thoughts or any("phase" in item for item in items) else []
-
-    def calls_are(self, calls: Sequence[ToolCall]) -> bool:
-        """Whether `calls` bear the ids that the server knows them by."""
-        return [call.id for call in calls] == [call.id for call in self.calls]
 
     def _say(self, item: Any, piece: str) -> list[StreamEvent]:
         if not piece:
@@ -424,14 +429,13 @@ def _content(message: Message) -> str | list[Json]:
     if not message.attachments:
         return message.content
     if message.role == "assistant":  # takes no files here; it is told what it made
-        made = (f"[file: {a.name or a.mime_type}]" for a in message.attachments)
-        return "\n".join(filter(None, (message.content, *made)))
+        return "\n".join(filter(None, (message.content, *map(said_of, message.attachments))))
     parts: list[Json] = [{"type": "input_text", "text": message.content}] if message.content else []
     return parts + [_file(attachment) for attachment in message.attachments]
 
 
 def _file(attachment: Attachment) -> Json:
-    data = f"data:{attachment.mime_type};base64,{b64encode(attachment.data).decode('ascii')}"
+    data = f"data:{attachment.mime_type};base64,{base64.b64encode(attachment.data).decode()}"
     if attachment.mime_type.startswith("image/"):
         return {"type": "input_image", "image_url": data, "detail": "auto"}
     name = attachment.name or f"file.{attachment.mime_type.rpartition('/')[2]}"
@@ -452,7 +456,7 @@ def _faithful(message: Message, items: Any) -> list[Mapping[str, Any]]:
         if item.get("type") == "function_call"
     ]
     same = BREAK.join(filter(None, texts)) == message.content and calls == [
-        (call.id, call.name, call.arguments) for call in message.tool_calls
+        (call.id, wire_name(call.name), call.arguments) for call in message.tool_calls
     ]
     return found if same and not message.attachments else []
 
@@ -463,21 +467,17 @@ def _parts(value: Any) -> list[Mapping[str, Any]]:
 
 
 def _text(part: Mapping[str, Any]) -> str:
-    text = part.get("text") or part.get("refusal")
-    return text if isinstance(text, str) else ""
+    return text_of(part.get("text")) or text_of(part.get("refusal"))
 
 
-def _effort(model: ModelSpec, wanted: str) -> str:
-    """What `reasoning.effort` shall be, "" to leave it to the model: the nearest that it has."""
-    if not wanted or not model.reasoning:
-        return ""
-    level = "none" if wanted == "off" else wanted
-    values = [v for option in model.reasoning_options if option.kind == "effort" for v in option.values]
-    if level in values or not values or level not in EFFORTS:
-        return level
-    known = [value for value in values if value in EFFORTS]
-    rank = EFFORTS.index(level)
-    return min(known, key=lambda value: abs(EFFORTS.index(value) - rank), default="")
+def _effort(model: ModelSpec, level: str) -> str:
+    """What `reasoning.effort` shall be at a level; "" leaves it to the model."""
+    effort = abilities.option(model, "effort")
+    if not level or effort is None or not effort.values:
+        return "none" if level == "off" else level
+    if level == "off" and "none" in effort.values:
+        return "none"
+    return abilities.nearest(effort.values, level)
 
 
 def _usage(usage: Mapping[str, Any]) -> Usage:

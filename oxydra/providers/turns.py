@@ -64,25 +64,6 @@ def system_messages(history: Sequence[Message]) -> list[Message]:
     return [m for m in history if m.role == "system" and m.content.strip()]
 
 
-def own(message: Message, provider: str, model: str, wire: str) -> list[Json] | None:
-    """What this very provider and model wants back with `message`, as its `wire` wrote it; None
-    where another has made it.
-    """
-    native = message.native
-    if native is None or (native.provider, native.model) != (provider, model):
-        return None
-    parts = native.data.get(wire)
-    return parts if isinstance(parts, list) else None
-
-
-def kept(message: Message, key: str, encode: Callable[[Message], bytes]) -> bytes:
-    """`message` encoded, once for each `key`."""
-    data = message.wire.get(key)
-    if data is None:
-        data = message.wire[key] = encode(message)
-    return data
-
-
 def arguments(call: ToolCall) -> Json:
     """The arguments of a call as an object that any parser of JSON takes: no NaN, no lone
     surrogate. What is no object is wrapped, as `repair` does.
