@@ -525,7 +525,7 @@ def draws(events: list[tuple[float, bool]]) -> list[tuple[float, float]]:
     for at, key in events:
         now = max(now, at)
         while wait := pace.wait(now, key):
-            now += wait
+            now += max(wait, 1e-6)
         pace.drew(now)
         drawn.append((at, now))
     return drawn

@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from oxydra.config import files
 from oxydra.config.load import Config, Source
@@ -26,7 +26,10 @@ from oxydra.config.schema import (
     GENERIC_VARIABLE,
     VARIABLES,
     ProviderConfig,
+    Section,
     SelectionConfig,
+    key,
+    section,
 )
 from oxydra.errors import ConfigError
 
@@ -41,17 +44,16 @@ COMMAND_SECONDS = 10.0
 MAX_KEY = 16 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+@section
+class Credential(Section):
     """A provider's key, and where it was found (fit to be shown)."""
 
-    provider: str
-    source: str
-    value: str = field(repr=False)
+    provider: str = key(..., "")
+    source: str = key(..., "")
+    value: str = key(..., "", secret=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(NamedTuple):
     """Which model answers, and a sentence why; `credential` is None for a server without a key."""
 
     provider: str
@@ -136,14 +138,15 @@ class _Finder:
         if entry.api_key:
             source = self._source("api_key")
             if not source.own:  # the folder's own key may go where the folder says
-                return Credential(name, str(source), entry.api_key.strip())
+                return Credential(provider=name, source=str(source), value=entry.api_key.strip())
             return self._found(entry.api_key, str(source), owned=True)
         if entry.api_key_cmd:
             source = self._source("api_key_cmd")
             if not source.own:
                 raise self._refused(source, "api_key_cmd is not run", "it would run a command")
             self._check_place("the key of its api_key_cmd", owned=True)
-            return Credential(name, f"api_key_cmd ({source})", _run(entry.api_key_cmd, source))
+            value = _run(entry.api_key_cmd, source)
+            return Credential(provider=name, source=f"api_key_cmd ({source})", value=value)
         if entry.api_key_env:
             value, label = self._variable(entry.api_key_env)
             if value:
@@ -178,7 +181,7 @@ class _Finder:
     def _found(self, value: str, label: str, *, owned: bool = False) -> Credential:
         """`owned`: the user's own configuration meant this key for this provider."""
         self._check_place(f"the key in {label}", owned)
-        return Credential(self._name, label, value.strip())
+        return Credential(provider=self._name, source=label, value=value.strip())
 
     def _check_place(self, what: str, owned: bool) -> None:
         """Raise unless the key may go where this provider is."""
@@ -326,8 +329,8 @@ def _choose(
                 return name, found, f"Its key was found in {found.source}."
     url = address(registry[LOCAL])
     if probe(url):
-        key = resolve_credential(LOCAL, registry[LOCAL], config, env)
-        return LOCAL, key, f"No key was found, and a local Ollama answers at {url}."
+        found = resolve_credential(LOCAL, registry[LOCAL], config, env)
+        return LOCAL, found, f"No key was found, and a local Ollama answers at {url}."
     return (
         OFFLINE,
         None,

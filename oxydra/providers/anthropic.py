@@ -103,7 +103,9 @@ class Anthropic(SignedProvider):
         users = [index for index, turn in enumerate(spoken) if turn.role == "user"]
         messages = []
         for index, turn in enumerate(spoken):
-            blocks = b",".join(filter(None, (self._blocks(m, request.model) for m in turn.messages)))
+            blocks = b",".join(
+                filter(None, (self._blocks(m, request.model) for m in turn.messages))
+            )
             if index in users[-2:]:
                 blocks = _marked(blocks)
             messages.append(b'{"role":"%s","content":[%s]}' % (turn.role.encode(), blocks))
@@ -150,7 +152,7 @@ class Anthropic(SignedProvider):
         parts = self.own_parts(message, model)
         if parts is None:
             return self._encoded(message)
-        return self.encode_own(message, model, parts, _in_order)
+        return self.encode_own(message, model, lambda m: _in_order(m, parts))
 
     def _thinking(self, request: ModelRequest, spoken: Sequence[Turn]) -> bytes:
         """How hard to think: adaptive with an effort where the model has that, a budget of tokens
@@ -248,7 +250,9 @@ class _Block:
         match self.start.get("type"):
             case "tool_use":
                 name = text_of(self.start.get("name"))
-                self.call = PendingCall(id=text_of(self.start.get("id")), name=names.get(name, name))
+                self.call = PendingCall(
+                    id=text_of(self.start.get("id")), name=names.get(name, name)
+                )
                 answer.calls.append(self.call)
                 if given := self.start.get("input"):  # whole at once, as some servers send it
                     self.call.arguments.append(compact(given))

@@ -36,7 +36,7 @@ from oxydra.providers.base import (
 from oxydra.providers.http import HttpProvider
 from oxydra.providers.openai import completions_url
 from oxydra.providers.repair import repair
-from oxydra.providers.turns import GO_ON, kept, real_names, said_of, text_of, wire_name
+from oxydra.providers.turns import GO_ON, real_names, said_of, text_of, wire_name
 from oxydra.threads import CancelToken
 from oxydra.transport import HttpStream, Transport, sse
 from oxydra.types import (
@@ -173,12 +173,12 @@ class Responses(HttpProvider):
     def _item(self, message: Message, model: str) -> bytes:
         if message.native is None:
             return self._encoded(message)
-
-        def spelt(message: Message) -> bytes:
+        key = self._own(model)
+        encoded = message.wire.get(key)
+        if encoded is None:
             items = _faithful(message, self._native(message, model).get("items"))
-            return _joined(items) if items else self._encoded(message)
-
-        return kept(message, self._own(model), spelt)
+            encoded = message.wire[key] = _joined(items) if items else self._encoded(message)
+        return encoded
 
     def _own(self, model: str) -> str:
         """The key in `Message.wire` of what only this provider and `model` understand."""
@@ -259,11 +259,11 @@ class Responses(HttpProvider):
             for event in sse(stream):
                 if event.data == "[DONE]":
                     break
-                data = self._parsed(event.data, request)
-                kind = str(data.get("type") or event.event)
+                fields = self._parsed(event.data, request)
+                kind = str(fields.get("type") or event.event)
                 if kind == "error":
-                    raise self._failed(stream, request, data.get("error") or data)
-                yield from answer.take(kind, data)
+                    raise self._failed(stream, request, {**fields, **mapping(fields.get("error"))})
+                yield from answer.take(kind, fields)
                 if answer.ended:
                     break
         if answer.ended == ENDS[2]:
@@ -288,9 +288,10 @@ class Responses(HttpProvider):
         return replace(completed, message=replace(completed.message, native=native))
 
     def _failed(self, stream: HttpStream, request: ModelRequest, error: Any) -> ProviderError:
-        if _BLAMES.match(str(mapping(error).get("code"))):
-            error = {**error, "status": 400}
-        return self.reported(stream, request, error or {})
+        fields = mapping(error)
+        if _BLAMES.match(str(fields.get("code"))):
+            fields = {**fields, "status": 400}
+        return self.reported(stream, request, fields)
 
 
 class Answer(Assembly):

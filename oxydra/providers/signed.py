@@ -67,18 +67,16 @@ class SignedProvider(HttpProvider):
         return parts if isinstance(parts, list) else None
 
     def encode_own(
-        self,
-        message: Message,
-        model: ModelSpec,
-        parts: Sequence[Json],
-        encode: Callable[[Message, Sequence[Json]], bytes],
+        self, message: Message, model: ModelSpec, encode: Callable[[Message], bytes]
     ) -> bytes:
-        """`message` with its `own_parts`, encoded once."""
-        key = self._key(model)
-        data = message.wire.get(key)
-        if data is None:
-            data = message.wire[key] = encode(message, parts)
-        return data
+        """`message` as only its own provider and `model` get it, encoded once."""
+        return _once(message, self._key(model), encode)
+
+    def encode_kept(
+        self, message: Message, variant: str, encode: Callable[[Message], bytes]
+    ) -> bytes:
+        """`message` in a `variant` of this wire, encoded once."""
+        return _once(message, f"{self.wire}/{variant}", encode)
 
     def keep_parts(self, model: ModelSpec, parts: Sequence[Json]) -> Native:
         """`parts` as a message keeps them."""
@@ -86,3 +84,10 @@ class SignedProvider(HttpProvider):
 
     def _key(self, model: ModelSpec) -> str:
         return f"{self.wire} {self.name} {model.id}"
+
+
+def _once(message: Message, key: str, encode: Callable[[Message], bytes]) -> bytes:
+    data = message.wire.get(key)
+    if data is None:
+        data = message.wire[key] = encode(message)
+    return data

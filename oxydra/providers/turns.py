@@ -38,9 +38,7 @@ def turns(history: Sequence[Message]) -> list[Turn]:
     for message in history:
         if message.role == "system":
             continue
-        role: Literal["user", "assistant"] = (
-            "assistant" if message.role == "assistant" else "user"
-        )
+        role: Literal["user", "assistant"] = "assistant" if message.role == "assistant" else "user"
         if not _says_something(message):
             continue
         if not found or found[-1].role != role:
