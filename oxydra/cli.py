@@ -20,6 +20,7 @@ from oxydra.scrub import printable
 from oxydra.version import VERSION
 
 if TYPE_CHECKING:  # imported when a command needs them
+    from oxydra.catalog import Catalog
     from oxydra.config import Config
     from oxydra.runner.daemon import RunnerSettings
     from oxydra.runner.workspace import Workspace
@@ -28,6 +29,7 @@ Locate = Callable[[], tuple[str, str]]
 Json = dict[str, Any]
 
 STOP_SECONDS = 20.0  # how long `stop` waits for a daemon to be gone
+FETCH_SECONDS = 60.0  # for a catalog
 
 
 def runner(argv: Sequence[str] | None = None) -> int:
@@ -112,12 +114,16 @@ def build_parser() -> argparse.ArgumentParser:
         "explain", help="each effective value with its source, secrets masked"
     )
     explain.add_argument("--json", action="store_true", help="print JSON")
-    catalog = command("catalog", _catalog, "show the model catalog")
-    show = catalog.add_subparsers(dest="action", required=True).add_parser(
-        "show", help="models with their limits and prices"
-    )
+    catalog = command("catalog", _catalog_show, "what is known of models")
+    actions = catalog.add_subparsers(dest="action", required=True)
+    show = actions.add_parser("show", help="models with their limits and prices")
     show.add_argument("--provider", metavar="P", help="only this provider's")
     show.add_argument("--json", action="store_true", help="print JSON")
+    fetch = actions.add_parser("fetch", help="take newer data into your own catalog")
+    fetch.add_argument("--from", dest="source", metavar="URL|FILE", help="default: models.dev")
+    fetch.set_defaults(run=_catalog_fetch)
+    verify = actions.add_parser("verify", help="check the catalog that is in force")
+    verify.set_defaults(run=_catalog_verify)
     trust = command("trust", _trust, "trust a .oxydra folder that was not made here")
     trust.add_argument("folder", nargs="?", default=".oxydra")
     key = command("key", _key, "keep API keys for daemons started without your environment")
@@ -296,8 +302,19 @@ def _status_lines(status: Json) -> list[str]:
     if "running_turns" in status:
         turns = f"{status['running_turns']} running, {status['queued_turns']} waiting"
         lines.append(f"  turns     {turns}")
+    if usage := status.get("usage"):
+        lines.append(f"  usage     {_usage_line(usage)}")
     lines += [f"  ! {row['detail']}" for row in startup.get("degraded_reasons", [])]
     return [printable(line) for line in lines]
+
+
+def _usage_line(usage: Json) -> str:
+    """Tokens since the start, how many of them came from a prompt cache, and their cost."""
+    prompt = usage["prompt_tokens"]
+    line = f"{prompt} tokens in, {usage['completion_tokens']} out"
+    if prompt:
+        line += f", {usage.get('cached_tokens', 0) / prompt:.0%} of the input from cache"
+    return line + (f", ${usage['cost_usd']:.4f}" if "cost_usd" in usage else "")
 
 
 def _stop(options: argparse.Namespace) -> int:
@@ -415,20 +432,26 @@ def _runner_settings(options: argparse.Namespace) -> RunnerSettings:
     settings = config.load(
         options.config, options.user, overrides=insecure if options.insecure else None
     )
-    selection = config.select(settings, Catalog.load(home=settings.home))
+    catalog = Catalog.load(home=settings.home)
+    chain = [config.select(settings, catalog)]
+    chain += [
+        config.select(settings, catalog, wanted=choice)
+        for choice in settings.agent.selection.fallback
+    ]
     credentials: dict[str, Json] = {}
-    if selection.credential is not None:
-        entry = settings.agent.providers.registry[selection.provider]
-        provider = registry.settings(selection.provider, entry)
-        sent = registry.credential(provider, selection.credential.value)
-        credentials[selection.provider] = asdict(sent)
+    for selection in chain:
+        if selection.credential is not None:
+            entry = settings.agent.providers.registry[selection.provider]
+            provider = registry.settings(selection.provider, entry)
+            sent = registry.credential(provider, selection.credential.value)
+            credentials[selection.provider] = asdict(sent)
     notices: list[Json] = []
-    if selection.provider == "offline":
-        notices.append({"code": "no_model", "detail": selection.reason})
+    if chain[0].provider == "offline":
+        notices.append({"code": "no_model", "detail": chain[0].reason})
     return RunnerSettings(
         workspace=_workspace(settings),
         tier=settings.tier,
-        config=config.effective(settings, selection),
+        config=config.effective(settings, chain[0], chain[1:]),
         credentials=credentials,
         port=settings.agent.gateway.port,
         notices=tuple(notices),
@@ -447,11 +470,8 @@ def _explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _catalog(options: argparse.Namespace) -> int:
-    from oxydra import config
-    from oxydra.catalog import Catalog
-
-    catalog = Catalog.load(home=config.config_home())
+def _catalog_show(options: argparse.Namespace) -> int:
+    catalog = _load_catalog()
     providers = [options.provider] if options.provider else catalog.providers()
     specs = [spec for provider in providers for spec in catalog.models(provider)]
     if options.json:
@@ -463,6 +483,67 @@ def _catalog(options: argparse.Namespace) -> int:
         sizes = f"{spec.max_context_tokens:>9} {spec.max_output_tokens:>8}"
         print(printable(f"{spec.provider:14} {spec.id:48} {sizes}  {prices}"))
     return 0
+
+
+def _catalog_fetch(options: argparse.Namespace) -> int:
+    import datetime
+
+    from oxydra import catalog, config
+
+    source = options.source or catalog.SOURCE
+    try:
+        api = json.loads(_read_source(source))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OxydraError(
+            f"{source} holds no model list: {error}.", remedy="Nothing was changed."
+        ) from None
+    document = catalog.convert(api, datetime.date.today().isoformat())
+    path = config.config_home() / catalog.CACHE_NAME
+    config.write_private(path, catalog.encode(document))
+    models = sum(len(rows) for rows in document["providers"].values())
+    print(f"{models} models of {len(document['providers'])} providers are kept in {path}.")
+    print("`oxydra-runner restart` puts them in force.")
+    return 0
+
+
+def _read_source(source: str) -> bytes:
+    """The bytes behind a URL or in a file."""
+    if not source.startswith(("http://", "https://")):
+        return Path(source).read_bytes()
+    from oxydra.threads import CancelToken, Deadline
+    from oxydra.transport import DirectTransport, HttpRequest
+
+    transport = DirectTransport()
+    request = HttpRequest("GET", source, deadline=Deadline.after(FETCH_SECONDS))
+    try:
+        with transport.open(request, CancelToken()) as answer:
+            if answer.status != 200:
+                raise OxydraError(f"{source} answers with status {answer.status}.")
+            return answer.read()
+    finally:
+        transport.close()
+
+
+def _catalog_verify(_options: argparse.Namespace) -> int:
+    catalog = _load_catalog()
+    problems = list(catalog.verify())
+    for problem in problems:
+        print(printable(problem))
+    if problems:
+        raise OxydraError(
+            f"The model catalog has {len(problems)} problems.",
+            remedy="Fetch it again: oxydra-runner catalog fetch.",
+        )
+    models = sum(len(catalog.models(provider)) for provider in catalog.providers())
+    print(f"The catalog is sound: {models} models of {len(catalog.providers())} providers.")
+    return 0
+
+
+def _load_catalog() -> Catalog:
+    from oxydra import config
+    from oxydra.catalog import Catalog
+
+    return Catalog.load(home=config.config_home())
 
 
 def _price(price: object) -> str:

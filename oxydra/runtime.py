@@ -116,6 +116,15 @@ class Runtime:
         self.config = config
         self.reasoning = reasoning
         self.conversations = Conversations(store)
+        self._used = Usage()
+        self._used_lock = Lock()
+
+    def used(self, more: Usage | None = None) -> Usage:
+        """What all turns since the start have used, with `more` added to it."""
+        with self._used_lock:
+            if more is not None:
+                self._used += more
+            return self._used
 
     def run_turn(self, turn: Turn, token: CancelToken, emit: Emit) -> None:
         """Run `turn` until it is terminal, or until `token` is cancelled with reason `SHUTDOWN`.
@@ -259,7 +268,9 @@ class _Run:
                     completed = event
         if completed is None:
             raise OxydraError(f"{self.runtime.provider.name} ended its stream without an answer.")
-        self.usage += priced(answering, completed.usage)
+        usage = priced(answering, completed.usage)
+        self.usage += usage
+        self.runtime.used(usage)
         return completed
 
     def _run_tools(self, message: Message) -> None:

@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from oxydra import config, log
+from oxydra.config import GuestConfig
 from oxydra.errors import FrameError, OxydraError
-from oxydra.frames import Envelope, Unpacker, pack
+from oxydra.frames import Envelope, Unpacker, pack, usage_json
 from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import Hub
-from oxydra.providers import registry as providers
+from oxydra.providers import registry
+from oxydra.providers.reliable import Choice, Reliable
 from oxydra.runtime import Runtime
 from oxydra.store import Store
 from oxydra.threads import Service, install_hooks
@@ -33,7 +35,7 @@ from oxydra.tools.confine import Workspace
 from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
 from oxydra.transport import Credential, DirectTransport
-from oxydra.types import Json
+from oxydra.types import Json, ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -52,25 +54,20 @@ class AgentGuest:
         self._transport = DirectTransport(
             {name: Credential(**row) for name, row in credentials.items()}
         )
-        name = settings.model.provider
         root = Path(envelope.workspace_root)
         self._store = Store(root / "internal" / "oxydra.db")
         self._workspace = Workspace.at(root)
-        registry = ToolRegistry()
-        runtime = Runtime(
+        tools = ToolRegistry()
+        self._runtime = Runtime(
             store=self._store,
-            provider=providers.create(
-                providers.settings(
-                    name, settings.provider, credential=name if name in credentials else ""
-                ),
-                self._transport,
-            ),
+            provider=self._provider(settings, credentials),
             model=settings.model,
-            gate=Gate(registry, {"workspace": self._workspace}),
-            tools=registry.specs,
+            gate=Gate(tools, {"workspace": self._workspace}),
+            tools=tools.specs,
             config=settings.runtime,
+            reasoning=settings.selection.reasoning,
         )
-        self._hub = Hub(self._store, runtime, settings.gateway, envelope.user_id)
+        self._hub = Hub(self._store, self._runtime, settings.gateway, envelope.user_id)
         self._gateway = Gateway(
             listener=listener,
             hub=self._hub,
@@ -81,6 +78,18 @@ class AgentGuest:
             on_death=_die,
         )
         self._warm_up = Service("warm-up", lambda _service: self._transport.warm())
+
+    def _provider(self, settings: GuestConfig, credentials: Mapping[str, Json]) -> Reliable:
+        """The first choice and its fallbacks, as one provider."""
+
+        def choice(spec: ModelSpec) -> Choice:
+            name = spec.provider
+            entry = settings.providers.registry[name]
+            key = name if name in credentials else ""
+            provider = registry.settings(name, entry, credential=key)
+            return Choice(registry.create(provider, self._transport), spec)
+
+        return Reliable([choice(spec) for spec in settings.models], settings.reliability)
 
     def start(self) -> None:
         self._hub.start()
@@ -105,6 +114,7 @@ class AgentGuest:
             "healthy": True,
             "startup_status": self._envelope.startup_status,
             "model": {"provider": self._model.provider, "model": self._model.id},
+            "usage": usage_json(self._runtime.used()),
             **self._hub.counts(),
         }
 

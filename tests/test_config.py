@@ -463,7 +463,7 @@ def test_a_guest_gets_everything_but_the_keys(place: Place) -> None:
         assert hidden not in text
     guest = config.from_effective(json.loads(text))
     assert guest.model == chosen.spec
-    assert guest.provider == config.ProviderConfig(provider_type="openai")
+    assert guest.providers.registry["openai"] == config.ProviderConfig(provider_type="openai")
     assert (guest.selection.provider, guest.selection.model) == ("openai", chosen.model)
     assert guest.reason == chosen.reason
     assert guest.scheduler.default_timezone == "Europe/Berlin"
@@ -488,6 +488,25 @@ def test_a_placeholder_for_a_key_may_be_any_word(place: Place) -> None:
     assert config.effective(settings, place.select(settings))
 
 
+def test_fallbacks_are_a_list_of_tables(place: Place) -> None:
+    text = '[selection]\nfallback = [{provider = "ollama", model = "m"}]\n'
+    named = place.local_files(text)
+    (choice,) = place.load(named).agent.selection.fallback
+    assert (choice.provider, choice.model) == ("ollama", "m")
+    variable = "OXYDRA__SELECTION__FALLBACK"
+    place.env[variable] = '[{provider = "openai"}, {provider = "gemini"}]'
+    assert [c.provider for c in place.load(named).agent.selection.fallback] == ["openai", "gemini"]
+    for wrong, match in (
+        ('[{provider = "opnai"}]', "opnai"),
+        ('[{provdier = "openai"}]', "provider"),
+        ("[{}]", "provider"),
+        ("openai", "a list of tables"),
+    ):
+        place.env[variable] = wrong
+        with pytest.raises(ConfigError, match=match):
+            place.load(named)
+
+
 def test_a_guest_is_as_strict_as_a_file(place: Place) -> None:
     settings = place.load_local()
     told = config.effective(settings, place.select(settings))
@@ -495,9 +514,10 @@ def test_a_guest_is_as_strict_as_a_file(place: Place) -> None:
     wrong: list[dict[str, Any]] = [
         told | {"runtme": {}},
         told | {"runtime": {"max_turns": "3"}},
-        told | {"model": {}},
-        told | {"model": None},
-        told | {"model": told["model"] | {"provider": "nobody"}},
+        told | {"models": []},
+        told | {"models": [{}]},
+        told | {"models": None},
+        told | {"models": [told["models"][0] | {"provider": "nobody"}]},
     ]
     leaky = json.loads(json.dumps(told))
     leaky["providers"]["registry"]["openai"]["api_key"] = SECRET

@@ -377,3 +377,28 @@ def test_usage_errors(home):
     done = home.command("no-such-command")
     assert done.returncode == 2
     assert "empty" in home.fails("ask", "  ", code=2)
+
+
+def test_the_catalog_is_fetched_and_verified(home):
+    model = {
+        "id": "new-1",
+        "attachment": False,
+        "reasoning": False,
+        "tool_call": True,
+        "modalities": {"input": ["text"], "output": ["text"]},
+        "limit": {"context": 1000, "output": 100},
+        "cost": {"input": 1.5, "output": 3},
+    }
+    source = home.path / "api.json"
+    source.write_text(json.dumps({"openai": {"models": {"new-1": model}}}))
+    assert "1 models" in home.run("catalog", "fetch", "--from", str(source))
+    models = json.loads(home.run("catalog", "show", "--provider", "openai", "--json"))
+    assert [m["price_input"] for m in models if m["id"] == "new-1"] == ["1.5"]
+    assert "sound" in home.run("catalog", "verify")
+    source.write_text("<html>")
+    assert "Nothing was changed" in home.fails("catalog", "fetch", "--from", str(source))
+    assert "127.0.0.1:9" in home.fails("catalog", "fetch", "--from", "http://127.0.0.1:9/x")
+    assert "sound" in home.run("catalog", "verify")
+    cache = home.path / ".config" / "oxydra" / "model_catalog.json"
+    cache.write_text('{"schema": 99}')
+    assert "schema 99" in home.fails("catalog", "verify", code=2)

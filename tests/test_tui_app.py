@@ -341,15 +341,15 @@ def test_stopped_and_continued(gateway: FakeGateway, terminal: Tmux) -> None:
     terminal.sees("● ready")
     terminal.type("half a message")
     terminal.sees("❯ half a message")
-    for stop in (
+    stops = [
         lambda: terminal.keys("C-z"),
         lambda: terminal.kill(signal.SIGTSTP),
         lambda: terminal.kill(signal.SIGSTOP),
-    ):
+    ]
+    for stop in stops:
         stop()
         terminal.sees("Stopped")
-        eventually((terminal.folder / "after").exists, what="the rest of the shell's line")
-        (terminal.folder / "after").unlink()
+        assert terminal.mode("wrap_flag") == "1" or stop is stops[2]
         terminal.say("clear; fg")
         terminal.sees("❯ half a message")
         terminal.type("!")
@@ -519,27 +519,35 @@ def test_the_heavy_packages_wait_until_they_are_needed() -> None:
 # --------------------------------------------------------------------------------------------- pace
 
 
-def draws(events: list[tuple[float, bool]]) -> list[tuple[float, float]]:
-    """When what came at each moment (a key or not) is drawn; both in seconds."""
-    pace, drawn, now = Pace(), [], 0.0
-    for at, key in events:
-        now = max(now, at)
-        while wait := pace.wait(now, key):
-            now += max(wait, 1e-6)
-        pace.drew(now)
-        drawn.append((at, now))
-    return drawn
+def draws(events: list[tuple[float, bool]]) -> list[float]:
+    """When each event (its time, and whether it is a key) is seen; all in seconds."""
+    pace, now, urgent = Pace(), 0.0, False
+    seen: list[float] = []
+    taken = 0
+    while len(seen) < len(events):
+        due = now + pace.wait(now, urgent) if taken > len(seen) else float("inf")
+        if taken < len(events) and events[taken][0] <= due:
+            now = max(now, events[taken][0])
+            urgent = urgent or events[taken][1]
+            taken += 1
+        elif due > now:
+            now = due + 1e-9
+        else:
+            pace.drew(now)
+            seen += [now] * (taken - len(seen))
+            urgent = False
+    return seen
 
 
 def test_never_more_than_thirty_draws_in_any_second() -> None:
-    times = [now for _, now in draws([(i / 200, True) for i in range(1000)])]
+    times = sorted(set(draws([(i / 200, True) for i in range(1000)])))
+    assert len(times) > 100
     assert max(sum(t <= u < t + 1 for u in times) for t in times) <= 30
 
 
 def test_a_key_is_drawn_at_once_while_text_streams() -> None:
-    stream = [(i / 20, False) for i in range(100)]
+    stream = [(i / 200, False) for i in range(1000)]
     keys = [(0.013 + i / 7, True) for i in range(30)]
     events = sorted(stream + keys)
-    drawn = draws(events)
-    late = [now - at for (at, now), (_, key) in zip(drawn, events, strict=True) if key]
+    late = [now - at for now, (at, key) in zip(draws(events), events, strict=True) if key]
     assert sorted(late)[int(len(late) * 0.95)] < 0.03

@@ -43,7 +43,8 @@ LARGEST = 1 << 53  # what JSON carries exactly
 
 class Key(NamedTuple):
     """One field of a section. `kind` is a scalar type, `tuple` (a list of strings), `dict` (a table
-    of strings) or `section`; `many` says that `section` comes as a table of named ones.
+    of strings), `list` (a list of tables, each an `item`) or `section`; `many` says that `section`
+    comes as a table of named ones.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Key(NamedTuple):
     many: bool
     default: Any
     meta: Mapping[str, Any]
+    item: type[Section] | None = None
 
     @property
     def required(self) -> bool:
@@ -75,6 +77,7 @@ _TYPE_NAMES: dict[type, str] = {
     bool: "true or false",
     tuple: "a list of strings",
     dict: "a table of strings",
+    list: "a list of tables",
     Section: "a table",
 }
 
@@ -109,6 +112,8 @@ def _key(name: str, hint: Any, default: Any, meta: Mapping[str, Any]) -> Key:
         return Key(name, Section, optional, (), arguments[1], True, default, meta)
     if isinstance(hint, type) and issubclass(hint, Section):
         return Key(name, Section, optional, (), hint, False, default, meta)
+    if origin is tuple and issubclass(arguments[0], Section):
+        return Key(name, list, optional, (), None, False, default, meta, arguments[0])
     return Key(name, origin or hint, optional, (), None, False, default, meta)
 
 
@@ -188,7 +193,7 @@ def read(schema: type[Section], table: Mapping[str, Any], fail: Fail, path: KeyP
 
 def value_of(key: Key, raw: Any, path: KeyPath, fail: Fail) -> Any:
     """The value of one key, of its exact type and within its bounds."""
-    value = _typed(key, raw)
+    value = _items(key.item, raw, path, fail) if key.item is not None else _typed(key, raw)
     if value is None:
         remedy = did_you_mean(str(raw), key.choices) if key.choices and isinstance(raw, str) else ""
         # What was written is not repeated: a secret may stand at the wrong key.
@@ -203,6 +208,17 @@ def value_of(key: Key, raw: Any, path: KeyPath, fail: Fail) -> Any:
     if check is not None and (problem := check(value)):
         raise fail(path, f"{dotted(path)} {problem}.", "")
     return value
+
+
+def _items(item: type[S], raw: Any, path: KeyPath, fail: Fail) -> tuple[S, ...] | None:
+    """A list of tables as sections; None if it is none."""
+    if not isinstance(raw, list) or not all(isinstance(row, dict) for row in raw):
+        return None
+
+    def inside(at: KeyPath, message: str, remedy: str) -> ConfigError:
+        return fail((*path, *at), message, remedy)
+
+    return tuple(build(item, read(item, row, inside), inside) for row in raw)
 
 
 def _typed(key: Key, raw: Any) -> Any:
@@ -255,7 +271,7 @@ def from_text(key: Key, text: str) -> Any:
             return Decimal(stripped)
     if key.kind is tuple and not stripped.startswith("["):
         return [item.strip() for item in stripped.split(",") if item.strip()]
-    if key.kind in (tuple, dict):
+    if key.kind in (tuple, dict, list):
         import tomli
 
         with contextlib.suppress(tomli.TOMLDecodeError):
@@ -353,7 +369,10 @@ def dump(config: Section, *, for_guest: bool) -> dict[str, Any]:
         elif key.section is not None:
             value = dump(cast(Section, value), for_guest=for_guest)
         elif isinstance(value, tuple):
-            value = list(value)
+            value = [
+                dump(item, for_guest=for_guest) if isinstance(item, Section) else item
+                for item in value
+            ]
         elif isinstance(value, Decimal):
             value = float(value)  # comes back the same: `read` goes through its shortest repr
         tree[key.name] = value

@@ -25,6 +25,7 @@ from oxydra.config.schema import (
     CATALOG_PROVIDERS,
     GENERIC_VARIABLE,
     VARIABLES,
+    FallbackConfig,
     ProviderConfig,
     Section,
     SelectionConfig,
@@ -293,7 +294,7 @@ def select(
     catalog: Models,
     env: Mapping[str, str] | None = None,
     *,
-    wanted: SelectionConfig | None = None,
+    wanted: SelectionConfig | FallbackConfig | None = None,
     probe: Callable[[str], bool] = answers,
 ) -> Selection:
     """The model that `wanted` (by default `[selection]`) means.

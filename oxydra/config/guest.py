@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from oxydra.config.check import build, dotted, dump, find, read
 from oxydra.config.credentials import Selection
 from oxydra.config.lines import KeyPath
 from oxydra.config.load import Config
-from oxydra.config.schema import AgentConfig, ProviderConfig, key, section
+from oxydra.config.schema import AgentConfig, key, section
 from oxydra.errors import ConfigError
 
 if TYPE_CHECKING:  # importing it takes longer than the rest of this package
@@ -21,17 +22,24 @@ SHORTEST_SECRET = 16  # what is shorter, like the "test" that a local server tak
 
 @section
 class GuestConfig(AgentConfig):
-    """`AgentConfig` as a guest knows it: its provider and model are decided.
+    """`AgentConfig` as a guest knows it: which models answer is decided.
 
-    `provider` is the entry of the registry named `model.provider`; `reason` says why that one.
+    `models` are the first choice and its fallbacks, each with the name of its entry in the registry
+    as `provider`; `reason` says why the first one.
     """
 
-    provider: ProviderConfig = key(..., "")
-    model: ModelSpec = key(..., "")
+    models: tuple[ModelSpec, ...] = key(..., "")
     reason: str = key("", "")
 
+    @property
+    def model(self) -> ModelSpec:
+        """The first choice."""
+        return self.models[0]
 
-def effective(config: Config, selection: Selection) -> dict[str, Any]:
+
+def effective(
+    config: Config, selection: Selection, fallback: Sequence[Selection] = ()
+) -> dict[str, Any]:
     """What goes into the bootstrap envelope. Raises `ConfigError` if a key got into it.
 
     Files that the configuration names are in it, the user's time zone is the scheduler's default,
@@ -44,11 +52,11 @@ def effective(config: Config, selection: Selection) -> dict[str, Any]:
         agent, selection=chosen, scheduler=replace(agent.scheduler, default_timezone=zone)
     )
     result = dump(agent, for_guest=True)
-    result["model"] = selection.spec.to_json()
+    chain = (selection, *fallback)
+    result["models"] = [choice.spec.to_json() for choice in chain]
     result["reason"] = selection.reason
     secrets = {name: entry.api_key for name, entry in agent.providers.registry.items()}
-    if selection.credential is not None:
-        secrets[selection.provider] = selection.credential.value
+    secrets |= {c.provider: c.credential.value for c in chain if c.credential is not None}
     text = json.dumps(result, ensure_ascii=False)
     for name, secret in secrets.items():
         if len(secret) >= SHORTEST_SECRET and json.dumps(secret, ensure_ascii=False)[1:-1] in text:
@@ -68,7 +76,7 @@ def from_effective(table: dict[str, Any]) -> GuestConfig:
         return ConfigError(message, remedy=remedy, file="bootstrap", key=dotted(path))
 
     table = dict(table)
-    model, reason = table.pop("model", None), str(table.pop("reason", ""))
+    models, reason = table.pop("models", None), str(table.pop("reason", ""))
     leaves = read(AgentConfig, table, fail)
     for path in leaves:
         found = find(AgentConfig, path)
@@ -76,8 +84,10 @@ def from_effective(table: dict[str, Any]) -> GuestConfig:
             raise fail(path, f"{dotted(path)} must not reach a guest.", "")
     agent = build(AgentConfig, leaves, fail)
     try:
-        spec = ModelSpec.from_json(model)
-        entry = agent.providers.registry[spec.provider]
+        specs = tuple(ModelSpec.from_json(model) for model in models)
+        known = bool(specs) and all(spec.provider in agent.providers.registry for spec in specs)
     except (KeyError, TypeError, ValueError, ArithmeticError):
-        raise fail(("model",), "The model's description is broken.", "") from None
-    return GuestConfig(**vars(agent), provider=entry, model=spec, reason=reason)
+        known = False
+    if not known:
+        raise fail(("models",), "The models' description is broken.", "")
+    return GuestConfig(**vars(agent), models=specs, reason=reason)

@@ -36,6 +36,7 @@ from oxydra.config.schema import (
     AgentConfig,
     RunnerConfig,
     Section,
+    SelectionConfig,
     UserConfig,
 )
 from oxydra.errors import ConfigError, UsageError
@@ -473,12 +474,14 @@ def _check_together(config: Config) -> None:
             ("memory", "retrieval", "vector_weight"),
             "memory.retrieval.vector_weight and fts_weight are both 0: nothing would be found.",
         )
-    chosen: dict[KeyPath, str] = {("selection", "provider"): agent.selection.provider}
+    selections: dict[KeyPath, SelectionConfig] = {("selection",): agent.selection}
     for name, profile in agent.agents.items():
-        chosen[("agents", name, "selection", "provider")] = profile.selection.provider
-    for path, provider in chosen.items():
-        if provider != "auto":
-            _check_provider(values, path, provider, agent)
+        selections[("agents", name, "selection")] = profile.selection
+    for path, selection in selections.items():
+        if selection.provider != "auto":
+            _check_provider(values, (*path, "provider"), selection.provider, agent)
+        for choice in selection.fallback:
+            _check_provider(values, (*path, "fallback"), choice.provider, agent)
     for provider in config.user.credential_refs:
         _check_provider(config.values["user"], ("credential_refs", provider), provider, agent)
     _check_shell(config)

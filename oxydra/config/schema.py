@@ -172,6 +172,14 @@ def is_timezone(value: str) -> str:
 
 
 @section
+class FallbackConfig(Section):
+    """One entry of `selection.fallback`."""
+
+    provider: str = key(..., "Name of an entry of providers.registry.")
+    model: str = key("", "The model's id; empty: the provider's default in the catalog.")
+
+
+@section
 class SelectionConfig(Section):
     """`[selection]`: which model answers."""
 
@@ -181,6 +189,12 @@ class SelectionConfig(Section):
         "local Ollama, else `offline`.",
     )
     model: str = key("", "The model's id; empty: the provider's default in the catalog.")
+    reasoning: Literal["", "off", "minimal", "low", "medium", "high", "xhigh", "max"] = key(
+        "", "How hard a model that reasons is to think; empty: its own way."
+    )
+    fallback: tuple[FallbackConfig, ...] = key(
+        (), "Who answers while the first choice can't, in order: `{provider, model}`."
+    )
 
 
 ProviderType = Literal["openai", "anthropic", "gemini", "openai_responses", "offline"]

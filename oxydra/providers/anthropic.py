@@ -169,7 +169,7 @@ class Anthropic(SignedProvider):
         budget = abilities.option(model, "budget_tokens")
         # a model that also takes budgets is adaptive if it knows "max": both came with Claude 4.6
         if effort is not None and (budget is None or "max" in effort.values):
-            value = json_bytes(abilities.nearest(effort.values, level))
+            value = json_bytes(abilities.nearest(effort.values, level) or "high")
             return (
                 b'"thinking":{"type":"adaptive","display":"summarized"},'
                 b'"output_config":{"effort":%s},' % value

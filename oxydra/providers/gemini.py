@@ -259,7 +259,7 @@ class Answer(Assembly):
         signed = {"signature": signature} if signature else {}
         text = text_of(part.get("text"))
         if part.get("thought"):
-            if signature:
+            if signature and "inlineData" not in part:
                 self.parts.append({"thought": dict(part)})
             return [self.reasoning(text)] if text else []
         if "functionCall" in part:

@@ -1,6 +1,6 @@
 """The provider types: a new one is one file and one line here.
 
-Also the one place that knows how each type sends its key and where its own service lives.
+Also the one place that knows how each type sends its key.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import importlib
 from dataclasses import dataclass, replace
 
 from oxydra.config import ProviderConfig
+from oxydra.config.schema import BASE_URLS, VARIABLES
 from oxydra.errors import ConfigError
 from oxydra.providers.base import ProviderSettings
 from oxydra.transport import Credential, Transport, origin_of
@@ -17,22 +18,20 @@ from oxydra.types import Provider
 
 @dataclass(frozen=True, slots=True)
 class ProviderType:
-    """`target` is `module:Class`, called with settings and transport. `base_url` is the type's own
-    service, `key_variable` the environment variable its key is usually found in, `key_header` and
-    `key_prefix` how that key is sent.
+    """`target` is `module:Class`, called with settings and transport; `key_header` and `key_prefix`
+    say how the type's key is sent.
     """
 
     target: str
-    base_url: str = ""
-    key_variable: str = ""
     key_header: str = "Authorization"
     key_prefix: str = "Bearer "
 
 
 PROVIDERS = {
-    "openai": ProviderType(
-        "oxydra.providers.openai:OpenAI", "https://api.openai.com/v1", "OPENAI_API_KEY"
-    ),
+    "openai": ProviderType("oxydra.providers.openai:OpenAI"),
+    "openai_responses": ProviderType("oxydra.providers.responses:Responses"),
+    "anthropic": ProviderType("oxydra.providers.anthropic:Anthropic", "x-api-key", ""),
+    "gemini": ProviderType("oxydra.providers.gemini:Gemini", "x-goog-api-key", ""),
     "offline": ProviderType("oxydra.providers.offline:Offline"),
 }
 
@@ -55,8 +54,8 @@ def create(settings: ProviderSettings, transport: Transport) -> Provider:
     provider: Provider = getattr(importlib.import_module(module), name)(
         replace(
             settings,
-            base_url=settings.base_url or kind.base_url,
-            key_source=settings.key_source or kind.key_variable,
+            base_url=settings.base_url or BASE_URLS[settings.provider_type],
+            key_source=settings.key_source or VARIABLES.get(settings.provider_type, ""),
         ),
         transport,
     )
@@ -77,5 +76,5 @@ def settings(name: str, entry: ProviderConfig, *, credential: str = "") -> Provi
 def credential(settings: ProviderSettings, key: str) -> Credential:
     """How the transport must send `key` for this provider: bound to the origin of its address."""
     kind = provider_type(settings.provider_type)
-    origin = origin_of(settings.base_url or kind.base_url)
+    origin = origin_of(settings.base_url or BASE_URLS[settings.provider_type])
     return Credential(kind.key_header, kind.key_prefix + key.strip(), origin)

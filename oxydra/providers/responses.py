@@ -133,8 +133,8 @@ class Responses(HttpProvider):
     ) -> bytes:
         abilities.check_attachments(self.name, request.model, history, IMAGES)
         previous, since = self._chained(request, history)
-        items = self._items(request, history)[since:] or [self._encoded(GO_ON)]
-        return self.encode_body(request, items, tools, previous)
+        items = list(filter(None, self._items(request, history)[since:]))
+        return self.encode_body(request, items or [self._encoded(GO_ON)], tools, previous)
 
     def encode_body(
         self,
@@ -303,15 +303,15 @@ class Answer(Assembly):
         super().__init__()
         self.ended = ""  # the event that ended the stream
         self.response: Mapping[str, Any] = {}
-        self._items: dict[Any, Mapping[str, Any]] = {}  # as they were when done
-        self._pending: dict[Any, PendingCall] = {}
-        self._told: set[Any] = set()  # items of which something was streamed
-        self._last_text: Any = None
+        self._items: dict[int | str, Mapping[str, Any]] = {}  # as they were when done
+        self._pending: dict[int | str, PendingCall] = {}
+        self._told: set[int | str] = set()  # items of which something was streamed
+        self._last_text: int | str | None = None
         self._last_thought: Any = None
 
     def take(self, kind: str, event: Mapping[str, Any]) -> list[StreamEvent]:
         """The deltas of one event, which is added to the answer."""
-        item = event.get("output_index", event.get("item_id"))
+        item = _key(event, event.get("item_id"))
         delta = event.get("delta")
         piece = delta if isinstance(delta, str) else ""
         match kind:
@@ -331,8 +331,7 @@ class Answer(Assembly):
                     self._call(item).arguments = [whole]
             case "response.output_item.added" | "response.output_item.done":
                 found = mapping(event.get("item"))
-                key = event.get("output_index", found.get("id"))
-                return self._item(key, found, done=kind.endswith("done"))
+                return self._item(_key(event, found.get("id")), found, done=kind.endswith("done"))
             case _ if kind in ENDS:
                 return self._end(kind, mapping(event.get("response")))
         return []
@@ -347,15 +346,15 @@ class Answer(Assembly):
             return []  # only an id, and the server may not have kept what it stands for
         return items if thoughts or any("phase" in item for item in items) else []
 
-    def _say(self, item: Any, piece: str) -> list[StreamEvent]:
+    def _say(self, item: int | str, piece: str) -> list[StreamEvent]:
         if not piece:
             return []
-        new = self._last_text not in (None, (item,))
-        self._last_text = (item,)
+        new = self._last_text not in (None, item)
+        self._last_text = item
         self._told.add(item)
         return [self.text(BREAK), self.text(piece)] if new else [self.text(piece)]
 
-    def _think(self, item: Any, part: Any, piece: str) -> list[StreamEvent]:
+    def _think(self, item: int | str, part: Any, piece: str) -> list[StreamEvent]:
         if not piece:
             return []
         new = self._last_thought not in (None, (item, part))
@@ -363,14 +362,14 @@ class Answer(Assembly):
         self._told.add(item)
         return [self.reasoning(BREAK), self.reasoning(piece)] if new else [self.reasoning(piece)]
 
-    def _call(self, item: Any) -> PendingCall:
+    def _call(self, item: int | str) -> PendingCall:
         call = self._pending.get(item)
         if call is None:
             call = self._pending[item] = PendingCall()
             self.calls.append(call)
         return call
 
-    def _item(self, key: Any, item: Mapping[str, Any], *, done: bool) -> list[StreamEvent]:
+    def _item(self, key: int | str, item: Mapping[str, Any], *, done: bool) -> list[StreamEvent]:
         self._items.setdefault(key, {})
         if done:
             self._items[key] = item
@@ -406,6 +405,12 @@ class Answer(Assembly):
             for number, item in enumerate(_parts(response.get("output"))):
                 deltas += self._item(number, item, done=True)
         return deltas
+
+
+def _key(event: Mapping[str, Any], identity: Any) -> int | str:
+    """What tells the item of an event from others."""
+    index = event.get("output_index")
+    return index if isinstance(index, int) else str(identity)
 
 
 def responses_url(base_url: str) -> str:

@@ -24,12 +24,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from oxydra.config.schema import USER
 from oxydra.errors import ConfigError, OxydraError
 
 FOLDERS = ("shared", "tmp", "vault", "ipc", "logs", "internal")
 LOG_BYTES = 8 << 20  # a log larger than this is set aside when a daemon starts
 TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
-USER = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 
 
 class AlreadyRunning(OxydraError):
@@ -42,7 +42,7 @@ class Workspace:
     """The folders of `user` below `root`. Nothing is made before `prepare`."""
 
     def __init__(self, root: Path, user: str) -> None:
-        if not USER.fullmatch(user):
+        if not re.fullmatch(USER, user):
             raise ConfigError(
                 f"{user[:64]!r} cannot be a user's name.",
                 remedy="Use up to 32 of a-z, 0-9, '.', '_', '-'; start with a letter or digit.",

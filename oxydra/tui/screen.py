@@ -62,9 +62,9 @@ class TerminalScreen:
         with _without("NO_COLOR") as no_color:  # else blessed could not even move the cursor
             terminal = blessed.Terminal(stream=self._stream)
         self._terminal: Any = terminal
-        if not terminal.move_xy(0, 0):
+        kind = os.environ.get("TERM", "")
+        if kind == "dumb" or not terminal.move_xy(0, 0):
             self._stream.close()
-            kind = os.environ.get("TERM", "")
             raise UsageError(
                 f"This terminal (TERM={kind}) can't be drawn on.",
                 remedy=f"Set TERM to what the terminal is, such as xterm-256color. {ASK_INSTEAD}",

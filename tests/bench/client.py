@@ -60,8 +60,10 @@ class Client:
         turn = uuid.uuid4().hex
         self._send(
             "send_turn",
-            **{"request_id": turn, "session_id": self.session_id},
-            **{"turn_id": turn, "prompt": prompt},
+            request_id=turn,
+            session_id=self.session_id,
+            turn_id=turn,
+            prompt=prompt,
         )
 
     def turn(self, prompt: str) -> Answer:
@@ -108,6 +110,7 @@ def crowd(clients: Sequence[Client], prompt: str) -> Crowd:
     left = len(clients)
     with selectors.DefaultSelector() as selector:
         for client in clients:
+            assert client.socket.sock is not None
             selector.register(client.socket.sock, selectors.EVENT_READ, bytearray())
         began = monotonic_ns()
         for client in clients:

@@ -2,26 +2,24 @@
 
 A loop that posts a growing list of messages and reads the answer; no daemon, no history on disk, no
 policy, no client. It runs in a process of its own and prints one JSON object, which `measures`
-reads: `python -m tests.bench.floor BASE_URL`.
+reads: `python -m tests.bench.floor BASE_URL OPTIONS`, the options being those of `main` as JSON.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
-STARTED_CPU = time.process_time()
+import requests
+import sseclient
 
-import json  # noqa: E402
-import re  # noqa: E402
-import sys  # noqa: E402
-import threading  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-from typing import Any  # noqa: E402
-
-import requests  # noqa: E402
-import sseclient  # noqa: E402
-
-IMPORTED_CPU = time.process_time()
+IMPORTED_CPU = time.process_time()  # before anything of the benchmark is imported
 
 from tests.bench import proc  # noqa: E402
 
@@ -102,7 +100,8 @@ def crowd(base_url: str, prompt: str, people: int) -> tuple[float, list[float]]:
 
 
 def main(base_url: str, prompts: dict[str, str], turns: int, people: int) -> dict[str, Any]:
-    rss = proc.rss_mb(proc.os.getpid())
+    """What was measured; `prompts` are those of `measures`, with TAG where a request is named."""
+    rss = proc.rss_mb(os.getpid())
     loop = Loop(base_url)
     loop.turn("[[load n=1]]")  # the connection is there, as in a daemon that has run before
     began = [0] * turns

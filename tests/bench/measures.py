@@ -7,6 +7,7 @@ and the clients are other processes, whose CPU is in no figure.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -36,7 +37,10 @@ PROMPTS = {
     "crowd": "Talk. [[load n=200 delay_ms=20 stamp=1]]",
 }
 GUEST = "import oxydra.vm, oxydra.providers.openai, oxydra.transport.line, oxydra.tools.registry"
-IMPORTS = "import time; {}; from tests.bench import proc; print(time.process_time(), proc.rss_mb({}))"
+IMPORTS = (
+    "import time; {}; cpu = time.process_time(); from tests.bench import proc; "
+    "print(cpu, proc.rss_mb(proc.os.getpid()))"
+)
 
 
 def start(daemon: Daemon, runs: int) -> Figures:
@@ -132,10 +136,7 @@ def round_trips(log: list[dict[str, Any]]) -> list[float]:
     """Milliseconds between the answers and the requests of one chain."""
     if len(log) != CHAIN + 1:
         raise RuntimeError(f"a chain of {CHAIN} calls made {len(log)} requests")
-    return [
-        (after["in_ns"] - before["out_ns"]) / 1e6
-        for before, after in zip(log, log[1:], strict=False)
-    ]
+    return [(after["in_ns"] - before["out_ns"]) / 1e6 for before, after in itertools.pairwise(log)]
 
 
 def deltas(daemon: Daemon, runs: int) -> Figures:
@@ -204,7 +205,7 @@ def cpu_of_command(command: list[str], environment: dict[str, str]) -> float:
 
 def imported(statement: str) -> tuple[float, float]:
     """CPU milliseconds and resident MiB of a Python that has done `statement`."""
-    code = IMPORTS.format(statement, "proc.os.getpid()")
+    code = IMPORTS.format(statement)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -220,7 +221,10 @@ def floor(server: LoadServer, runs: int) -> Figures:
         server.reset()
         done = subprocess.run(
             [sys.executable, "-m", "tests.bench.floor", server.base_url, options],
-            **{"cwd": ROOT, "capture_output": True, "text": True, "check": True},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         result = json.loads(done.stdout)
         log = server.log()

@@ -31,14 +31,15 @@ class Group:
 GROUPS = (
     Group(
         "Start",
-        "from the start of `oxydra-runner start --detach` to the first 200 of /readyz, asked for as "
-        "soon as the port is bound",
+        "from the start of `oxydra-runner start --detach` to the first 200 of /readyz, asked for "
+        "as soon as the port is bound",
         (Row("ready_s", "start to ready", "s", 0.6, 2),),
     ),
     Group(
         "Rest",
-        f"/proc/PID/status and stat over {REST_SECONDS:g} s, 2 s after a start; the last one after "
-        "everything else here",
+        f"/proc/PID/status and stat over {REST_SECONDS:g} s, 2 s after a start (1 MB is 2**20 "
+        "bytes; CPU comes in steps of 10 ms, so wake-ups are shown too); the last one after all "
+        "else",
         (
             Row("rest_rss_mb", "guest RSS", "MB", 50),
             Row("rest_cpu_ms", "guest CPU in 5 s", "ms", 1, 0),
@@ -58,13 +59,14 @@ GROUPS = (
             Row("turn_cpu_ms", "guest CPU a turn", "ms", 10),
             Row("request_out_ms", "message in to request out", "ms", 10),
             Row("first_request_bytes", "first request", "bytes", 12_000, 0),
+            Row("first_request_tools", "tools in it", "", None, 0),
         ),
     ),
     Group(
         f"The loop, {CHAIN} calls",
-        f"one turn in which the model calls file_list {CHAIN} times, one call an answer. Wall: from "
-        "the last byte of an answer to the first of the next request, tool, journal and history "
-        "included",
+        f"one turn in which the model calls file_list {CHAIN} times, one call an answer. Wall: "
+        "from the last byte of an answer to the first of the next request, with tool, journal and "
+        "history",
         (
             Row("trip_cpu_ms", "guest CPU a round trip", "ms", 4, 2),
             Row("trip_first_ms", "wall, first 5 calls", "ms", None, 2),
@@ -73,8 +75,8 @@ GROUPS = (
     ),
     Group(
         "Streaming",
-        f"one answer of {BURST} deltas as fast as they go, one of {PACED} deltas 2 ms apart, where "
-        "each wakes its readers; each is one frame to the client",
+        f"one answer of {BURST} deltas as fast as they go, and one of {PACED} deltas 2 ms apart, "
+        "each of which wakes whoever reads it; one client listens",
         (
             Row("burst_cpu_ms", "guest CPU per 1,000 deltas", "ms", 25),
             Row("paced_cpu_ms", "the same, 2 ms apart", "ms"),
@@ -93,9 +95,9 @@ GROUPS = (
     ),
     Group(
         f"A crowd of {PEOPLE}",
-        f"{PEOPLE} sessions, each with a connection, send at once; each answer has 200 deltas 20 ms "
-        "apart (ideal 4.0 s). Lag: from the delta's stamp in the model server to its frame in the "
-        "client. The floor: a thread each, without a daemon between",
+        f"{PEOPLE} sessions, each with a connection, send at once; each answer has 200 deltas 20 "
+        "ms apart (ideal 4.0 s). Lag: from the delta's stamp in the model server to its frame "
+        "in the client. The floor: a thread each, without a daemon between",
         (
             Row("crowd_s", "first message to last answer", "s", 4.3, 2),
             Row("crowd_lag_p50_ms", "delta lag p50", "ms"),
