@@ -107,6 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
     ask = command("ask", _ask, "ask one question and print the answer")
     ask.add_argument("prompt", metavar="PROMPT", help="the question; - reads it from stdin")
     ask.add_argument("--session", dest="ask_session", metavar="ID", help="default: a new session")
+    ask.add_argument(
+        "--attach", action="append", default=[], type=Path, metavar="FILE", help="image or PDF"
+    )
     ask.add_argument("--json", action="store_true", help="print the final frame as JSON")
     ask.add_argument("--raw", action="store_true", help="print control characters as they are")
     config = command("config", _explain, "show the effective configuration")
@@ -358,9 +361,29 @@ def _ask(options: argparse.Namespace) -> int:
         lambda: _locate(workspace),
         workspace.user,
         session_id=options.ask_session,
+        attachments=[_attachment(path) for path in options.attach],
         as_json=options.json,
         clean=str if raw else printable,
     )
+
+
+def _attachment(path: Path) -> Json:
+    """A file as `send_turn` takes it."""
+    import base64
+
+    from oxydra.gateway.attachments import media_type
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
+    kind = media_type(data)
+    if not kind:
+        raise UsageError(
+            f"{path} cannot be attached.",
+            remedy="PNG, JPEG, GIF and WebP images and PDFs can; text goes into the question.",
+        )
+    return {"mime_type": kind, "data": base64.b64encode(data).decode(), "name": path.name}
 
 
 def _tui(options: argparse.Namespace) -> int:

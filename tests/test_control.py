@@ -57,7 +57,7 @@ def receive(client):
 
 def test_answers_and_refusals(path):
     assert call(path, "echo", {"a": 1}) == {"a": 1}
-    with pytest.raises(OxydraError, match="Not like this. Like that.") as refused:
+    with pytest.raises(OxydraError, match=r"Not like this\. Like that\.") as refused:
         call(path, "refuse", {})
     assert refused.value.code == "odd"
     with pytest.raises(OxydraError, match="Known: break, echo, refuse"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,19 @@ from oxydra.errors import ProviderError
 from oxydra.providers import ProviderSettings, create
 from oxydra.providers.openai import OpenAI, completions_url
 from oxydra.threads import CancelToken
-from oxydra.types import Completed, Message, ModelRequest, ModelSpec, StreamEvent, ToolCall
+from oxydra.types import (
+    Attachment,
+    Completed,
+    Message,
+    ModelRequest,
+    ModelSpec,
+    Native,
+    ReasoningOption,
+    StreamEvent,
+    ToolCall,
+)
 from tests.fake_model import chat_steps, event
-from tests.replay import Replay, asking, ending
+from tests.replay import MODEL, Replay, asking, ending
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -399,3 +411,79 @@ def test_each_message_is_encoded_once_and_the_prefix_stays() -> None:
         assert body.startswith(before.removesuffix(b"]}"))
         before = body
     assert len(encoded) == len(messages)
+
+
+# ----------------------------------------------------- what a model is shown, told and given back
+
+
+def sent(request: ModelRequest, base_url: str = "http://x") -> dict[str, Any]:
+    """The body that a request would have, decoded."""
+    return dict(json.loads(body_of(request, base_url)))
+
+
+def attached(mime_type: str) -> Message:
+    data = b"\x00\x01\xfe"
+    file = Attachment(mime_type, hashlib.sha256(data).hexdigest(), data, "it")
+    return Message("user", "look", attachments=(file,))
+
+
+SEES = replace(MODEL, images=True, pdfs=True)
+
+
+def test_images_and_pdfs_go_along() -> None:
+    picture = sent(asking(attached("image/png"), model=SEES))
+    url = {"url": "data:image/png;base64,AAH+"}
+    assert picture["messages"][0]["content"] == [
+        {"type": "text", "text": "look"},
+        {"type": "image_url", "image_url": url},
+    ]
+    paper = sent(asking(attached("application/pdf"), model=SEES))
+    file = {"filename": "it", "file_data": "data:application/pdf;base64,AAH+"}
+    assert paper["messages"][0]["content"][1] == {"type": "file", "file": file}
+
+
+@pytest.mark.parametrize("kind", ["image/png", "application/pdf"])
+def test_what_a_model_cannot_take_is_refused_and_not_dropped(kind: str) -> None:
+    with pytest.raises(ProviderError) as refused:
+        sent(asking(attached(kind)))
+    assert refused.value.code == "unsupported"
+
+
+def test_an_image_that_another_model_made_is_said_in_words() -> None:
+    made = replace(attached("image/png"), role="assistant", content="here")
+    told = sent(asking(Message("user", "draw"), made, Message("user", "more")))
+    assert told["messages"][1]["content"].startswith("here\n[A file was made here: it (image/png")
+
+
+@pytest.mark.parametrize(
+    ("level", "values", "word"),
+    [
+        ("", ("low", "high"), None),
+        ("medium", ("low", "high"), "low"),
+        ("high", ("low", "high"), "high"),
+        ("off", ("none", "low"), "none"),
+        ("off", ("low", "high"), "low"),
+    ],
+)
+def test_reasoning_effort(level: str, values: tuple[str, ...], word: str | None) -> None:
+    options = (ReasoningOption("effort", values),)
+    model = replace(MODEL, reasoning=True, reasoning_options=options)
+    assert sent(asking(model=model, reasoning=level)).get("reasoning_effort") == word
+
+
+def test_the_prompt_cache_is_keyed_by_session_on_the_official_host_only() -> None:
+    request = asking(session_id="s1")
+    assert sent(request, "https://api.openai.com/v1")["prompt_cache_key"] == "s1"
+    assert "prompt_cache_key" not in sent(request, "http://127.0.0.1:9/v1")
+
+
+def test_reasoning_goes_back_to_the_model_that_wants_it_and_to_no_other() -> None:
+    model = replace(MODEL, reasoning=True, reasoning_field="reasoning_content")
+    chunks = events_of("openai_reasoning")
+    end = ending(replay(chunks, asking(model=model)))
+    assert end.message.native == Native("fake", "fake-1", {"reasoning_content": "First, think."})
+    history = (Message("user", "x"), end.message, Message("user", "y"))
+    again = sent(asking(*history, model=model))["messages"][1]
+    assert again["reasoning_content"] == "First, think."
+    other = sent(asking(*history, model=replace(model, id="other")))["messages"][1]
+    assert "reasoning_content" not in other

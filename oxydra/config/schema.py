@@ -222,6 +222,7 @@ class ProviderConfig(Section):
     catalog_provider: str = key(
         "", "The catalog's name for the service, for limits and prices; empty: the type's own."
     )
+    store: bool = key(False, "Whether the service keeps the conversation (openai_responses only).")
     extra_headers: dict[str, str] = key(
         dict, "HTTP headers sent with each request; never a credential.", check=is_headers
     )

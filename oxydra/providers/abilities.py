@@ -56,6 +56,16 @@ def nearest(values: Sequence[str], wanted: str) -> str:
     return lower[-1] if lower else "".join(known[:1])
 
 
+def effort(model: ModelSpec, level: str) -> str:
+    """The word for a level on OpenAI's wires; "" leaves it to the model."""
+    known = option(model, "effort")
+    if not level or known is None or not known.values:
+        return "none" if level == "off" else level
+    if level == "off" and "none" in known.values:
+        return "none"
+    return nearest(known.values, level)
+
+
 def budget(found: ReasoningOption, wanted: str, max_output_tokens: int) -> int:
     """Tokens to reason with at a level: within what the model takes, and at most three quarters of
     its output limit, so that room for the answer is left; 0 if that leaves too little to reason.

@@ -24,7 +24,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from oxydra.frames import compact
+from oxydra.frames import compact, parse
 from oxydra.providers import abilities
 from oxydra.providers.base import (
     Assembly,
@@ -38,7 +38,6 @@ from oxydra.providers.signed import SignedProvider
 from oxydra.providers.turns import (
     BLANK,
     Turn,
-    arguments,
     real_names,
     said_of,
     system_messages,
@@ -119,7 +118,7 @@ class Anthropic(SignedProvider):
         parts.append(b',"max_tokens":%d,"stream":true' % _max_tokens(request))
         if tools:
             parts += (b',"tools":[', _marked(b",".join(tools)), b"]")
-        elif called := {call.name for message in request.messages for call in message.tool_calls}:
+        elif called := {wire_name(c.name) for m in request.messages for c in m.tool_calls}:
             # calls in a history need their tools declared, though none is to be called any more
             gone = [ToolSpec(name, "", {"type": "object"}) for name in sorted(called)]
             parts += (b',"tools":[', b",".join(map(self.encode_tool, gone)), b"]")
@@ -339,6 +338,7 @@ def _in_order(message: Message, parts: Sequence[Json]) -> bytes:
     else:  # the message was changed since
         thoughts = [part for part in parts if "type" in part]
         blocks = [*thoughts, *_text_blocks(message.content), *calls]
+    blocks += [block for file in message.attachments for block in _text_blocks(said_of(file))]
     while blocks and blocks[-1]["type"] in THOUGHTS:  # the wire takes none at the end
         blocks.pop()
     return b",".join(map(json_bytes, blocks))
@@ -354,7 +354,7 @@ def _index(data: Mapping[str, Any]) -> int:
 
 
 def _call_block(call: ToolCall) -> Json:
-    return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments(call)}
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": parse(call.arguments)}
 
 
 def _result_block(message: Message) -> Json:

@@ -86,6 +86,11 @@ class Assembly:
         self._reasoning.append(piece)
         return ReasoningDelta(piece)
 
+    @property
+    def thought(self) -> str:
+        """The reasoning so far."""
+        return "".join(self._reasoning)
+
     def completed(self, history: Sequence[Message], native: Native | None = None) -> Completed:
         """The end of the stream. Arguments stay the text the model wrote, cut or wrong as it may
         be; only a call without any means no arguments, unless it was cut there. An id that is
@@ -112,7 +117,7 @@ class Assembly:
             "assistant",
             "".join(self._text),
             tool_calls=tuple(calls),
-            reasoning="".join(self._reasoning),
+            reasoning=self.thought,
             native=native,
         )
         return Completed(message, finish, self.usage)

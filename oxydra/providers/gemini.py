@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import quote
 
 from oxydra.errors import ProviderError
-from oxydra.frames import compact
+from oxydra.frames import compact, parse
 from oxydra.providers import abilities
 from oxydra.providers.base import (
     Assembly,
@@ -44,7 +44,6 @@ from oxydra.providers.signed import SignedProvider
 from oxydra.providers.turns import (
     BLANK,
     Turn,
-    arguments,
     real_names,
     said_of,
     system_messages,
@@ -400,7 +399,7 @@ def _signed(parts: Sequence[Json]) -> Sequence[Json]:
 
 
 def _call_part(call: ToolCall, *, named: bool) -> Json:
-    part: Json = {"name": function_name(call.name), "args": arguments(call)}
+    part: Json = {"name": function_name(call.name), "args": parse(call.arguments)}
     if named:
         part["id"] = call.id
     return {"functionCall": part}

@@ -8,12 +8,12 @@ the request before it.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from oxydra.errors import ProviderError, TransportError
+from oxydra.errors import FrameError, ProviderError, TransportError
+from oxydra.frames import parse
 from oxydra.providers import failures
 from oxydra.providers.base import ProviderSettings
 from oxydra.providers.repair import repair
@@ -113,8 +113,8 @@ class HttpProvider(ABC):
     def _parsed(self, data: str | bytes, request: ModelRequest) -> Mapping[str, Any]:
         """A JSON object of the stream."""
         try:
-            parsed = json.loads(data)
-        except (ValueError, RecursionError):
+            parsed = parse(data if isinstance(data, str) else data.decode("utf-8", "replace"))
+        except FrameError:
             raise self.malformed(request, "sent something that is not JSON") from None
         if not isinstance(parsed, dict):
             raise self.malformed(request, "sent JSON that is no part of an answer")

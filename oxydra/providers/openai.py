@@ -12,11 +12,13 @@ again.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
+from oxydra.providers import abilities
 from oxydra.providers.base import (
     Assembly,
     PendingCall,
@@ -26,17 +28,22 @@ from oxydra.providers.base import (
     mapping,
 )
 from oxydra.providers.http import HttpProvider
+from oxydra.providers.turns import said_of
 from oxydra.transport import HttpStream, Transport, sse
 from oxydra.types import (
+    Attachment,
     Completed,
     FinishReason,
     Message,
     ModelRequest,
+    ModelSpec,
+    Native,
     StreamEvent,
     ToolSpec,
     Usage,
 )
 
+IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 FINISH: dict[str, FinishReason] = {
     "stop": "stop",
     "tool_calls": "tool_calls",
@@ -58,27 +65,31 @@ class OpenAI(HttpProvider):
         super().__init__(settings, transport)
         self._url = completions_url(settings.base_url)
         # compatible servers know only the older name, the official service prefers the newer
-        official = _OFFICIAL.match(self._url)
-        self._limit = b"max_completion_tokens" if official else b"max_tokens"
+        self._official = _OFFICIAL.match(self._url) is not None
+        self._limit = b"max_completion_tokens" if self._official else b"max_tokens"
 
     def url(self, request: ModelRequest) -> str:
         return self._url
 
+    def encode_request(
+        self, request: ModelRequest, history: Sequence[Message], tools: Sequence[bytes]
+    ) -> bytes:
+        abilities.check_attachments(self.name, request.model, history, IMAGES)
+        messages = [self._as_seen_by(request.model, message) for message in history]
+        return self.encode_body(request, messages, tools)
+
+    def _as_seen_by(self, model: ModelSpec, message: Message) -> bytes:
+        """A message with what this very model said beside it, which only it gets back."""
+        native = message.native
+        if native is None or (native.provider, native.model) != (self.name, model.id):
+            return self._encoded(message)
+        wire = f"{self.wire} {self.name} {model.id}"
+        if wire not in message.wire:
+            message.wire[wire] = json_bytes(_encode(message) | native.data)
+        return message.wire[wire]
+
     def encode_message(self, message: Message) -> bytes:
-        encoded: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.role == "tool":
-            encoded["tool_call_id"] = message.tool_call_id
-        if message.tool_calls:
-            encoded["content"] = message.content or None
-            encoded["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call in message.tool_calls
-            ]
-        return json_bytes(encoded)
+        return json_bytes(_encode(message))
 
     def encode_tool(self, tool: ToolSpec) -> bytes:
         function = {
@@ -93,6 +104,12 @@ class OpenAI(HttpProvider):
     ) -> bytes:
         parts = [b'{"model":', json_bytes(request.model.id)]
         parts.append(b',"stream":true,"stream_options":{"include_usage":true}')
+        if level := abilities.checked_level(request, self.name):
+            parts.append(
+                b',"reasoning_effort":' + json_bytes(abilities.effort(request.model, level))
+            )
+        if self._official and request.session_id:
+            parts.append(b',"prompt_cache_key":' + json_bytes(request.session_id))
         if request.model.max_output_tokens > 0:
             parts.append(b',"%s":%d' % (self._limit, request.model.max_output_tokens))
         if tools:
@@ -121,16 +138,14 @@ class OpenAI(HttpProvider):
                     raise self.malformed(request, "broke its answer off before its end")
         if answer.finish is None and answer.empty:
             raise self.malformed(request, "ended its answer without saying anything")
-        return answer.completed(request.messages)
+        return answer.completed(request.messages, self._native(answer, request.model))
 
-    def _parsed(self, data: str | bytes, request: ModelRequest) -> Mapping[str, Any]:
-        try:
-            chunk = json.loads(data)
-        except (ValueError, RecursionError):
-            raise self.malformed(request, "sent something that is not JSON") from None
-        if not isinstance(chunk, dict):
-            raise self.malformed(request, "sent JSON that is no part of an answer")
-        return chunk
+    def _native(self, answer: Assembly, model: ModelSpec) -> Native | None:
+        """What some reasoning models want to find in a history again."""
+        thought = answer.thought
+        if not model.reasoning_field or not thought:
+            return None
+        return Native(self.name, model.id, {model.reasoning_field: thought})
 
     def _chunk(
         self,
@@ -181,6 +196,44 @@ def completions_url(base_url: str) -> str:
     if not _VERSION.search(address):
         address += "/v1"
     return f"{address}/chat/completions" + (f"?{query}" if query else "")
+
+
+def _encode(message: Message) -> dict[str, Any]:
+    encoded: dict[str, Any] = {"role": message.role, "content": _content(message)}
+    if message.role == "tool":
+        encoded["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        encoded["content"] = encoded["content"] or None
+        encoded["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in message.tool_calls
+        ]
+    return encoded
+
+
+def _content(message: Message) -> Any:
+    """The text, or a list of parts where there are attachments; what a model made itself, the wire
+    cannot carry back, so it is said in words.
+    """
+    if not message.attachments:
+        return message.content
+    if message.role == "assistant":
+        return "\n".join(filter(None, [message.content, *map(said_of, message.attachments)]))
+    text = [{"type": "text", "text": message.content}] if message.content else []
+    return [*text, *(_part(attachment) for attachment in message.attachments)]
+
+
+def _part(attachment: Attachment) -> dict[str, Any]:
+    data = base64.b64encode(attachment.data).decode()
+    url = f"data:{attachment.mime_type};base64,{data}"
+    if attachment.mime_type != abilities.PDF:
+        return {"type": "image_url", "image_url": {"url": url}}
+    name = attachment.name or "attachment.pdf"
+    return {"type": "file", "file": {"filename": name, "file_data": url}}
 
 
 def _take(answer: Assembly, fragment: Mapping[str, Any]) -> None:

@@ -70,6 +70,7 @@ def settings(name: str, entry: ProviderConfig, *, credential: str = "") -> Provi
         base_url=entry.base_url,
         credential=credential,
         extra_headers=entry.extra_headers,
+        store=entry.store,
     )
 
 

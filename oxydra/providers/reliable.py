@@ -114,7 +114,7 @@ class Circuit:
                 self._rests_until = self._clock() + max(self._cool_down, rest)
 
     def released(self) -> None:
-        """A call is over; a probe that came to no verdict leaves its place to the next."""
+        """The call is over; a probe that came to no verdict leaves its place to the next."""
         with self._lock:
             if self.state is CircuitState.PROBING:
                 self.state = CircuitState.OPEN  # probing -> open
@@ -163,11 +163,16 @@ class Reliable:
         """
         failures: list[ProviderError] = []
         story: list[str] = []  # why each choice so far does not answer
+        asked = self.choices[0]
         for choice in self._in_turn(request, story):
-            if choice is not self.choices[0]:
-                log.warning("%s takes over: %s", choice, _told(story))
-                yield FellBack(choice.provider.name, choice.model, _told(story))
-            error = yield from self._ask(choice, request, token)
+            try:
+                if choice is not asked:
+                    asked = choice
+                    log.warning("%s takes over: %s", choice, _told(story))
+                    yield FellBack(choice.provider.name, choice.model, _told(story))
+                error = yield from self._ask(choice, request, token)
+            finally:
+                self.circuits[choice.provider.name].released()
             if error is None:
                 return
             failures.append(error)
@@ -233,8 +238,6 @@ class Reliable:
             elif error.status:
                 circuit.answered()  # it refused, but that was its answer
             return error
-        finally:
-            circuit.released()
 
     def _pause(self, error: ProviderError, attempt: int, circuit: Circuit) -> float | None:
         """Seconds to wait before the attempt after `attempt`, None if there should be none."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from oxydra.frames import compact
+from oxydra.errors import FrameError
+from oxydra.frames import compact, parse
 from oxydra.types import Message, ToolCall
 
 MAX_NAME = 64  # characters of a tool's name
@@ -22,6 +22,7 @@ UNKNOWN = (
     "The outcome of this call is unknown: it was interrupted before a result was recorded. "
     "It may or may not have taken effect; check before calling again."
 )
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # without its other half it can't be sent
 _FOREIGN = re.compile(r"[^a-zA-Z0-9_-]")
 _SOUND = "sound"  # a key in `Message.wire`: this message needs no repair of its own
 
@@ -32,7 +33,8 @@ def repair(messages: Sequence[Message]) -> list[Message]:
     - each tool call is answered once, right after the message that made it and in the calls' order;
       a call without a result gets one that says its outcome is unknown; results without a call go;
     - call ids are unique in the whole history, and ids and names are of letters, digits, `_`, `-`;
-    - arguments are a JSON object: others are wrapped as `{"invalid_json": "<what was written>"}`;
+    - arguments are a JSON object (RFC 8259: no NaN) of valid Unicode: others are wrapped as
+      `{"invalid_json": "<what was written>"}`;
     - no message of a user or assistant is empty.
 
     A message that needs no change is returned as the same object, so that what is encoded of it
@@ -44,7 +46,7 @@ def repair(messages: Sequence[Message]) -> list[Message]:
         if message.role == "tool":
             continue  # those with a call were taken together with it
         if not message.tool_calls or message.role != "assistant":
-            if message.content or message.role == "system":
+            if message.content or message.attachments or message.role == "system":
                 repaired.append(message)
             continue
         # a user's message may have come between a call and its result; an assistant's may not
@@ -87,11 +89,13 @@ def _with_sound_calls(message: Message, used: set[str]) -> Message:
 def _sound_call(call: ToolCall) -> ToolCall:
     arguments = call.arguments
     try:
-        sound = isinstance(json.loads(arguments), dict)
-    except (ValueError, RecursionError):
-        sound = False
-    if not sound:
+        value = parse(arguments)
+    except FrameError:
+        value = None
+    if not isinstance(value, dict):
         arguments = compact({"invalid_json": arguments})
+    elif _SURROGATE.search(arguments):
+        arguments = compact(value)
     name = _FOREIGN.sub("_", call.name)[:MAX_NAME] or "unnamed"
     identity = _FOREIGN.sub("_", call.id) or "call"
     if len(identity) > MAX_ID:
@@ -100,7 +104,7 @@ def _sound_call(call: ToolCall) -> ToolCall:
 
 
 def _answering(result: Message, call: ToolCall) -> Message:
-    if result.tool_call_id == call.id and result.name in ("", call.name):
+    if result.tool_call_id == call.id and result.name == call.name:
         return result
     return replace(result, tool_call_id=call.id, name=call.name, wire={})
 

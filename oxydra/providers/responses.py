@@ -45,7 +45,6 @@ from oxydra.types import (
     Json,
     Message,
     ModelRequest,
-    ModelSpec,
     Native,
     StreamEvent,
     ToolSpec,
@@ -149,7 +148,7 @@ class Responses(HttpProvider):
         parts.append(b"true" if self.settings.store else b"false")
         if model.reasoning:
             parts.append(b',"include":["reasoning.encrypted_content"]')
-        if effort := _effort(model, abilities.checked_level(request, self.name)):
+        if effort := abilities.effort(model, abilities.checked_level(request, self.name)):
             parts += (b',"reasoning":{"effort":', json_bytes(effort))
             parts.append(b"}" if effort == "none" else b',"summary":"auto"}')
         if model.max_output_tokens > 0:
@@ -474,16 +473,6 @@ def _parts(value: Any) -> list[Mapping[str, Any]]:
 
 def _text(part: Mapping[str, Any]) -> str:
     return text_of(part.get("text")) or text_of(part.get("refusal"))
-
-
-def _effort(model: ModelSpec, level: str) -> str:
-    """What `reasoning.effort` shall be at a level; "" leaves it to the model."""
-    effort = abilities.option(model, "effort")
-    if not level or effort is None or not effort.values:
-        return "none" if level == "off" else level
-    if level == "off" and "none" in effort.values:
-        return "none"
-    return abilities.nearest(effort.values, level)
 
 
 def _usage(usage: Mapping[str, Any]) -> Usage:

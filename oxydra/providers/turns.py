@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from oxydra.errors import FrameError
-from oxydra.frames import parse
 from oxydra.providers.repair import MAX_NAME
-from oxydra.types import Attachment, Json, Message, ToolCall, ToolSpec
+from oxydra.types import Attachment, Message, ToolSpec
 
 BLANK = "(blank)"  # stands for a user's text of nothing but spaces, which wires refuse
 BEGIN = Message("user", "(What was said before is left out.)")
@@ -60,17 +58,6 @@ def _says_something(message: Message) -> bool:
 def system_messages(history: Sequence[Message]) -> list[Message]:
     """The system's messages that say something."""
     return [m for m in history if m.role == "system" and m.content.strip()]
-
-
-def arguments(call: ToolCall) -> Json:
-    """The arguments of a call as an object that any parser of JSON takes: no NaN, no lone
-    surrogate. What is no object is wrapped, as `repair` does.
-    """
-    try:
-        value = parse(call.arguments)
-    except FrameError:
-        value = None
-    return value if isinstance(value, dict) else {"invalid_json": call.arguments}
 
 
 def wire_name(name: str) -> str:

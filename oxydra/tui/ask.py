@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from oxydra.errors import EXIT_FAILED, NoDaemonError, OxydraError
@@ -73,14 +73,15 @@ def ask(
     user_id: str,
     *,
     session_id: str | None = None,
+    attachments: Sequence[Json] = (),
     as_json: bool = False,
     clean: Callable[[str], str] = lambda text: text,
     out: TextIO = sys.stdout,
 ) -> int:
     """Ask and print the answer, or its terminal frame as JSON; returns the exit code.
 
-    Without a session a new one is made. Raises `OxydraError` for a turn that failed and
-    `NoDaemonError` if there is none.
+    `attachments` are those of `send_turn`. Without a session a new one is made. Raises
+    `OxydraError` for a turn that failed and `NoDaemonError` if there is none.
     """
     events: queue.SimpleQueue[Frame | Link] = queue.SimpleQueue()
     endpoint, token = locate()
@@ -97,7 +98,8 @@ def ask(
     )
     client.connect()
     try:
-        terminal = _converse(client, events, prompt, None if as_json else out, clean)
+        turn: Json = {"prompt": prompt, "attachments": list(attachments)}
+        terminal = _converse(client, events, turn, None if as_json else out, clean)
     finally:
         client.close()
     if as_json:
@@ -113,7 +115,7 @@ def ask(
 def _converse(
     client: GatewayClient,
     events: queue.SimpleQueue[Frame | Link],
-    prompt: str,
+    turn: Json,
     out: TextIO | None,
     clean: Callable[[str], str],
 ) -> Frame:
@@ -136,8 +138,8 @@ def _converse(
             ) from None
         if isinstance(event, Link):
             if event.connected and event.fresh:
-                turn = {"session_id": client.session_id, "turn_id": turn_id, "prompt": prompt}
-                client.send("send_turn", turn)
+                where = {"session_id": client.session_id, "turn_id": turn_id}
+                client.send("send_turn", {**turn, **where})
             continue
         if not _concerns(event.payload, turn_id):
             if event.type == "error":
