@@ -318,7 +318,7 @@ def test_addresses(base_url: str, url: str) -> None:
 
 
 def body_of(request: ModelRequest, base_url: str = "http://x") -> bytes:
-    provider = OpenAI(ProviderSettings("x", "openai", base_url), Replay([]))
+    provider = OpenAI(ProviderSettings("fake", "openai", base_url), Replay([]))
     return provider._post(request).body
 
 
