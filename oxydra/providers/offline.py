@@ -32,6 +32,7 @@ from typing import Any
 
 from oxydra.errors import ConfigError, ProviderError
 from oxydra.frames import compact
+from oxydra.providers.abilities import check_attachments
 from oxydra.providers.base import Assembly, PendingCall, ProviderSettings, count
 from oxydra.providers.phrases import fitted, understand
 from oxydra.threads import CancelToken
@@ -73,6 +74,7 @@ class Offline:
     def stream(self, request: ModelRequest, token: CancelToken) -> Iterator[StreamEvent]:
         """See the `Provider` Protocol."""
         token.check()
+        check_attachments(self.name, request.model, request.messages, ())
         turn = _turn(request.messages)
         steps = self._steps(request, turn)
         answer = Assembly()
