@@ -158,6 +158,7 @@ class FakeGateway:
         self.epoch = "e1"
         self.refuse = 0
         self.keep = 10_000  # frames to replay
+        self.forgetful = False  # says that it has nothing to replay
         self.overlap = 0  # frames that are replayed although the client has them
         self.budgets: deque[int] = deque()  # for the connections to come
         self.status: Json = {
@@ -355,9 +356,11 @@ class FakeGateway:
         else:
             room = self.rooms[asked.get("session_id") or "s-main"]
         ack = {"protocol_version": 2, "session": self._ref(room), "seq": room.seq}
+        if self.forgetful:
+            ack["resumed"] = False
         self._reply(peer, asked, "hello_ack", {**ack, "epoch": self.epoch, **self._active(room)})
         last = asked.get("last_seq")
-        if last is not None:
+        if last is not None and not self.forgetful and asked.get("epoch") == self.epoch:
             for seq, kept in room.kept:
                 if seq > last - self.overlap:
                     peer.frame(kept)
@@ -403,6 +406,7 @@ class FakeGateway:
     def _do_create_session(self, peer: Peer, asked: Json) -> None:
         room = self._new_room(asked.get("display_name") or "")
         answer = {"session": self._ref(room), "display_name": room.name, "agent_name": "default"}
+        self._follow(peer, room)
         self._reply(peer, asked, "session_created", answer)
 
     def _do_list_sessions(self, peer: Peer, asked: Json) -> None:
@@ -414,11 +418,15 @@ class FakeGateway:
         if room is None:
             self._reply(peer, asked, "error", {"message": "No such session.", "code": "not_found"})
             return
+        answer = {"session": self._ref(room), **self._active(room)}
+        self._follow(peer, room)
+        self._reply(peer, asked, "session_switched", answer)
+
+    def _follow(self, peer: Peer, room: Room) -> None:
+        """Make `room` the one session that `peer` listens to."""
         for other in self.rooms.values():
             if peer in other.listeners:
                 other.listeners.remove(peer)
-        answer = {"session": self._ref(room), **self._active(room)}
-        self._reply(peer, asked, "session_switched", answer)
         room.listeners.append(peer)
 
     def _do_history(self, peer: Peer, asked: Json) -> None:

@@ -7,7 +7,6 @@ was cut, and whatever else a history may hold, each wire's next request follows 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ from oxydra.errors import Cancelled, ProviderError
 from oxydra.providers import PROVIDERS, ProviderSettings, create, repair
 from oxydra.threads import CancelToken
 from oxydra.transport import HttpRequest, HttpStream
-from oxydra.types import Attachment, Completed, Message, ModelSpec, TextDelta, ToolCall
+from oxydra.types import Completed, Message, ModelSpec, TextDelta, ToolCall
+from tests.histories import IDS, NAMES, TEXTS, attached
 from tests.replay import Replay, asking
 from tests.wire_rules import check_openai, check_responses
 from tests.wire_rules_anthropic import check_anthropic
@@ -231,14 +231,7 @@ def test_recorded_streams_cut_anywhere_go_on_with_every_wire(
     continues(history, with_tools)
 
 
-def attachment(kind: str) -> Attachment:
-    data = kind.encode()
-    return Attachment(kind, hashlib.sha256(data).hexdigest(), data, "a" if "png" in kind else "")
-
-
-TEXTS = st.sampled_from(["", " ", "\n", "\ud800", "a\udfffb", "\x00", "hi"]) | st.text(max_size=5)
-IDS = st.sampled_from(["", "a", "a_2", "ü", "b" * 50, "call_0", "\ud800"])
-NAMES = st.sampled_from(["", "t", "file_list", "a.b/c", "n" * 70, "ü", "1", "\ud800"])
+ODD = st.sampled_from(["\ud800", "\x00", "call_2"]) | st.text(max_size=5)
 ARGUMENTS = st.sampled_from(
     [
         *("", "{}", " {} ", "{}{}", '{"a":', "null", "[1]", '"x"', "\ud800", '{"a": 1, "a": 2}'),
@@ -246,21 +239,28 @@ ARGUMENTS = st.sampled_from(
         *("[" * 2000, '{"a":' * 2000 + "1" + "}" * 2000),
     ]
 ) | st.text(max_size=5)
-FILES = st.lists(st.sampled_from(["image/png", "application/pdf"]).map(attachment), max_size=2)
-CALLS = st.lists(st.builds(ToolCall, IDS, NAMES, ARGUMENTS), max_size=3)
+FILES = st.lists(
+    st.sampled_from([attached(), attached("application/pdf", b"%PDF-", "")]), max_size=2
+)
+CALLS = st.lists(st.builds(ToolCall, IDS | ODD, NAMES | ODD, ARGUMENTS), max_size=3)
 MESSAGES = st.one_of(
     st.builds(Message, st.just("system"), TEXTS),
-    st.builds(Message, st.just("user"), TEXTS, attachments=FILES.map(tuple)),
+    st.builds(Message, st.just("user"), TEXTS | ODD, attachments=FILES.map(tuple)),
     st.builds(
         Message,
         st.just("assistant"),
-        TEXTS,
+        TEXTS | ODD,
         tool_calls=CALLS.map(tuple),
         reasoning=TEXTS,
         attachments=FILES.map(tuple),
     ),
     st.builds(
-        Message, st.just("tool"), TEXTS, tool_call_id=IDS, name=NAMES, is_error=st.booleans()
+        Message,
+        st.just("tool"),
+        TEXTS | ODD,
+        tool_call_id=IDS | ODD,
+        name=NAMES | ODD,
+        is_error=st.booleans(),
     ),
 )
 

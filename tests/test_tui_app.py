@@ -335,27 +335,34 @@ view.View.render = render
 
 
 @needs_tmux
-def test_stopped_and_continued(gateway: FakeGateway, terminal: Tmux) -> None:
+@pytest.mark.parametrize("how", ["key", "signal", "unnoticed"])
+def test_stopped_and_continued(gateway: FakeGateway, terminal: Tmux, how: str) -> None:
     """By Ctrl+Z, by a signal from outside, and by one that can't be noticed."""
     terminal.start(gateway)
     terminal.sees("● ready")
     terminal.type("half a message")
     terminal.sees("❯ half a message")
-    stops = [
-        lambda: terminal.keys("C-z"),
-        lambda: terminal.kill(signal.SIGTSTP),
-        lambda: terminal.kill(signal.SIGSTOP),
-    ]
-    for stop in stops:
-        stop()
-        terminal.sees("Stopped")
-        assert terminal.mode("wrap_flag") == "1" or stop is stops[2]
-        terminal.say("clear; fg")
-        terminal.sees("❯ half a message")
-        terminal.type("!")
-        terminal.sees("!")
-        terminal.keys("BSpace")
-    terminal.sees("❯ half a message")
+    if how == "key":
+        terminal.keys("C-z")
+    else:
+        terminal.kill(signal.SIGTSTP if how == "signal" else signal.SIGSTOP)
+    terminal.sees("Stopped")
+    if how == "unnoticed":  # the shell finds the terminal as the UI had set it
+        terminal.type("stty sane")
+        terminal.keys("C-j")
+        terminal.type("echo sa''ne")
+        terminal.keys("C-j")
+        terminal.sees("sane")
+    else:
+        assert [terminal.mode("alternate_on"), terminal.mode("wrap_flag")] == ["0", "1"]
+    terminal.say("clear; fg")
+    terminal.sees(lambda seen: "❯ half a message" in seen and "Stopped" not in seen)
+    terminal.type("!")
+    terminal.sees("❯ half a message!")
+    terminal.keys("C-u")
+    terminal.say("/quit")
+    terminal.sees(lambda seen: "❯" not in seen)
+    assert [terminal.mode("alternate_on"), terminal.mode("wrap_flag")] == ["0", "1"]
 
 
 @needs_tmux
@@ -466,7 +473,7 @@ def test_a_degraded_daemon_is_announced(gateway: FakeGateway, terminal: Tmux) ->
     reason = {"code": "no_landlock", "detail": "The kernel has no Landlock."}
     gateway.status["degraded_reasons"] = [reason]
     terminal.start(gateway)
-    terminal.sees("▲ No model is configured")
+    terminal.sees("▲ Answers come from the built-in offline model")
     terminal.say("/status")
     terminal.sees("The kernel has no Landlock.")
 

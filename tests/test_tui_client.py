@@ -236,6 +236,26 @@ def test_a_gap_in_the_replay_asks_for_the_history(gateway: FakeGateway) -> None:
         client.close()
 
 
+def test_a_gateway_that_can_not_resume_makes_the_client_read_the_history(
+    gateway: FakeGateway,
+) -> None:
+    heard = Heard()
+    client = connect(gateway, heard)
+    try:
+        send_turn(client, "t1")
+        heard.wait(lambda: heard.of("turn_completed"), "the first answer")
+        gateway.forgetful = True
+        with gateway.lock:
+            gateway.cut()
+            gateway.turns["t1"].delta("missed")
+        heard.wait(lambda: len([x for x in heard.links if x.connected]) == 2, "a connection")
+        assert heard.links[-1].fresh
+        gateway.turns["t1"].delta("seen")
+        heard.wait(lambda: heard.text() == "seen", "what comes after")
+    finally:
+        client.close()
+
+
 def test_a_switch_moves_the_resume_point(gateway: FakeGateway) -> None:
     """What a session went through while another was in sight is read from its history."""
     heard = Heard()

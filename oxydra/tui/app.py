@@ -278,9 +278,11 @@ class App:
     def _handling_signals(self) -> Iterator[None]:
         def note(number: int, _frame: FrameType | None) -> None:
             self._signals.append(number)
-            self._wake()
 
         before: dict[int, Any] = {}
+        # A signal may reach the client's thread, which would leave `select` asleep: only the
+        # interpreter's own write to the pipe wakes it for certain.
+        woken = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         try:
             for caught in (*LEAVING, *OTHERS):
                 before[caught] = signal.signal(caught, note)
@@ -288,6 +290,7 @@ class App:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            signal.set_wakeup_fd(woken)
 
     def _take_signals(self) -> None:
         while self._signals:

@@ -156,6 +156,8 @@ class GatewayClient:
             raise self._no_daemon(error.strerror or str(error)) from None
         with self._lock:
             self._socket = sock
+        if self._service.stopping.is_set():  # before there was a socket to interrupt
+            self._interrupt()
         try:
             ws = self._handshake(sock)
             self._say_hello(ws)
@@ -165,8 +167,6 @@ class GatewayClient:
         sock.settimeout(None)
         with self._lock:
             self._ws = ws
-        if self._service.stopping.is_set():
-            self._interrupt()
 
     def _handshake(self, sock: socket.socket) -> Any:
         import websocket
@@ -202,7 +202,7 @@ class GatewayClient:
             hello["create_new_session"] = True
         last_seq = self._seen.get(self.session_id or "")
         if last_seq is not None:
-            hello["last_seq"] = last_seq
+            hello |= {"last_seq": last_seq, "epoch": self._epoch}
         self._hello.clear()
         try:
             ws.send(encode("hello", hello).decode())

@@ -177,7 +177,8 @@ def status_text(state: State) -> str:
             ("sandbox", f"{health.tier}, level {health.level}" if health.level else health.tier)
         )
         rows.append(("shell", "available" if health.shell else "not available"))
-    spent = f"{state.tokens:,} tokens" + (f", ${state.cost:.4f}" if state.cost is not None else "")
+    spent = f"{state.tokens:,} tokens" + (f", ${state.cost:.4f}" if state.cost else "")
     rows.append(("spent here", f"{spent} since this window opened"))
-    rows += [("problem", problem) for problem in (health.problems if health else ())]
-    return "\n".join(f"{name:<12}{one_line(value)}" for name, value in rows)
+    lines = [f"{name:<12}{one_line(value)}" for name, value in rows]
+    lines += [f"! {one_line(problem)}" for problem in (health.problems if health else ())]
+    return "\n".join(lines)

@@ -33,8 +33,8 @@ from oxydra.tui.state import (
 from oxydra.types import Json
 
 OFFLINE_REMEDY = (
-    "No model is configured: answers come from the built-in offline model. Set OPENAI_API_KEY,"
-    " ANTHROPIC_API_KEY or GEMINI_API_KEY and restart."
+    "Answers come from the built-in offline model. Set OPENAI_API_KEY, ANTHROPIC_API_KEY or"
+    " GEMINI_API_KEY and restart for a real one."
 )
 
 
@@ -122,10 +122,11 @@ def _on_link(state: State, link: Link) -> Step:
     was = state.link
     state = replace(state, link=link)
     if not link.connected:
-        return replace(state, requests={}), ()
+        unread = state.unread or any(r.purpose == "reload" for r in state.requests.values())
+        return replace(state, requests={}, unread=unread), ()
     effects: list[Effect] = []
-    if link.fresh:
-        state = _gather(effects, transcript.reload(state))
+    if link.fresh or state.unread:
+        state = _gather(effects, transcript.reload(replace(state, unread=False)))
     if not was.connected:
         state = _gather(effects, state.ask("health_check", {}, "health"))
         state = _gather(effects, state.ask("list_sessions", {}, "names"))
@@ -240,12 +241,14 @@ def _health(payload: Json) -> Health:
     status = status if isinstance(status, dict) else {}
     model = status.get("model", payload.get("model"))
     model = model if isinstance(model, dict) else {}
-    problems = [OFFLINE_REMEDY] if model.get("provider") == "offline" else []
+    reasons = [r for r in status.get("degraded_reasons") or () if isinstance(r, dict)]
+    reasons.sort(key=lambda reason: reason.get("code") != "no_model")  # the gravest first
+    problems = [str(r.get("detail") or r.get("code") or "degraded") for r in reasons]
+    if model.get("provider") == "offline" and not any(r.get("code") == "no_model" for r in reasons):
+        problems.insert(0, OFFLINE_REMEDY)
     if not payload["healthy"]:
-        problems.append(str(payload.get("message") or "The daemon says that it is not healthy."))
-    for reason in status.get("degraded_reasons") or ():
-        if isinstance(reason, dict):
-            problems.append(str(reason.get("detail") or reason.get("code") or "degraded"))
+        said = str(payload.get("message") or "The daemon says that it is not healthy.")
+        problems.insert(0, said)
     return Health(
         tier=str(status.get("sandbox_tier") or ""),
         level=str(status.get("sandbox_level") or ""),

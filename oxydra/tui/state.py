@@ -99,7 +99,8 @@ class State:
     """Everything that is on the screen or decides what will be.
 
     `nonce` makes this TUI's ids unique; `last_id` is the newest of them, of entries and requests
-    alike. `more` says that the gateway has older history than `entries`. `anchor` is None while the
+    alike. `more` says that the gateway has older history than `entries`, `unread` that the
+    newest was asked for and did not come before the connection broke. `anchor` is None while the
     newest line is in sight. `hint` stands in the input's title until the next key; `leaving` says
     that Ctrl+C was announced to leave.
     """
@@ -114,6 +115,7 @@ class State:
     agent: str = ""
     entries: tuple[Entry, ...] = ()
     more: bool = False
+    unread: bool = False
     requests: Mapping[str, Request] = field(default_factory=dict)
     active: Active | None = None
     editor: Editor = field(default_factory=Editor)
