@@ -202,8 +202,8 @@ def _start(options: argparse.Namespace) -> int:
     log.setup("oxydra-runner", sys.stderr)
     install_hooks()
     daemon = Runner(settings)
-    handle_signals(daemon)
-    daemon.run(on_ready=lambda endpoint: print(f"Oxydra is ready at {endpoint}", flush=True))
+    with handle_signals(daemon):
+        daemon.run(on_ready=lambda endpoint: print(f"Oxydra is ready at {endpoint}", flush=True))
     return 0
 
 
@@ -255,8 +255,8 @@ def _daemon_process(settings: RunnerSettings, report: int) -> NoReturn:
         log.setup("oxydra-runner", sys.stderr)
         install_hooks()
         daemon = Runner(settings)
-        handle_signals(daemon)
-        daemon.run(on_ready=lambda endpoint: tell(ready=endpoint))
+        with handle_signals(daemon):
+            daemon.run(on_ready=lambda endpoint: tell(ready=endpoint))
         code = 0
     except OxydraError as error:
         tell(error=error.message, remedy=error.remedy, exit_code=error.exit_code)

@@ -167,6 +167,7 @@ class _Run:
         self.deadline = Deadline.after(runtime.config.turn_timeout_secs)
         self.partial: list[str] = []  # what the current model call has streamed
         self.usage = Usage()
+        self.answering = runtime.model  # the model that answered last
         self.steps = 0  # model calls made
 
     def run(self) -> None:
@@ -263,7 +264,9 @@ class _Run:
                 case FellBack(provider, model, reason):
                     self.partial.clear()
                     answering = model
-                    self._progress("fallback", f"{reason} Asking {model.id} of {provider}.")
+                    if model != self.answering:  # said once, not at every call of the turn
+                        self._progress("fallback", f"{reason} Asking {model.id} of {provider}.")
+                    self.answering = model
                 case Completed():
                     completed = event
         if completed is None:

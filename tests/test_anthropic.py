@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -189,8 +190,8 @@ def test_a_call_that_comes_whole_and_one_without_an_id() -> None:
         b"data: {\n\n",
         b"data: " + b"[" * 100_000 + b"\n\n",
         b'data: {"type": "message_start", "message": []}\n\n',
-        b'data: {"type": "content_block_start", "index": [1], "content_block": {"type": "text"}}\n\n',
-        b'data: {"type": "content_block_start", "content_block": {"type": "tool_use", "id": 5}}\n\n',
+        b'data: {"type":"content_block_start","index":[1],"content_block":{"type":"text"}}\n\n',
+        b'data: {"type":"content_block_start","content_block":{"type":"tool_use","id":5}}\n\n',
         b'data: {"type": "content_block_start", "content_block": {"type": "new"}}\n\n',
         b'data: {"type": "content_block_delta", "index": 7, "delta": {"type": "text_delta"}}\n\n',
         b'data: {"type": "content_block_delta", "delta": []}\n\n',
@@ -239,8 +240,8 @@ def test_thinking_goes_back_unchanged_and_in_order() -> None:
         },
         {
             "type": "redacted_thinking",
-            "data": "EmwKAhgBEgy3va3pzix/LafPsn4aDFIT2Xlxh0L5L8rLVyIwxtE3rAFBa8cr3qpPkNRj2YfWXGmKDxH4"
-            "mPnZ5sQ7vB",
+            "data": "EmwKAhgBEgy3va3pzix/LafPsn4aDFIT2Xlxh0L5L8rLVyIwxtE3rAFBa8cr3qpPkNRj2YfWXGmK"
+            "DxH4mPnZ5sQ7vB",
         },
         {"type": "text", "text": "I will look."},
         {"type": "thinking", "thinking": "", "signature": "c2lnbmVkIGJ1dCBvbWl0dGVk"},
@@ -541,7 +542,7 @@ def test_only_the_markers_move() -> None:
         bodies.append(provider()._post(asking(*history)).body.replace(b',"cache_control":', b"!"))
         history += [Message("assistant", f"{number}"), Message("user", "more")]
     plain = [body.replace(b'!{"type":"ephemeral"}', b"") for body in bodies]
-    for before, after in zip(plain, plain[1:], strict=False):
+    for before, after in itertools.pairwise(plain):
         assert after.startswith(before.removesuffix(b"]}"))
 
 
@@ -596,6 +597,7 @@ def test_what_is_sent(fake: FakeModel) -> None:
     [
         (400, "invalid_request_error", "prompt is too long: 9 > 8", "context_overflow", False),
         (400, "invalid_request_error", "tools: bad", "bad_request", False),
+        (400, "invalid_request_error", "Your credit balance is too low to …", "quota", False),
         (401, "authentication_error", f"invalid x-api-key {KEY}", "provider_auth", False),
         (403, "permission_error", "no", "provider_auth", False),
         (404, "not_found_error", "model: x", "model_not_found", False),
@@ -612,10 +614,25 @@ def test_errors(
     with pytest.raises(ProviderError) as caught:
         list(direct(fake).stream(asking(), CancelToken()))
     error = caught.value
-    assert (error.status, error.code, error.retryable) == (status, code, retryable)
+    assert (error.code, error.retryable) == (code, retryable)
+    assert error.status == (402 if code == "quota" else status)
     assert error.retry_after == 3.0
     assert KEY not in str(error)
     assert "fake (fake-1)" in error.message
+
+
+def test_a_rate_limit_that_says_when_it_ends(fake: FakeModel) -> None:
+    name = "anthropic-ratelimit-input-tokens"
+    for remaining, reset, wanted in (
+        ("0", "2026-01-01T00:00:00Z", 0.0),
+        ("5", "2026-01-01T00:00:00Z", None),
+        ("0", "soon", None),
+    ):
+        headers = {f"{name}-remaining": remaining, f"{name}-reset": reset}
+        fake.send(wire.error(429, "rate_limit_error", "slow down", headers))
+        with pytest.raises(ProviderError) as caught:
+            list(direct(fake).stream(asking(), CancelToken()))
+        assert caught.value.retry_after == wanted
 
 
 def test_a_web_page_and_a_break(fake: FakeModel) -> None:

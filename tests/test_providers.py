@@ -17,7 +17,9 @@ from oxydra.providers.failures import retry_after
 from oxydra.threads import CancelToken, Deadline
 from oxydra.transport import Credential, DirectTransport
 from oxydra.types import Completed, Message, ModelRequest, Provider, TextDelta, ToolCall
+from tests import wires_anthropic, wires_gemini
 from tests.fake_model import CUT, STALL, FakeModel, Reply, call_events, event
+from tests.fake_responses import response_steps
 from tests.replay import asking, ending
 
 KEY = "sk-secret-0123456789"
@@ -44,21 +46,50 @@ class Rig:
         """The next answer begins with `text` and goes no further for a long time."""
 
 
-class OpenAIRig(Rig):
+class HttpRig(Rig):
+    """A provider over HTTP and a fake server, which each wire says how to answer from."""
+
+    kind = ""
+
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self.fake = stack.enter_context(FakeModel())
         transport = DirectTransport()
         stack.callback(transport.close)
-        self.provider = create(ProviderSettings("mine", "openai", self.fake.url), transport)
-
-    def answer(self, *parts: Any) -> None:
-        self.fake.reply(*parts)
+        self.provider = create(ProviderSettings("mine", self.kind, self.fake.origin), transport)
 
     def fail(self) -> None:
         self.fake.error(503, "too busy")
 
     def hang(self, text: str) -> None:
-        self.fake.reply(text, STALL)
+        self.answer(text, STALL)
+
+
+class OpenAIRig(HttpRig):
+    kind = "openai"
+
+    def answer(self, *parts: Any) -> None:
+        self.fake.reply(*parts)
+
+
+class ResponsesRig(HttpRig):
+    kind = "openai_responses"
+
+    def answer(self, *parts: Any) -> None:
+        self.fake.send(Reply(response_steps(*parts)))
+
+
+class AnthropicRig(HttpRig):
+    kind = "anthropic"
+
+    def answer(self, *parts: Any) -> None:
+        self.fake.send(wires_anthropic.answer(*parts))
+
+
+class GeminiRig(HttpRig):
+    kind = "gemini"
+
+    def answer(self, *parts: Any) -> None:
+        self.fake.send(wires_gemini.answer(*parts))
 
 
 class OfflineRig(Rig):
@@ -81,7 +112,8 @@ class OfflineRig(Rig):
         self._follow({"text": text}, {"delay_ms": 600_000})
 
 
-RIGS = {"openai": OpenAIRig, "offline": OfflineRig}
+HTTP_RIGS = (OpenAIRig, ResponsesRig, AnthropicRig, GeminiRig)
+RIGS = {**{rig.kind: rig for rig in HTTP_RIGS}, "offline": OfflineRig}
 
 
 def test_every_type_is_held_to_the_contract() -> None:
@@ -184,7 +216,7 @@ class TestProviderConformance:
 
     def test_it_serves_several_threads(self, rig: Rig) -> None:
         rig.answer("same")
-        if isinstance(rig, OpenAIRig):
+        if isinstance(rig, HttpRig):
             for _ in range(7):
                 rig.answer("same")
         said: list[str] = []
@@ -229,7 +261,9 @@ def test_a_server_without_a_key_gets_none() -> None:
 
 
 def test_the_registry() -> None:
-    with pytest.raises(ConfigError, match="openai, offline") as caught:
+    with pytest.raises(
+        ConfigError, match="openai, openai_responses, anthropic, gemini, offline"
+    ) as caught:
         create(ProviderSettings("x", "opnai"), DirectTransport())
     assert "'opnai'" in str(caught.value)
     official = credential(ProviderSettings("x", "openai"), KEY)

@@ -19,11 +19,15 @@ looks back, however many calls one answer makes.
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Any
 
+from oxydra.errors import ProviderError
 from oxydra.frames import compact, parse
 from oxydra.providers import abilities
 from oxydra.providers.base import (
@@ -91,6 +95,18 @@ class Anthropic(SignedProvider):
 
     def headers(self) -> Mapping[str, str]:
         return {"anthropic-version": VERSION}
+
+    def refused(
+        self, request: ModelRequest, status: int, headers: Mapping[str, str], body: str
+    ) -> ProviderError:
+        """What the wire says in its own way: that the account is empty (which comes as 400), and
+        when a rate limit that is used up ends.
+        """
+        if status == 400 and "credit balance is too low" in body:
+            status = 402
+        if until := _limited_until(headers):
+            headers = {"retry-after": until, **headers}
+        return super().refused(request, status, headers, body)
 
     # ------------------------------------------------------------------------------- the request
 
@@ -308,6 +324,20 @@ def messages_url(base_url: str) -> str:
     if not _VERSIONED.search(address):
         address += "/v1"
     return f"{address}/messages" + (f"?{query}" if query else "")
+
+
+def _limited_until(headers: Mapping[str, str]) -> str:
+    """The last reset (`anthropic-ratelimit-*-reset`, RFC 3339) of the limits that are used up, as
+    an HTTP date; "" if there is none.
+    """
+    resets = []
+    for limit in ("requests", "tokens", "input-tokens", "output-tokens"):
+        name = f"anthropic-ratelimit-{limit}"
+        if headers.get(f"{name}-remaining") == "0":
+            with contextlib.suppress(ValueError):
+                reset = datetime.fromisoformat(headers.get(f"{name}-reset", ""))
+                resets.append(reset.astimezone(UTC))
+    return format_datetime(max(resets), usegmt=True) if resets else ""
 
 
 def _max_tokens(request: ModelRequest) -> int:

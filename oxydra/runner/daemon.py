@@ -15,7 +15,7 @@ import queue
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +24,7 @@ from oxydra.frames import Envelope
 from oxydra.runner.control import ControlServer
 from oxydra.runner.guest import Guest
 from oxydra.runner.workspace import Workspace
+from oxydra.threads import Service
 from oxydra.tiers import registry
 from oxydra.tiers.base import GuestSpec, Tier
 from oxydra.types import Json
@@ -99,7 +100,7 @@ class Runner:
             self._serve(listener)
 
     def stop(self, why: str) -> None:
-        """Ask `run` to return; safe in a signal handler."""
+        """Ask `run` to return; from any thread."""
         self._events.put(("stop", why))
 
     # ----------------------------------------------------------------------------------- the guest
@@ -234,10 +235,34 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-def handle_signals(runner: Runner) -> None:
-    """SIGTERM, SIGINT and SIGHUP stop the runner."""
+@contextlib.contextmanager
+def handle_signals(runner: Runner) -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGHUP stop the runner, for as long as the block lasts.
+
+    A signal may reach any thread, and Python runs its handler on the main one only when that wakes.
+    So the number is written to a socket, which the thread `oxydra-signals` reads.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def listen(_service: Service) -> None:
+        while number := ours.recv(1):
+            runner.stop(signal.Signals(number[0]).name)
+
+    def wake() -> None:
+        ours.shutdown(socket.SHUT_RDWR)
+
+    service = Service("signals", listen, wake=wake).start()
+    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda n, _frame: runner.stop(signal.Signals(n).name))
+        signal.signal(number, lambda _number, _frame: None)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        service.stop()
+        ours.close()
+        theirs.close()
 
 
 def _sha256(text: str) -> str:

@@ -7,6 +7,7 @@ which runs nothing twice.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 import uuid
@@ -128,6 +129,7 @@ def _converse(
             out.flush()
 
     answer = Answer(write)
+    accepted = False
     while True:
         try:
             event = events.get(timeout=None if client.connected else PATIENCE)
@@ -137,14 +139,16 @@ def _converse(
                 remedy="Start it again with `oxydra-runner start`; the turn then goes on.",
             ) from None
         if isinstance(event, Link):
-            if event.connected and event.fresh:
+            if event.connected and (event.fresh or not accepted):
                 where = {"session_id": client.session_id, "turn_id": turn_id}
-                client.send("send_turn", {**turn, **where})
+                with contextlib.suppress(NoDaemonError):  # it broke again: a Link will say so
+                    client.send("send_turn", {**turn, **where})
             continue
         if not _concerns(event.payload, turn_id):
             if event.type == "error":
                 raise OxydraError(event.payload["message"], code=event.payload.get("code") or "")
             continue
+        accepted = True
         match event.type:
             case "assistant_delta":
                 answer.delta(event.payload["delta"])
