@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -314,7 +315,7 @@ def test_what_is_void_after_a_retry_is_not_kept(world):
             yield TextDelta("first try")
             yield Retrying(2, "The stream broke.", 0.5)
             yield TextDelta("second try")
-            yield FellBack("other", MODEL, "It does not answer.")
+            yield FellBack("other", replace(MODEL, id="other"), "It does not answer.")
             yield TextDelta("third")
             raise ProviderError("It broke again.")
 
