@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from oxydra import frames
+from oxydra import cli, frames
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md") if p.exists()]
@@ -97,7 +97,6 @@ def commands(path: Path) -> Iterator[list[str]]:
 
 @each_document
 def test_every_command_is_accepted(path: Path) -> None:
-    cli = pytest.importorskip("oxydra.cli")
     parser = cli.build_parser()
     for arguments in commands(path):
         said = io.StringIO()
