@@ -114,7 +114,10 @@ class Frame:
 
 def compact(value: Any) -> str:
     """JSON as every wire of ours writes it: no spaces, text as it is."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # made once
 
 
 def _utf8(text: str) -> bytes:

@@ -127,7 +127,7 @@ def test_a_complete_answer_keeps_the_connection_though_its_end_was_not_read(
         fake.reply("a")
         stream = transport.open(post(fake.url), CancelToken())
         for event in sse(stream):
-            if event.data == "[DONE]":
+            if event is not None and event.data == "[DONE]":
                 break
         stream.close(complete=True)
         stream.close()  # may be called again

@@ -37,7 +37,9 @@ class HttpRequest:
 
     `connect_timeout` covers resolving, connecting and the TLS handshake; `idle_timeout` is the
     longest silence while sending or receiving; both are seconds. Past `deadline` the request fails
-    in whatever phase it is. `max_bytes` bounds the decoded body.
+    in whatever phase it is. `max_bytes` bounds the decoded body. `guarded` says that a model or a
+    page chose the URL: only a public address or an allowed local service is dialled, by the rules
+    of `oxydra/policy/network.py`, and `PolicyDenied` is raised for any other.
     """
 
     method: str
@@ -49,6 +51,7 @@ class HttpRequest:
     idle_timeout: float = 180.0
     deadline: Deadline = field(default_factory=lambda: Deadline.after(None))
     max_bytes: int = 64 << 20
+    guarded: bool = False
 
 
 class HttpStream:

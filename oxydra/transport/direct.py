@@ -13,11 +13,12 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from oxydra.errors import TransportError
+from oxydra.policy.network import Egress
 from oxydra.threads import CancelToken
 from oxydra.transport.base import Credential, HttpRequest, HttpStream, origin_of, too_large
 from oxydra.version import VERSION
@@ -27,18 +28,23 @@ if TYPE_CHECKING:
 
 REDIRECTS = (301, 302, 303, 307, 308)
 
+Peer: TypeAlias = tuple[str, bool]
+"""An origin, and whether the connection was dialled guarded: one that was not is no way around."""
+
 
 @dataclass(frozen=True, slots=True)
 class DirectConfig:
     """How the direct transport dials.
 
     `ca_file` replaces the trusted roots; `keep` is how many idle connections stay open to each
-    origin and `keep_seconds` for how long one may lie idle and still be used again.
+    origin and `keep_seconds` for how long one may lie idle and still be used again. `egress` is
+    what guarded requests may reach besides public addresses.
     """
 
     ca_file: str = ""
     keep: int = 8
     keep_seconds: float = 240.0
+    egress: Egress = field(default_factory=Egress)
 
 
 class DirectTransport:
@@ -60,7 +66,7 @@ class DirectTransport:
         self._lock = threading.Lock()
         self._warming = threading.Lock()
         self._context: Any = None
-        self._idle: dict[str, list[tuple[float, Line]]] = {}
+        self._idle: dict[Peer, list[tuple[float, Line]]] = {}
         self._closed = False
 
     def warm(self) -> None:
@@ -79,9 +85,10 @@ class DirectTransport:
         self.warm()
         from oxydra.transport.line import FAILURES, broken
 
-        line = self._borrow(origin)
+        peer = (origin, request.guarded)
+        line = self._borrow(peer)
         with contextlib.ExitStack() as undo:
-            undo.callback(self._give_back, origin, line)
+            undo.callback(self._give_back, peer, line)
             undo.callback(line.finish, drain=False)
             undo.enter_context(token.on_cancel(line.abort))
             try:
@@ -160,12 +167,12 @@ class DirectTransport:
         headers[credential.header] = credential.value
         return headers, credential.value
 
-    def _borrow(self, origin: str) -> Line:
+    def _borrow(self, peer: Peer) -> Line:
         oldest = time.monotonic() - self._config.keep_seconds
         stale: list[Line] = []
         found: Line | None = None
         with self._lock:
-            kept = self._idle.get(origin, [])
+            kept = self._idle.get(peer, [])
             while kept and found is None:
                 since, line = kept.pop()  # the one used last: the others may grow stale
                 if since >= oldest:
@@ -179,11 +186,13 @@ class DirectTransport:
             return found
         from oxydra.transport.line import Line
 
-        return Line(urlsplit(origin).netloc, self._context, self._resolve)
+        origin, guarded = peer
+        admit = self._config.egress.check if guarded else None
+        return Line(urlsplit(origin).netloc, self._context, self._resolve, admit)
 
-    def _give_back(self, origin: str, line: Line) -> None:
+    def _give_back(self, peer: Peer, line: Line) -> None:
         with self._lock:
-            kept = self._idle.setdefault(origin, [])
+            kept = self._idle.setdefault(peer, [])
             if not self._closed and len(kept) < self._config.keep:
                 kept.append((time.monotonic(), line))
                 return

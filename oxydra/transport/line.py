@@ -38,6 +38,7 @@ DRAIN_SECONDS = 0.05  # how long an end marker may take once the answer was comp
 KEEPALIVE_IDLE = 45  # seconds of silence after which the kernel probes a kept connection
 
 Resolve = Callable[[str, int], list[Any]]
+Admit = Callable[[str, int, str], None]
 
 # What requests and urllib3 raise; `broken` makes one of ours of it.
 FAILURES = (
@@ -54,12 +55,16 @@ _using = threading.local()  # .line: whose request this thread is sending, for t
 class Line:
     """Keeps at most one connection alive, to one peer."""
 
-    def __init__(self, where: str, context: ssl.SSLContext, resolve: Resolve) -> None:
+    def __init__(
+        self, where: str, context: ssl.SSLContext, resolve: Resolve, admit: Admit | None = None
+    ) -> None:
         """`where` names the peer in errors; `resolve(host, port)` answers like
-        `socket.getaddrinfo`.
+        `socket.getaddrinfo`; `admit(host, port, address)` raises for an address that may not be
+        dialled.
         """
         self.where = where
         self._resolve = resolve
+        self._admit = admit
         self._idle = 0.0
         self._deadline = self._connect_by = Deadline.after(None)
         self._lock = threading.Lock()
@@ -164,9 +169,16 @@ class Line:
         )
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """A socket connected to the first address that accepts."""
+        """A socket connected to the first address that accepts.
+
+        The name is looked up once, all its addresses are checked, and only those are dialled.
+        """
         failure = "it has no address"
-        for family, kind, proto, _, address in self._addresses(host, port):
+        found = self._addresses(host, port)
+        if self._admit is not None:
+            for *_, address in found:
+                self._admit(host, port, _numeric(address))
+        for family, kind, proto, _, address in found:
             sock = _PlainSocket(family, kind, proto)
             try:
                 self.hold(sock)
@@ -317,6 +329,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             yield cause
             stack += [cause.__cause__, cause.__context__, getattr(cause, "reason", None)]
             stack += cause.args
+
+
+def _numeric(address: Any) -> str:
+    """The address of a socket address; one of IPv6 that has a zone keeps it."""
+    return f"{address[0]}%{address[3]}" if len(address) > 3 and address[3] else str(address[0])
 
 
 def _timed_out(error: OSError) -> bool:

@@ -54,6 +54,7 @@ def main() -> int:
             floor = measures.floor(server, options.runs)
     print(report.table(ours, floor))
     print(f"\nHow:\n{report.methods(ours)}")
+    print(f"\nLoad average after: {os.getloadavg()[0]:.2f}.")
     return 0
 
 
