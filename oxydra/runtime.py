@@ -166,6 +166,7 @@ class _Run:
         self.emit = emit
         self.deadline = Deadline.after(runtime.config.turn_timeout_secs)
         self.partial: list[str] = []  # what the current model call has streamed
+        self.unsent: list[str] = []  # of it, what was not emitted yet
         self.usage = Usage()
         self.answering = runtime.model  # the model that answered last
         self.steps = 0  # model calls made
@@ -248,33 +249,50 @@ class _Run:
             session_id=self.turn.session_id,
             deadline=self.deadline,
             reasoning=self.runtime.reasoning,
+            on_wait=self._show,
         )
         completed: Completed | None = None
         answering = self.runtime.model
-        for event in self.runtime.provider.stream(request, self.token):
-            match event:
-                case TextDelta(text):
-                    self.partial.append(text)
-                    self.emit("assistant_delta", {"delta": text})
-                case ReasoningDelta(text):
-                    self.emit("reasoning_delta", {"delta": text})
-                case Retrying(attempt, reason, seconds):
-                    self.partial.clear()
-                    self._progress("retry", f"{reason} Attempt {attempt} in {seconds:.1f} s.")
-                case FellBack(provider, model, reason):
-                    self.partial.clear()
-                    answering = model
-                    if model != self.answering:  # said once, not at every call of the turn
-                        self._progress("fallback", f"{reason} Asking {model.id} of {provider}.")
-                    self.answering = model
-                case Completed():
-                    completed = event
+        try:
+            for event in self.runtime.provider.stream(request, self.token):
+                if isinstance(event, TextDelta):
+                    self.partial.append(event.text)
+                    self.unsent.append(event.text)
+                    if event.more:
+                        continue
+                self._show()
+                match event:
+                    case ReasoningDelta(text):
+                        self.emit("reasoning_delta", {"delta": text})
+                    case Retrying(attempt, reason, seconds):
+                        self.partial.clear()
+                        self._progress("retry", f"{reason} Attempt {attempt} in {seconds:.1f} s.")
+                    case FellBack(provider, model, reason):
+                        self.partial.clear()
+                        answering = model
+                        if model != self.answering:  # said once, not at every call of the turn
+                            said = f"{reason} Asking {model.id} of {provider}."
+                            self._progress("fallback", said)
+                        self.answering = model
+                    case Completed():
+                        completed = event
+        finally:
+            self._show()
         if completed is None:
             raise OxydraError(f"{self.runtime.provider.name} ended its stream without an answer.")
         usage = priced(answering, completed.usage)
         self.usage += usage
         self.runtime.used(usage)
         return completed
+
+    def _show(self) -> None:
+        """Emit what was streamed since: at the latest before the stream waits for more, so that
+        deltas that arrived together leave together and none is held back.
+        """
+        if self.unsent:
+            text = "".join(self.unsent)
+            self.unsent.clear()
+            self.emit("assistant_delta", {"delta": text})
 
     def _run_tools(self, message: Message) -> None:
         self._durably(lambda: self.store.add_step(self.turn, message))

@@ -114,7 +114,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
+    """`more`: the stream calls `ModelRequest.on_wait` before it waits again, so that what arrived
+    together may be shown together.
+    """
+
     text: str
+    more: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +261,8 @@ class ToolSpec:
 class ModelRequest:
     """One call of a model. `messages` starts with the system message; `session_id` serves
     prompt-cache routing only; past `deadline` the stream raises `ProviderError`. `reasoning` is the
-    effort asked for (`off`, `low`, `medium`, `high`, …), "" the model's own.
+    effort asked for (`off`, `low`, `medium`, `high`, …), "" the model's own. `on_wait` is called by
+    a stream of `TextDelta.more` before it waits for bytes.
     """
 
     model: ModelSpec
@@ -265,6 +271,7 @@ class ModelRequest:
     session_id: str = ""
     deadline: Deadline = field(default_factory=lambda: Deadline.after(None))
     reasoning: str = ""
+    on_wait: Callable[[], None] = lambda: None
 
 
 class Provider(Protocol):

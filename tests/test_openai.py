@@ -25,7 +25,6 @@ from oxydra.types import (
     Native,
     ReasoningOption,
     StreamEvent,
-    TextDelta,
     ToolCall,
 )
 from tests.fake_model import chat_steps, event
@@ -412,15 +411,6 @@ def test_each_message_is_encoded_once_and_the_prefix_stays() -> None:
         assert body.startswith(before.removesuffix(b"]}"))
         before = body
     assert len(encoded) == len(messages)
-
-
-def test_deltas_that_arrived_together_are_one_and_none_waits_for_more() -> None:
-    words = [event({"content": word}) for word in ("a", "b", "c")]
-    end = [event({}, "stop"), b"data: [DONE]\n\n"]
-    together = replay([words[0] + words[1], words[2] + b"".join(end)])
-    assert together[:-1] == [TextDelta("ab"), TextDelta("c")]
-    apart = replay([*words, *end])
-    assert apart[:-1] == [TextDelta("a"), TextDelta("b"), TextDelta("c")]
 
 
 # ----------------------------------------------------- what a model is shown, told and given back

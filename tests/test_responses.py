@@ -205,7 +205,7 @@ def test_items_that_come_whole_are_streamed_then() -> None:
             reasoning_item(text="hm"), message_item("one"), message_item("two"), ("t", "{}")
         )
     )
-    assert found[1:-1] == [TextDelta("one"), TextDelta(BREAK + "two")]
+    assert found[1:4] == [TextDelta("one"), TextDelta(BREAK), TextDelta("two")]
     end = ending(found)
     assert end.message.reasoning == "hm"
     assert [call.name for call in end.message.tool_calls] == ["t"]

@@ -18,6 +18,7 @@ from oxydra.tools.registry import ToolRegistry
 from oxydra.types import (
     FellBack,
     Message,
+    ReasoningDelta,
     Retrying,
     SafetyTier,
     TextDelta,
@@ -323,3 +324,22 @@ def test_what_is_void_after_a_retry_is_not_kept(world):
     kinds = [p["progress"]["kind"]["kind"] for t, p in world.frames if t == "turn_progress"]
     assert kinds == ["provider_call", "retry", "fallback"]
     assert world.store.messages(world.session.session_id)[-1].content == "third\n\n[cut off]"
+
+
+def test_deltas_that_arrived_together_are_one_frame_and_none_waits(world):
+    class Bursts(Scripted):
+        def stream(self, request, token):
+            yield TextDelta("a", more=True)
+            yield TextDelta("b", more=True)
+            request.on_wait()
+            assert world.frames[-1] == ("assistant_delta", {"delta": "ab"})
+            yield TextDelta("c", more=True)
+            yield ReasoningDelta("hm")
+            yield TextDelta("d")
+            yield TextDelta("e", more=True)
+            raise ProviderError("It broke.")
+
+    world.runtime(Bursts()).run_turn(world.turn(), CancelToken(), world.emit)
+    shown = [next(iter(p.values())) for t, p in world.frames if t.endswith("_delta")]
+    assert shown == ["ab", "c", "hm", "d", "e"]
+    assert world.store.messages(world.session.session_id)[-1].content == "abcde\n\n[cut off]"

@@ -11,7 +11,7 @@ from oxydra.transport import sse
 
 
 def events(*chunks: bytes, **limits: int) -> list[tuple[str, str]]:
-    return [(event.event, event.data) for event in sse(chunks, **limits) if event is not None]
+    return [(event.event, event.data) for event in sse(chunks, **limits)]
 
 
 STREAM = (
@@ -48,20 +48,10 @@ def test_an_event_is_there_with_its_last_byte() -> None:
             fed.append(number)
             yield chunk
 
-    seen = [(event and event.data, list(fed)) for event in sse(feed())]
-    assert seen == [
-        ("a", [0, 1]),
-        (None, [0, 1]),
-        ("b", [0, 1, 2]),
-        (None, [0, 1, 2]),
-        ("c", [0, 1, 2, 3]),
-        (None, [0, 1, 2, 3]),
-    ]
-
-
-def test_what_arrived_together_ends_with_a_pause() -> None:
-    said = [event and event.data for event in sse([b"data: a\n\ndata: b\n\nda", b"ta: c\n\n"])]
-    assert said == ["a", "b", None, "c", None]
+    stream = sse(feed())
+    assert (next(stream).data, fed) == ("a", [0, 1])
+    assert (next(stream).data, fed) == ("b", [0, 1, 2])
+    assert (next(stream).data, fed) == ("c", [0, 1, 2, 3])
 
 
 def test_a_byte_order_mark_is_taken_off() -> None:
@@ -87,6 +77,5 @@ def test_an_event_above_the_limit() -> None:
         next(stream)
     assert caught.value.kind == "too_large"
     large = b"data: " + b"x" * (7 << 20) + b"\n\n"
-    event, pause = sse(large[at : at + 65536] for at in range(0, len(large), 65536))
-    assert pause is None and event is not None
+    (event,) = sse(large[at : at + 65536] for at in range(0, len(large), 65536))
     assert len(event.data) == 7 << 20

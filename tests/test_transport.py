@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import shutil
 import socket
 import ssl
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,7 @@ def test_a_complete_answer_keeps_the_connection_though_its_end_was_not_read(
         fake.reply("a")
         stream = transport.open(post(fake.url), CancelToken())
         for event in sse(stream):
-            if event is not None and event.data == "[DONE]":
+            if event.data == "[DONE]":
                 break
         stream.close(complete=True)
         stream.close()  # may be called again
@@ -675,3 +677,24 @@ def test_a_stream_may_be_opened_by_hand() -> None:
     assert stream.read() == b"ab"
     stream.close(complete=True)
     assert released == [True]
+
+
+def test_whoever_reads_is_told_before_each_wait(
+    fake: FakeModel, transport: DirectTransport
+) -> None:
+    gate = threading.Event()
+    fake.reply("a", "b", gate, "c")
+    seen: list[str] = []
+    waited: list[str] = []
+
+    def on_wait() -> None:
+        waited.append("".join(seen))
+        if len(seen) == 2:
+            gate.set()  # nothing more comes until the two were shown
+
+    with transport.open(replace(post(fake.url), on_wait=on_wait), CancelToken()) as stream:
+        for event in sse(stream):
+            if '"content":' in event.data:
+                seen.append(json.loads(event.data)["choices"][0]["delta"].get("content") or "")
+    assert "ab" in waited
+    assert "".join(seen) == "abc"

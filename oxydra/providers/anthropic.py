@@ -38,7 +38,6 @@ from oxydra.providers.base import (
     json_bytes,
     mapping,
 )
-from oxydra.providers.http import PAUSE
 from oxydra.providers.signed import SignedProvider
 from oxydra.providers.turns import (
     BLANK,
@@ -215,9 +214,6 @@ class Anthropic(SignedProvider):
         answer, blocks, usage = Assembly(), dict[int, _Block](), dict[str, Any]()
         names = real_names(request.tools)
         for event in sse(stream):
-            if event is None:
-                yield PAUSE
-                continue
             data = self._parsed(event.data, request)
             kind = data.get("type")
             if kind == "content_block_delta":

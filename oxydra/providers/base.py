@@ -61,7 +61,9 @@ class PendingCall:
 class Assembly:
     """The message that a stream builds up: fragments are kept in lists and joined once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, waits_for_bytes: bool = True) -> None:
+        """`waits_for_bytes`: what waits between its texts is the transport, and it says so."""
+        self._more = waits_for_bytes
         self.calls: list[PendingCall] = []
         self.usage = Usage()
         self.finish: FinishReason | None = None
@@ -80,7 +82,7 @@ class Assembly:
 
     def text(self, piece: str) -> TextDelta:
         self._text.append(piece)
-        return TextDelta(piece)
+        return TextDelta(piece, self._more)
 
     def reasoning(self, piece: str) -> ReasoningDelta:
         self._reasoning.append(piece)

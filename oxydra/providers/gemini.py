@@ -39,7 +39,6 @@ from oxydra.providers.base import (
     json_bytes,
     mapping,
 )
-from oxydra.providers.http import PAUSE
 from oxydra.providers.repair import MAX_NAME
 from oxydra.providers.signed import SignedProvider
 from oxydra.providers.turns import (
@@ -204,9 +203,6 @@ class Gemini(SignedProvider):
         answer = Answer(real_names(request.tools, function_name))
         limit = {"max_event": IMAGE_EVENT} if request.model.images_out else {}
         for event in sse(stream, **limit):
-            if event is None:
-                yield PAUSE
-                continue
             chunk = self._parsed(event.data, request)
             if error := chunk.get("error"):
                 raise self.reported(stream, request, error)

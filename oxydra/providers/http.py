@@ -8,24 +8,20 @@ the request before it.
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from oxydra.errors import FrameError, OxydraError, ProviderError, TransportError
+from oxydra.errors import FrameError, ProviderError, TransportError
 from oxydra.frames import parse
 from oxydra.providers import failures
 from oxydra.providers.base import ProviderSettings
 from oxydra.providers.repair import repair
 from oxydra.threads import CancelToken, Deadline
 from oxydra.transport import HttpRequest, HttpStream, Transport
-from oxydra.types import Completed, Message, ModelRequest, StreamEvent, TextDelta, ToolSpec
+from oxydra.types import Completed, Message, ModelRequest, StreamEvent, ToolSpec
 
 MAX_TOOLS_KEPT = 512  # encoded tool specs
-
-
-PAUSE = TextDelta("")  # a wire's word that the next delta has to be waited for
 
 
 class HttpProvider(ABC):
@@ -81,8 +77,8 @@ class HttpProvider(ABC):
     def decode(
         self, stream: HttpStream, request: ModelRequest
     ) -> Generator[StreamEvent, None, Completed]:
-        """Yield the deltas of a response with status 200, `PAUSE` where `sse` says that nothing
-        more has arrived, and return the end, which the wire's own end marker must have announced.
+        """Yield the deltas of a response with status 200 and return its end, which the wire's own
+        end marker must have announced.
         """
 
     # ------------------------------------------------------------------------------ what all share
@@ -96,7 +92,7 @@ class HttpProvider(ABC):
                     raise self.refused(request, stream.status, stream.headers, stream.text())
                 if failures.login_page(stream.headers):
                     raise failures.web_page(self.settings, model, stream.status)
-                completed = yield from _together(self.decode(stream, request))
+                completed = yield from self.decode(stream, request)
                 try:
                     yield completed
                 finally:
@@ -143,6 +139,7 @@ class HttpProvider(ABC):
             idle_timeout=settings.idle_timeout,
             deadline=limit if limit.at < request.deadline.at else request.deadline,
             max_bytes=settings.max_response_bytes,
+            on_wait=request.on_wait,
         )
 
     def _encoded(self, message: Message) -> bytes:
@@ -160,32 +157,3 @@ class HttpProvider(ABC):
         data = self.encode_tool(tool)
         self._tools[id(tool)] = (tool, data)  # holding the spec keeps its id its own
         return data
-
-
-def _together(
-    deltas: Generator[StreamEvent, None, Completed],
-) -> Generator[StreamEvent, None, Completed]:
-    """The texts that arrived together as one delta: each costs the whole way to every client."""
-    held: list[str] = []
-    event: StreamEvent = PAUSE
-    with contextlib.closing(deltas):
-        while True:
-            end: Completed | OxydraError | None = None
-            try:
-                event = next(deltas)
-            except StopIteration as stop:
-                end = stop.value
-            except OxydraError as error:
-                end = error
-            if end is None and type(event) is TextDelta and event is not PAUSE:
-                held.append(event.text)
-                continue
-            if held:
-                yield TextDelta("".join(held))
-                held.clear()
-            if isinstance(end, OxydraError):
-                raise end
-            if end is not None:
-                return end
-            if event is not PAUSE:
-                yield event

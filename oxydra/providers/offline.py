@@ -77,7 +77,7 @@ class Offline:
         check_attachments(self.name, request.model, request.messages, ())
         turn = _turn(request.messages)
         steps = self._steps(request, turn)
-        answer = Assembly()
+        answer = Assembly(waits_for_bytes=False)
         for step in steps:
             yield from self._follow(step, answer, request, token)
         token.check()

@@ -27,7 +27,7 @@ from oxydra.providers.base import (
     json_bytes,
     mapping,
 )
-from oxydra.providers.http import PAUSE, HttpProvider
+from oxydra.providers.http import HttpProvider
 from oxydra.providers.turns import said_of
 from oxydra.transport import HttpStream, Transport, sse
 from oxydra.types import (
@@ -126,9 +126,6 @@ class OpenAI(HttpProvider):
             yield from self._chunk(chunk, answer, stream, request)
         else:
             for event in sse(stream):
-                if event is None:
-                    yield PAUSE
-                    continue
                 data = event.data
                 if data == "[DONE]":
                     break

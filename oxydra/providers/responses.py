@@ -33,7 +33,7 @@ from oxydra.providers.base import (
     json_bytes,
     mapping,
 )
-from oxydra.providers.http import PAUSE, HttpProvider
+from oxydra.providers.http import HttpProvider
 from oxydra.providers.openai import completions_url
 from oxydra.providers.repair import repair
 from oxydra.providers.turns import GO_ON, real_names, said_of, text_of, wire_name
@@ -256,9 +256,6 @@ class Responses(HttpProvider):
             yield from answer.take(kind, {"response": response})
         else:
             for event in sse(stream):
-                if event is None:
-                    yield PAUSE
-                    continue
                 if event.data == "[DONE]":
                     break
                 fields = self._parsed(event.data, request)

@@ -39,7 +39,8 @@ class HttpRequest:
     longest silence while sending or receiving; both are seconds. Past `deadline` the request fails
     in whatever phase it is. `max_bytes` bounds the decoded body. `guarded` says that a model or a
     page chose the URL: only a public address or an allowed local service is dialled, by the rules
-    of `oxydra/policy/network.py`, and `PolicyDenied` is raised for any other.
+    of `oxydra/policy/network.py`, and `PolicyDenied` is raised for any other. `on_wait` is called
+    whenever bytes have to be waited for.
     """
 
     method: str
@@ -52,6 +53,7 @@ class HttpRequest:
     deadline: Deadline = field(default_factory=lambda: Deadline.after(None))
     max_bytes: int = 64 << 20
     guarded: bool = False
+    on_wait: Callable[[], None] = lambda: None
 
 
 class HttpStream:

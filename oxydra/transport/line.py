@@ -73,6 +73,7 @@ class Line:
         self._waiting = threading.Event()  # set when a look-up is done or was aborted
         self._response: requests.Response | None = None
         self._encoded = False
+        self._on_wait: Callable[[], None] = _nothing
         self._adapter = _Adapter(context)
 
     # ---------------------------------------------------------------------------- the borrower's
@@ -80,6 +81,7 @@ class Line:
     def send(self, request: HttpRequest, headers: Mapping[str, str]) -> requests.Response:
         """Send, and return when the headers of the response are there."""
         self._idle, self._deadline = request.idle_timeout, request.deadline
+        self._on_wait = request.on_wait
         self._connect_by = Deadline.after(request.deadline.timeout(request.connect_timeout))
         prepared = requests.Request(
             request.method, request.url, headers=dict(headers), data=request.body or None
@@ -113,6 +115,7 @@ class Line:
             pass  # then it is simply not used again
         finally:
             response, self._response = self._response, None
+            self._on_wait = _nothing
             if response is not None:
                 response.close()
 
@@ -148,6 +151,7 @@ class Line:
 
     def allowance(self) -> float:
         """Seconds the next receive or send may take."""
+        self._on_wait()
         left = self._deadline.remaining()
         if left <= 0:
             raise self.too_slow()
@@ -254,6 +258,10 @@ class Line:
             kind=kind,
             retryable=True,
         )
+
+
+def _nothing() -> None:
+    """Nobody has anything to do before a wait."""
 
 
 def broken(error: BaseException, where: str) -> TransportError:

@@ -24,9 +24,8 @@ class SseEvent(Protocol):
     data: str
 
 
-def sse(chunks: Iterable[bytes], *, max_event: int = MAX_EVENT) -> Iterator[SseEvent | None]:
-    """The events of `chunks`, each as soon as its last byte is there, and None after all that
-    arrived together, before more bytes are waited for.
+def sse(chunks: Iterable[bytes], *, max_event: int = MAX_EVENT) -> Iterator[SseEvent]:
+    """The events of `chunks`, each as soon as its last byte is there.
 
     An event that the end of the body left without its blank line is still yielded: whoever needs
     the whole answer must demand its end marker. Raises `TransportError` of kind `too_large` for an
@@ -35,9 +34,7 @@ def sse(chunks: Iterable[bytes], *, max_event: int = MAX_EVENT) -> Iterator[SseE
     from sseclient import SSEClient
 
     try:
-        for events in _whole_events(chunks, max_event):
-            yield from SSEClient(iter((events,))).events()
-            yield None
+        yield from SSEClient(_whole_events(chunks, max_event)).events()
     except UnicodeDecodeError:
         raise TransportError(
             "The answer's text is not valid UTF-8.",
