@@ -307,7 +307,13 @@ class Hub:
 
         def emit(frame_type: str, payload: Json) -> None:
             state = _STATE_OF.get(frame_type, TurnState.RUNNING)
-            live.publish(frame_type, self.address(turn, state, payload))
+            frame = self.address(turn, state, payload)
+            if not state.terminal:
+                live.publish(frame_type, frame)
+                return
+            with self._lock:  # who reads that the turn has ended finds it ended
+                self._retire(live, active)
+                live.publish(frame_type, frame)
 
         try:
             self._runtime.run_turn(turn, active.token, emit)
@@ -317,8 +323,13 @@ class Hub:
             emit("error", {"message": str(known), "code": known.code})
         finally:
             with self._lock:
-                live.active = None
-                del self._running[live.session_id]
-                if live.queue:
-                    self._waiting.append(live)
+                self._retire(live, active)
             self._schedule()
+
+    def _retire(self, live: Live, active: Active) -> None:
+        """Under the lock: this turn is over, the next one of its session may run."""
+        if live.active is active:
+            live.active = None
+            del self._running[live.session_id]
+            if live.queue:
+                self._waiting.append(live)
