@@ -19,6 +19,7 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
     "turns": measures.turns,
     "chain": measures.chain,
     "deltas": lambda daemon, server, runs: measures.deltas(daemon, runs),
+    "wire": lambda daemon, server, runs: measures.wire(server, runs),
     "crowd": lambda daemon, server, runs: measures.crowd(daemon, runs),
 }
 

@@ -213,6 +213,19 @@ def imported(statement: str) -> tuple[float, float]:
     return cpu * 1000, rss
 
 
+def wire(server: LoadServer, runs: int) -> Figures:
+    """A provider without a daemon, by `tests/bench/wire.py`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.wire", server.base_url, str(runs)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    figures: Figures = json.loads(done.stdout)
+    return figures
+
+
 def floor(server: LoadServer, runs: int) -> Figures:
     """The same work by `tests/bench/floor.py`, the medians under the same names."""
     options = json.dumps({"prompts": PROMPTS, "turns": TURNS, "people": PEOPLE})
@@ -244,6 +257,7 @@ def floor(server: LoadServer, runs: int) -> Figures:
                 "trip_first_ms": proc.median(gaps[:5]),
                 "trip_last_ms": proc.median(gaps[-5:]),
                 "burst_cpu_ms": result["burst_cpu_ms"] * 1000 / BURST,
+                "wire_burst_cpu_s": result["burst_cpu_ms"] * 10 / BURST,
                 "paced_cpu_ms": result["paced_cpu_ms"] * 1000 / PACED,
                 "import_cpu_ms": result["import_cpu_ms"],
                 "import_rss_mb": result["rss_mb"],

@@ -83,6 +83,21 @@ GROUPS = (
         ),
     ),
     Group(
+        "A provider by itself",
+        "the OpenAI wire in a process of its own, without a daemon. First delta: from its stamp in "
+        "the model server to its being yielded. Cancel: from the cancel to the stream's end, the "
+        "slowest of 5 tries in each phase",
+        (
+            Row("wire_burst_cpu_s", "CPU per 10,000 deltas", "s", 0.25, 2),
+            Row("wire_first_ms", "first delta forwarded, p50", "ms", 1, 2),
+            Row("cancel_resolve_ms", "cancel while resolving", "ms", 20),
+            Row("cancel_connect_ms", "cancel while connecting", "ms", 20),
+            Row("cancel_headers_ms", "cancel while waiting for headers", "ms", 20),
+            Row("cancel_stream_ms", "cancel mid-stream", "ms", 20),
+            Row("cancel_retry_ms", "cancel in a retry's pause", "ms", 20),
+        ),
+    ),
+    Group(
         "Commands",
         "user and system time of the process; the bytecode is there already. Import: everything an "
         "agent guest imports, and for the floor its two packages",
