@@ -16,6 +16,7 @@ import websocket
 
 from oxydra.config import GatewayConfig, RuntimeConfig
 from oxydra.frames import CLIENT
+from oxydra.gateway import hub
 from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import QUEUE, Hub
 from oxydra.runtime import Runtime
@@ -23,6 +24,7 @@ from oxydra.store import Store
 from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
 from oxydra.types import Message, TextDelta
+from tests.conftest import eventually
 from tests.scripted import MODEL, Scripted
 
 TOKEN = "a-token-of-sufficient-length-0123456789"
@@ -511,3 +513,23 @@ def test_health_names_the_session_and_its_turn(running):
         provider.release.set()
         client.until("turn_completed")
         assert client.ask("health_check")["payload"]["active_turn"] is None
+
+
+def test_what_is_kept_for_clients_that_come_back_is_bounded_in_all(running, monkeypatch):
+    monkeypatch.setattr(hub, "REPLAY_TOTAL", 50_000)
+    gateway = running(Scripted(*[["x" * 20_000]] * 4))
+    sessions = []
+    for number in range(4):
+        with gateway.client(create_new_session=True) as client:
+            client.turn("m", f"t{number}")
+            client.until("turn_completed")
+            sessions.append((client.session, client.ack["payload"]["epoch"]))
+    lives = gateway.hub._live.values()
+    eventually(lambda: sum(live.replay[1] for live in lives) <= 50_000)
+    kept = []
+    for session, epoch in sessions:
+        with gateway.client(session_id=session, last_seq=1, epoch=epoch) as client:
+            kept.append(client.ack["payload"]["resumed"])
+            history = client.ask("history", session_id=session)["payload"]["events"]
+            assert history[-1]["message"]["content"] == "x" * 20_000
+    assert kept == [False, False, False, True]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 QUEUE = 16  # turns that may wait in one session
 REPLAY_FRAMES = 4096
 REPLAY_BYTES = 1 << 20  # kept per session for clients that come back
+REPLAY_TOTAL = 16 << 20  # kept in all sessions together once they rest
 
 _STATE_OF = {
     "turn_completed": TurnState.COMPLETED,
@@ -72,12 +74,14 @@ class Live:
         self._seq = 0
         self._kept: deque[tuple[int, bytes]] = deque()
         self._kept_bytes = 0
+        self._published_at = 0.0
         self._subscribers: dict[Subscriber, None] = {}
 
     def publish(self, frame_type: str, payload: Json) -> None:
         """Number a frame, keep it, and give it to every subscriber."""
         with self._lock:
             self._seq += 1
+            self._published_at = time.monotonic()
             frame = frame_text(encode(frame_type, payload, self._seq))
             self._kept.append((self._seq, frame))
             self._kept_bytes += len(frame)
@@ -85,6 +89,17 @@ class Live:
                 self._kept_bytes -= len(self._kept.popleft()[1])
             for subscriber in self._subscribers:
                 subscriber.deliver(frame)
+
+    @property
+    def replay(self) -> tuple[float, int]:
+        """When something was last published, and how many bytes are kept."""
+        return self._published_at, self._kept_bytes
+
+    def forget(self) -> None:
+        """Keep no frame: clients that come back read the history."""
+        with self._lock:
+            self._kept.clear()
+            self._kept_bytes = 0
 
     def subscribe(
         self,
@@ -324,7 +339,20 @@ class Hub:
         finally:
             with self._lock:
                 self._retire(live, active)
+            self._trim()
             self._schedule()
+
+    def _trim(self) -> None:
+        """Bound what is kept for clients that come back; the sessions that rest longest lose it."""
+        with self._lock:
+            resting = [live for live in self._live.values() if live.active is None]
+        resting.sort(key=lambda live: live.replay)
+        total = sum(live.replay[1] for live in resting)
+        for live in resting:
+            if total <= REPLAY_TOTAL:
+                return
+            total -= live.replay[1]
+            live.forget()
 
     def _retire(self, live: Live, active: Active) -> None:
         """Under the lock: this turn is over, the next one of its session may run."""
