@@ -9,9 +9,9 @@ shown goes through `emit`, which never blocks.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event, Lock
 from typing import TypeVar
 
@@ -170,6 +170,8 @@ class _Run:
         self.usage = Usage()
         self.answering = runtime.model  # the model that answered last
         self.steps = 0  # model calls made
+        self.calling: dict[str, ToolCall] = {}  # the calls of the current step
+        self.repeated: Counter[tuple[str, str, str]] = Counter()  # call and result, how often
 
     def run(self) -> None:
         try:
@@ -301,6 +303,7 @@ class _Run:
         self._execute(message.tool_calls)
 
     def _execute(self, calls: Sequence[ToolCall]) -> None:
+        self.calling = {call.id: call for call in calls}
         scope = TurnScope(
             session_id=self.turn.session_id,
             turn_id=self.turn.turn_id,
@@ -311,6 +314,14 @@ class _Run:
             max_steps=self.runtime.config.max_turns,
         )
         self.runtime.gate.run(calls, scope, self.emit)
+        stop_after = self.runtime.config.loop_guard.stop_after
+        if stop_after and self.repeated and max(self.repeated.values()) >= stop_after:
+            raise OxydraError(
+                f"The turn was stopped: the model made the same call {stop_after} times and got the"
+                " same result each time.",
+                remedy="Say it in another way, or raise [runtime.loop_guard] stop_after.",
+                code="loop",
+            )
 
     # ------------------------------------------------------------------- the gate's journal
 
@@ -320,8 +331,25 @@ class _Run:
     def calls_finished(
         self, results: Sequence[tuple[CallState, Message]], running: Sequence[str] = ()
     ) -> None:
+        results = [(state, self._guarded(message)) for state, message in results]
         self._durably(lambda: self.store.calls_finished(self.turn, results, running))
         self.conversation.messages.extend(message for _state, message in results)
+
+    def _guarded(self, result: Message) -> Message:
+        """A result, with a warning where the same call has brought it too often."""
+        call = self.calling.get(result.tool_call_id)
+        if call is None:
+            return result
+        key = (call.name, call.arguments, result.content)
+        self.repeated[key] += 1
+        warn_after = self.runtime.config.loop_guard.warn_after
+        if not warn_after or self.repeated[key] < warn_after:
+            return result
+        warning = (
+            f"\n\n[This call has now brought this same result {self.repeated[key]} times. Repeating"
+            " it will not help: do something else, or say what is in the way.]"
+        )
+        return replace(result, content=result.content + warning)
 
     # ------------------------------------------------------------------------------------- endings
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from oxydra.config import RuntimeConfig
+from oxydra.config.schema import LoopGuardConfig
 from oxydra.errors import ProviderError, StoreFullError
 from oxydra.runtime import Runtime
 from oxydra.store import Store
@@ -343,3 +344,25 @@ def test_deltas_that_arrived_together_are_one_frame_and_none_waits(world):
     shown = [next(iter(p.values())) for t, p in world.frames if t.endswith("_delta")]
     assert shown == ["ab", "c", "hm", "d", "e"]
     assert world.store.messages(world.session.session_id)[-1].content == "abcde\n\n[cut off]"
+
+
+def test_a_model_that_repeats_itself_is_warned_and_then_stopped(world):
+    provider = Scripted(*[calls(("look", '{"what": "x"}')) for _ in range(20)])
+    world.runtime(provider).run_turn(world.turn(), CancelToken(), world.emit)
+    kind, payload = world.terminal()
+    assert (kind, payload["code"], len(world.ran)) == ("error", "loop", 5)
+    results = [m for m in world.store.messages(world.session.session_id) if m.role == "tool"]
+    assert ["this same result" in m.content for m in results] == [False, False, True, True, True]
+
+
+def test_the_same_call_with_another_result_is_no_loop(world):
+    steps = [calls(("act", f'{{"what": "{n}"}}'), ("look", f'{{"what": "{n}"}}')) for n in range(9)]
+    world.runtime(Scripted(*steps)).run_turn(world.turn(), CancelToken(), world.emit)
+    assert world.terminal()[0] == "turn_completed"
+
+
+def test_the_loop_guard_can_be_switched_off(world):
+    provider = Scripted(*[calls(("look", '{"what": "x"}')) for _ in range(9)])
+    guard = LoopGuardConfig(warn_after=0, stop_after=0)
+    world.runtime(provider, loop_guard=guard).run_turn(world.turn(), CancelToken(), world.emit)
+    assert (world.terminal()[0], len(world.ran)) == ("turn_completed", 9)

@@ -263,6 +263,16 @@ class SummarizationConfig(Section):
 
 
 @section
+class LoopGuardConfig(Section):
+    """`[runtime.loop_guard]`: what is done about a model that repeats itself."""
+
+    warn_after: int = key(
+        3, "The same call with the same result so often gets a warning; 0: never.", least=0
+    )
+    stop_after: int = key(5, "So often, the turn is ended; 0: never.", least=0)
+
+
+@section
 class RuntimeConfig(Section):
     """`[runtime]`: the turn loop."""
 
@@ -271,6 +281,7 @@ class RuntimeConfig(Section):
         900.0, "Seconds after which a turn is ended.", least=1, most=604_800
     )
     max_cost: Decimal | None = key(None, "USD that one turn may cost; left out: no cap.", least=0)
+    loop_guard: LoopGuardConfig = key(LoopGuardConfig, "")
     context_budget: ContextBudgetConfig = key(ContextBudgetConfig, "")
     summarization: SummarizationConfig = key(SummarizationConfig, "")
 

@@ -52,6 +52,10 @@ base_url = "{base_url}"
 [catalog]
 skip_catalog_validation = true
 
+[runtime.loop_guard]
+warn_after = 0
+stop_after = 0
+
 [runtime]
 max_turns = 200
 
