@@ -198,8 +198,9 @@ def _start(options: argparse.Namespace) -> int:
     if options.detach:
         return _start_detached(settings)
     from oxydra import log
+    from oxydra.scrub.exact import ExactScrubber
 
-    log.setup("oxydra-runner", sys.stderr)
+    log.setup("oxydra-runner", sys.stderr, scrub=ExactScrubber(settings.secrets()).text)
     install_hooks()
     daemon = Runner(settings)
     with handle_signals(daemon):
@@ -232,6 +233,7 @@ def _daemon_process(settings: RunnerSettings, report: int) -> NoReturn:
     """The background process, from fork to its end; `report` is told how the start went."""
     from oxydra import log
     from oxydra.runner.daemon import Runner, handle_signals
+    from oxydra.scrub.exact import ExactScrubber
     from oxydra.threads import install_hooks
 
     told = False
@@ -252,7 +254,7 @@ def _daemon_process(settings: RunnerSettings, report: int) -> NoReturn:
             os.dup2(source, target)
         os.close(output)
         os.close(null)
-        log.setup("oxydra-runner", sys.stderr)
+        log.setup("oxydra-runner", sys.stderr, scrub=ExactScrubber(settings.secrets()).text)
         install_hooks()
         daemon = Runner(settings)
         with handle_signals(daemon):
@@ -468,6 +470,11 @@ def _runner_settings(options: argparse.Namespace) -> RunnerSettings:
             provider = registry.settings(selection.provider, entry)
             sent = registry.credential(provider, selection.credential.value)
             credentials[selection.provider] = asdict(sent)
+    if (found := config.search_key(settings)) is not None:
+        from oxydra.tools.web import search_credentials
+
+        keys = search_credentials(settings.agent.tools.web_search, found.value)
+        credentials |= {name: asdict(credential) for name, credential in keys.items()}
     notices: list[Json] = []
     if chain[0].provider == "offline":
         notices.append({"code": "no_model", "detail": chain[0].reason})
@@ -478,6 +485,7 @@ def _runner_settings(options: argparse.Namespace) -> RunnerSettings:
         credentials=credentials,
         port=settings.agent.gateway.port,
         notices=tuple(notices),
+        policy=config.runtime_policy(settings),
     )
 
 

@@ -73,6 +73,7 @@ CLIENT = {
         "list_sessions": "request_id:str include_archived?:bool include_subagent_sessions?:bool",
         "switch_session": "request_id:str session_id:str",
         "history": "request_id:str session_id:str before_sequence?:int limit?:int",
+        "approve": "request_id:str approval_id:str decision:str scope?:str",
     }.items()
 }
 
@@ -86,6 +87,10 @@ SERVER = {
         "reasoning_delta": _IN_TURN + "delta:str",
         "turn_progress": _IN_TURN + "progress:object",
         "tool_event": _IN_TURN + "call:object",
+        "approval_request": "request_id?:str session:object turn:object approval_id:str tool:str "
+        "safety_tier:str arguments:str arguments_sha256:str complete:bool reason:str "
+        "expires_at:str",
+        "approval_resolved": _IN_TURN + "approval_id:str tool:str decision:str by:str scope?:str",
         "turn_completed": _IN_TURN + "response:object",
         "turn_cancelled": _IN_TURN,
         "error": "request_id?:str session?:object turn?:object message:str code?:str "
@@ -300,6 +305,10 @@ def message_json(message: Message) -> Json:
             out["is_error"] = True
     if message.reasoning:
         out["reasoning"] = message.reasoning
+    if message.tainted:
+        out["tainted"] = True
+    if message.sensitive:
+        out["sensitive"] = True
     if message.attachments:
         out["attachments"] = attachments_json(message.attachments)
     if message.native is not None:
@@ -349,6 +358,8 @@ def message_from_json(value: Json, load: Callable[[str], bytes] = _no_data) -> M
         reasoning=value.get("reasoning", ""),
         native=Native(native["provider"], native["model"], native["data"]) if native else None,
         attachments=attachments_from_json(value.get("attachments", ()), load),
+        tainted=value.get("tainted", False),
+        sensitive=value.get("sensitive", False),
     )
 
 

@@ -24,11 +24,13 @@ from oxydra.store import Store
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline
 from oxydra.tools.gate import Gate, TurnScope
 from oxydra.types import (
+    Attachment,
     CallState,
     Completed,
     Emit,
     FellBack,
     Json,
+    Marks,
     Message,
     ModelRequest,
     ModelSpec,
@@ -107,7 +109,10 @@ class Runtime:
         tools: Sequence[ToolSpec],
         config: RuntimeConfig,
         reasoning: str = "",
+        keep: Callable[[Attachment], str] | None = None,
     ) -> None:
+        """`keep` puts a file that a model made where the person finds it, and says where."""
+        self.keep = keep
         self.store = store
         self.provider = provider
         self.model = model
@@ -282,10 +287,23 @@ class _Run:
             self._show()
         if completed is None:
             raise OxydraError(f"{self.runtime.provider.name} ended its stream without an answer.")
+        completed = self._with_files(completed)
         usage = priced(answering, completed.usage)
         self.usage += usage
         self.runtime.used(usage)
         return completed
+
+    def _with_files(self, completed: Completed) -> Completed:
+        """An answer whose text says where the files are that the model made."""
+        message = completed.message
+        if self.runtime.keep is None or not message.attachments:
+            return completed
+        said = [f"[{a.mime_type}: {self.runtime.keep(a)}]" for a in message.attachments]
+        text = ("\n\n" if message.content else "") + "\n".join(said)
+        self.unsent.append(text)
+        self._show()
+        message = replace(message, content=message.content + text, wire={})
+        return replace(completed, message=message)
 
     def _show(self) -> None:
         """Emit what was streamed since: at the latest before the stream waits for more, so that
@@ -312,6 +330,8 @@ class _Run:
             deadline=self.deadline,
             step=self.steps,
             max_steps=self.runtime.config.max_turns,
+            tainted=any(message.tainted for message in self.conversation.messages),
+            sensitive=any(message.sensitive for message in self.conversation.messages),
         )
         self.runtime.gate.run(calls, scope, self.emit)
         stop_after = self.runtime.config.loop_guard.stop_after
@@ -334,6 +354,12 @@ class _Run:
         results = [(state, self._guarded(message)) for state, message in results]
         self._durably(lambda: self.store.calls_finished(self.turn, results, running))
         self.conversation.messages.extend(message for _state, message in results)
+
+    def marks_of(self, paths: Sequence[str]) -> Marks:
+        return self.store.marks_of(paths)
+
+    def mark_files(self, paths: Sequence[str], marks: Marks) -> None:
+        self._durably(lambda: self.store.mark_files(paths, marks))
 
     def _guarded(self, result: Message) -> Message:
         """A result, with a warning where the same call has brought it too often."""

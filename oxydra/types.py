@@ -65,7 +65,8 @@ class Message:
 
     `tool_calls` belongs to role assistant; `tool_call_id`, `name` and `is_error` to role tool.
     `wire` keeps the encoded form by wire name: a provider encodes each message once, so that the
-    cost of a request does not grow with its history.
+    cost of a request does not grow with its history. `tainted` says that it holds what strangers
+    wrote, `sensitive` that it holds private data.
     """
 
     role: Role
@@ -77,6 +78,8 @@ class Message:
     reasoning: str = ""
     native: Native | None = None
     attachments: tuple[Attachment, ...] = ()
+    tainted: bool = False
+    sensitive: bool = False
     wire: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -299,12 +302,14 @@ class SafetyTier(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class ToolResult:
     """What a tool answers: `content` is what the model reads, `summary` one short line for
-    people.
+    people. `verbatim`: the content is a file's, which the model may write back, so that it reaches
+    it as it is.
     """
 
     content: str
     is_error: bool = False
     summary: str = ""
+    verbatim: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,9 +326,26 @@ class ToolContext:
     services: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """`tainted`: holds what strangers wrote; `sensitive`: holds private data."""
+
+    tainted: bool = False
+    sensitive: bool = False
+
+    def __or__(self, other: Marks) -> Marks:
+        return Marks(self.tainted or other.tainted, self.sensitive or other.sensitive)
+
+    def __bool__(self) -> bool:
+        return self.tainted or self.sensitive
+
+
 class Tool(Protocol):
     """A capability offered to the model. `repeatable` says that starting the same call twice does
     no harm; `timeout` is in seconds.
+
+    `egress`: the arguments leave the machine for a place that the model chose. `taints`: the result
+    holds what strangers wrote. `sensitive`: it moves or shows private data, whatever the arguments.
 
     `validate` takes what the model sent and returns what `run` takes, or raises `ToolError`; it is
     pure and decides by policy as well. `run` never raises: a failure is a result.
@@ -333,6 +355,9 @@ class Tool(Protocol):
     tier: SafetyTier
     repeatable: bool
     timeout: float
+    egress: bool
+    taints: bool
+    sensitive: bool
 
     def validate(self, arguments: Json) -> Json: ...
 
@@ -407,6 +432,43 @@ class Turn:
     prompt: str
     attachments: tuple[Attachment, ...] = ()
     terminal: Json | None = None
+
+
+class ApprovalState(enum.StrEnum):
+    """`pending -> allowed | denied | expired`."""
+
+    PENDING = "pending"
+    ALLOWED = "allowed"
+    DENIED = "denied"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """A request to allow one tool call, and its answer. Times are UTC in RFC 3339.
+
+    The call is that of `step` (which model call of the turn, from 1) with `call_id`, and its exact
+    arguments are those with `arguments_sha256`; `arguments` is what a person is shown of them,
+    `complete` says that it is all of them. `scope` is `once` or `session`, empty while it is open;
+    `decided_by` names a token, a person or a rule.
+    """
+
+    approval_id: str
+    session_id: str
+    turn_id: str
+    step: int
+    call_id: str
+    tool: str
+    tier: str
+    arguments: str
+    arguments_sha256: str
+    complete: bool
+    reason: str
+    created_at: str
+    expires_at: str
+    state: ApprovalState = ApprovalState.PENDING
+    scope: str = ""
+    decided_by: str = ""
 
 
 Emit: TypeAlias = Callable[[str, Json], None]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import mimetypes
 import resource
 import signal
 import socket
@@ -21,25 +22,34 @@ from pathlib import Path
 from typing import BinaryIO
 
 from oxydra import config, log
+from oxydra.approvals import Approvals, Rules
 from oxydra.config import GuestConfig
-from oxydra.errors import FrameError, OxydraError
+from oxydra.errors import FrameError, OxydraError, ToolError
 from oxydra.frames import Envelope, Unpacker, pack, usage_json
 from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import Hub
+from oxydra.policy import VirtualPath
+from oxydra.policy.network import Egress
 from oxydra.providers import registry
 from oxydra.providers.reliable import Choice, Reliable
 from oxydra.runtime import Runtime
+from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Store
 from oxydra.threads import Service, install_hooks
 from oxydra.tools.confine import Workspace
 from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
-from oxydra.transport import Credential, DirectTransport
-from oxydra.types import Json, ModelSpec
+from oxydra.tools.shell import ShellTool
+from oxydra.tools.shell_client import ShellClient
+from oxydra.tools.web import Web
+from oxydra.transport import Credential, DirectConfig, DirectTransport
+from oxydra.types import Attachment, Json, ModelSpec, Tool
+from oxydra.worker import Workers
 
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 8.0
+UNSANDBOXED = (None, "none", "rlimits")  # levels at which nothing contains a privileged call
 
 
 class AgentGuest:
@@ -51,21 +61,41 @@ class AgentGuest:
         settings = config.from_effective(envelope.config)
         self._envelope = envelope
         self._model = settings.model
+        egress = Egress.parse(envelope.runtime_policy.get("egress_allowlist", ()))
         self._transport = DirectTransport(
-            {name: Credential(**row) for name, row in credentials.items()}
+            {name: Credential(**row) for name, row in credentials.items()},
+            DirectConfig(egress=egress),
         )
+        self._workers = Workers()
         root = Path(envelope.workspace_root)
         self._store = Store(root / "internal" / "oxydra.db")
         self._workspace = Workspace.at(root)
-        tools = ToolRegistry()
+        self._approvals = Approvals(
+            self._store,
+            Rules.from_json(envelope.runtime_policy.get("approvals")),
+            sandboxed=envelope.startup_status.get("sandbox_level") not in UNSANDBOXED,
+        )
+        self._shell = ShellClient()
+        tools = ToolRegistry(extra=self._shell_tools(settings))
         self._runtime = Runtime(
             store=self._store,
             provider=self._provider(settings, credentials),
             model=settings.model,
-            gate=Gate(tools, {"workspace": self._workspace}),
+            gate=Gate(
+                tools,
+                {
+                    "workspace": self._workspace,
+                    "shell": self._shell,
+                    "workers": self._workers,
+                    "web": Web(self._transport, self._workers, egress, settings.tools.web_search),
+                },
+                approve=self._approvals.check,
+                scrubber=scrubber_of(envelope),
+            ),
             tools=tools.specs,
             config=settings.runtime,
             reasoning=settings.selection.reasoning,
+            keep=self._keep,
         )
         self._hub = Hub(self._store, self._runtime, settings.gateway, envelope.user_id)
         self._gateway = Gateway(
@@ -76,8 +106,31 @@ class AgentGuest:
             tokens=envelope.gateway_token_hashes,
             health=self.health,
             on_death=_die,
+            approvals=self._approvals,
         )
         self._warm_up = Service("warm-up", lambda _service: self._transport.warm())
+
+    def _keep(self, attachment: Attachment) -> str:
+        """Put a file that a model made into the workspace; returns where, or why it is nowhere."""
+        ending = mimetypes.guess_extension(attachment.mime_type) or ""
+        path = VirtualPath("shared", ("made", f"{attachment.sha256[:16]}{ending}"))
+        try:
+            self._workspace.write(path, attachment.data)
+        except ToolError as error:
+            return f"could not be saved: {error}"
+        return str(path)
+
+    def _shell_tools(self, settings: GuestConfig) -> list[Tool]:
+        """`shell_exec`, where the runner has a shell guest."""
+        said = self._envelope.startup_status
+        if not said["shell_available"]:
+            return []
+        named = str(said["sandbox_level"]).startswith("bwrap")
+        return [ShellTool(settings.tools.shell, named_paths=named)]
+
+    def attach_shell(self, stream: socket.socket) -> None:
+        """Take the stream to a shell guest that was started, again or for the first time."""
+        self._shell.connect(stream)
 
     def _provider(self, settings: GuestConfig, credentials: Mapping[str, Json]) -> Reliable:
         """The first choice and its fallbacks, as one provider."""
@@ -103,7 +156,9 @@ class AgentGuest:
         """Stop intake, leave running turns to be resumed, close the store."""
         self._gateway.stop(STOP_SECONDS / 4)
         self._hub.stop(STOP_SECONDS / 2)
+        self._shell.close()
         self._warm_up.stop(STOP_SECONDS / 4)
+        self._workers.stop()
         self._transport.close()
         self._store.close()
         self._workspace.close()
@@ -112,11 +167,16 @@ class AgentGuest:
         """What `health_status` reports."""
         return {
             "healthy": True,
-            "startup_status": self._envelope.startup_status,
+            "startup_status": self._startup_status(),
             "model": {"provider": self._model.provider, "model": self._model.id},
             "usage": usage_json(self._runtime.used()),
             **self._hub.counts(),
         }
+
+    def _startup_status(self) -> Json:
+        """What the runner said, and whether the shell still answers."""
+        said = self._envelope.startup_status
+        return {**said, "shell_available": bool(said["shell_available"]) and self._shell.alive}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with control:
         try:
             envelope, credentials = read_bootstrap(sys.stdin.buffer)
+            log.setup("oxydra-vm", sys.stderr, scrub=scrubber_of(envelope).logged)
             guest = AgentGuest(envelope, credentials, listener)
             guest.start()
         except OxydraError as error:
@@ -153,14 +214,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def scrubber_of(envelope: Envelope) -> GuestScrubber:
+    """What removes this user's secrets from results and logs."""
+    return GuestScrubber(envelope.secret_hashes, envelope.workspace_root)
+
+
 def serve(control: socket.socket, guest: AgentGuest) -> None:
     """Answer the runner until it says `shutdown` or its end of the stream is closed."""
     unpacker = Unpacker()
+    streams: list[int] = []  # handed over and not yet taken
     with contextlib.suppress(ConnectionError):
-        while data := control.recv(65536):
+        while True:
+            data, passed, _flags, _address = socket.recv_fds(control, 65536, 4)
+            streams += passed
+            if not data:
+                break
             for op, payload in unpacker.feed(data):
                 if op == "shutdown":
                     return
+                if op == "shell" and streams:
+                    guest.attach_shell(socket.socket(fileno=streams.pop(0)))
                 if op == "health_check":
                     reply = {"request_id": payload.get("request_id"), **guest.health()}
                     control.sendall(pack("health_status", reply))

@@ -24,7 +24,16 @@ from oxydra.tools import (
     outputs,
     tool,
 )
-from oxydra.types import CallState, Json, Message, SafetyTier, ToolCall, ToolContext, ToolResult
+from oxydra.types import (
+    CallState,
+    Json,
+    Marks,
+    Message,
+    SafetyTier,
+    ToolCall,
+    ToolContext,
+    ToolResult,
+)
 
 Move = tuple[str, ...]
 
@@ -47,6 +56,12 @@ class MemoryJournal:
         self, results: Sequence[tuple[CallState, Message]], running: Sequence[str] = ()
     ) -> None:
         self._commit(results, running)
+
+    def marks_of(self, paths: Sequence[str]) -> Marks:
+        return Marks()
+
+    def mark_files(self, paths: Sequence[str], marks: Marks) -> None:
+        raise AssertionError("nothing here is marked")
 
     def _commit(self, results: Sequence[tuple[CallState, Message]], running: Sequence[str]) -> None:
         if self.full:
@@ -308,6 +323,7 @@ def test_a_tool_that_breaks_its_contract_ends_its_call_only(desk: Desk) -> None:
         spec = desk.registry.get("act").spec
         tier = SafetyTier.SIDE_EFFECTING
         repeatable = False
+        egress = taints = sensitive = False
         timeout = 1.0
 
         def validate(self, arguments: Json) -> Json:

@@ -17,6 +17,7 @@ from oxydra.tools.base import tool
 from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
 from oxydra.types import (
+    Attachment,
     FellBack,
     Message,
     ReasoningDelta,
@@ -366,3 +367,21 @@ def test_the_loop_guard_can_be_switched_off(world):
     guard = LoopGuardConfig(warn_after=0, stop_after=0)
     world.runtime(provider, loop_guard=guard).run_turn(world.turn(), CancelToken(), world.emit)
     assert (world.terminal()[0], len(world.ran)) == ("turn_completed", 9)
+
+
+def test_a_file_that_a_model_made_is_kept_and_named(world):
+    made = Attachment("image/png", "ab" * 32, b"png")
+    kept = []
+
+    def keep(attachment):
+        kept.append(attachment)
+        return "/shared/made/it.png"
+
+    runtime = world.runtime(Scripted(Message("assistant", "Here.", attachments=(made,))))
+    runtime.keep = keep
+    runtime.run_turn(world.turn(), CancelToken(), world.emit)
+    assert kept == [made]
+    text = "Here.\n\n[image/png: /shared/made/it.png]"
+    assert world.terminal()[1]["response"]["message"]["content"] == text
+    stored = world.store.messages(world.session.session_id)[-1]
+    assert (stored.content, stored.attachments) == (text, (made,))

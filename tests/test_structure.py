@@ -39,6 +39,7 @@ LAYERS = {
     "providers": 3,
     "tools": 3,
     "memory": 4,
+    "approvals": 4,
     "runtime": 5,
     "scheduler": 6,
     "gateway": 7,

@@ -14,6 +14,7 @@ from oxydra.config.credentials import (
     answers,
     is_official,
     resolve_credential,
+    search_key,
     select,
 )
 from oxydra.config.files import (
@@ -26,7 +27,7 @@ from oxydra.config.files import (
     trust,
     write_private,
 )
-from oxydra.config.guest import GuestConfig, effective, from_effective
+from oxydra.config.guest import GuestConfig, effective, from_effective, runtime_policy
 from oxydra.config.load import Config, Row, Source, load
 from oxydra.config.schema import (
     AgentConfig,
@@ -78,6 +79,8 @@ __all__ = [
     "load",
     "remove_key",
     "resolve_credential",
+    "runtime_policy",
+    "search_key",
     "select",
     "set_key",
     "template",

@@ -108,6 +108,48 @@ def resolve_credential(
     return found
 
 
+def search_key(config: Config, env: Mapping[str, str] | None = None) -> Credential | None:
+    """The key of the web search service; None where it takes none.
+
+    Raises `ConfigError` if the service needs what is not there, or if the key may not go to it: a
+    folder that may have come with a cloned repository may neither choose the variable nor the
+    address.
+    """
+    search = config.agent.tools.web_search
+    if search.provider != "google_cse":
+        return None
+
+    def refuse(name: str, message: str, remedy: str) -> ConfigError:
+        source = config.source(f"tools.web_search.{name}")
+        full = f"tools.web_search.{name}"
+        return ConfigError(message, remedy=remedy, file=source.file, line=source.line, key=full)
+
+    for name in ("api_key_env", "engine_id"):
+        if not getattr(search, name):
+            message = f"The search provider google_cse needs {name}."
+            raise refuse(name, message, "Set it in [tools.web_search], or use another provider.")
+    for name in ("api_key_env", "base_urls"):
+        source = config.source(f"tools.web_search.{name}")
+        if not source.own:
+            raise refuse(
+                name,
+                "The search key is not used: this file may have come with a cloned repository.",
+                f"If it is yours, run: oxydra-runner trust '{source.folder or source.file}'.",
+            )
+    variable = search.api_key_env
+    value = (os.environ if env is None else env).get(variable, "").strip()
+    source_name = f"the environment variable {variable}"
+    if not value:
+        value, source_name = files.get_key(variable, config.home), f"key set {variable}"
+    if not re.fullmatch(r"[\x21-\x7e]+", value):
+        raise refuse(
+            "api_key_env",
+            f"There is no key in {variable}.",
+            f"Set it, or keep it: oxydra-runner key set {variable}.",
+        )
+    return Credential(provider="web_search", source=source_name, value=value)
+
+
 class _Finder:
     """One search for the key of one provider."""
 

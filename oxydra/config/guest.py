@@ -17,6 +17,8 @@ from oxydra.errors import ConfigError
 if TYPE_CHECKING:  # importing it takes longer than the rest of this package
     from oxydra.types import ModelSpec
 
+STRICTNESS = ("allow", "ask", "deny")
+EXPIRY_SECS = 600.0  # of a request for an approval
 SHORTEST_SECRET = 16  # what is shorter, like the "test" that a local server takes, is no secret
 
 
@@ -68,6 +70,27 @@ def effective(
     return result
 
 
+def runtime_policy(config: Config) -> dict[str, Any]:
+    """What limits this user's agent, for the bootstrap envelope.
+
+    `approvals.rules` has the runner's rules and the user's: both have a say and the stricter
+    counts, so that a user's file can narrow and never widen. `exfiltration` and `expiry_secs` are
+    the stricter of the two. `egress_allowlist` has the local services that web tools may reach.
+    """
+    both = (config.runner.approvals, config.user.approvals)
+    decisions = [a.exfiltration or "ask" for a in both[:1]]
+    decisions += [a.exfiltration for a in both[1:] if a.exfiltration]
+    seconds = [a.expiry_secs for a in both if a.expiry_secs is not None]
+    return {
+        "approvals": {
+            "rules": [dump(approvals, for_guest=True)["rules"] for approvals in both],
+            "exfiltration": max(decisions, key=STRICTNESS.index),
+            "expiry_secs": min(seconds, default=EXPIRY_SECS),
+        },
+        "egress_allowlist": list(_allowed_services(config)),
+    }
+
+
 def from_effective(table: dict[str, Any]) -> GuestConfig:
     """The way back, in the guest: as strict as with a file. Raises `ConfigError`."""
     from oxydra.types import ModelSpec
@@ -91,3 +114,18 @@ def from_effective(table: dict[str, Any]) -> GuestConfig:
     if not known:
         raise fail(("models",), "The models' description is broken.", "")
     return GuestConfig(**vars(agent), models=specs, reason=reason)
+
+
+def _allowed_services(config: Config) -> tuple[str, ...]:
+    """Raises `ConfigError` where somebody else's folder would open this machine's services."""
+    allowed = config.runner.tools.web.egress_allowlist
+    source = config.source("tools.web.egress_allowlist", "runner")
+    if allowed and not source.own:
+        raise ConfigError(
+            "egress_allowlist is not used: this file may have come with a cloned repository.",
+            remedy=f"If it is yours, run: oxydra-runner trust '{source.folder or source.file}'.",
+            file=source.file,
+            line=source.line,
+            key="tools.web.egress_allowlist",
+        )
+    return allowed

@@ -389,6 +389,8 @@ def _add_overrides(values: dict[Kind, Values], overrides: Mapping[str, Any]) -> 
 
 def _add_one(values: dict[Kind, Values], path: KeyPath, raw: Any, source: Source) -> None:
     """Set the one key that `path` names, in whichever schema has it."""
+    if path[0] in ADMIN_ONLY:
+        raise _unknown(path, source)
     for merged in values.values():
         path = _as_named(merged, path)
         key = find(merged.schema, path)

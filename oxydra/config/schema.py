@@ -140,6 +140,14 @@ def is_hosts(value: tuple[str, ...]) -> str:
     return ""
 
 
+def is_services(value: tuple[str, ...]) -> str:
+    for service in value:
+        match = re.fullmatch(r"(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+):([1-9][0-9]{0,4})", service)
+        if match is None or int(match[1]) > 65535:
+            return f"holds {service!r}; a service is written like 127.0.0.1:8888"
+    return ""
+
+
 def is_variables(value: tuple[str, ...]) -> str:
     wrong = [name for name in value if not re.fullmatch(VARIABLE, name)]
     return f"holds {wrong[0]!r}, which is no name of an environment variable" if wrong else ""
@@ -384,14 +392,17 @@ class WebSearchConfig(Section):
     )
     base_urls: tuple[str, ...] = key(
         (),
-        "Its addresses, tried in order; empty: its own.",
+        "Its addresses, tried in order; empty: the service's own (searxng has none). One on this "
+        "machine or network must also be in runner.toml's egress_allowlist.",
         check=lambda urls: next((f"holds {u!r}, which {is_url(u)}" for u in urls if is_url(u)), ""),
     )
     api_key_env: str = key(
         "", "The variable that holds its key (google_cse).", check=is_variable, runner_only=True
     )
     engine_id: str = key("", "The search engine's id (google_cse).")
-    max_results: int = key(8, "Results of one search.", least=1, most=50)
+    max_results: int = key(
+        8, "Results of one search, where the model does not say.", least=1, most=50
+    )
 
 
 @section
@@ -454,6 +465,61 @@ class UserEntry(Section):
     config_path: str = key(..., "The user's file, relative to runner.toml.")
 
 
+Decision = Literal["allow", "ask", "deny"]
+
+
+@section
+class ApprovalRule(Section):
+    """One entry of `approvals.rules`; it applies to a call that all of its patterns match."""
+
+    decision: Decision = key(..., "What becomes of the call.")
+    tool: str = key("*", "The tool's name; `*` and `?` stand for any characters or one.")
+    tier: Literal["", "read_only", "side_effecting", "privileged"] = key(
+        "", "The tool's safety tier; empty: any."
+    )
+    arguments: dict[str, str] = key(
+        dict, "For each argument named, a pattern for the whole of its value."
+    )
+
+
+@section
+class ApprovalsConfig(Section):
+    """`[approvals]`: which tool calls a person is asked about. The first rule that applies decides;
+    without one, privileged calls that no sandbox contains are asked about and all others allowed.
+    """
+
+    rules: tuple[ApprovalRule, ...] = key((), "In order: `{decision, tool, tier, arguments}`.")
+    exfiltration: Decision | None = key(
+        None,
+        "What becomes of a call that sends something away while the conversation holds private "
+        "data and untrusted content; left out: ask.",
+    )
+    expiry_secs: float | None = key(
+        None,
+        "Seconds after which a request that nobody answered counts as denied; left out: 600.",
+        least=5,
+        most=86_400,
+    )
+
+
+@section
+class WebConfig(Section):
+    """`[tools.web]` in runner.toml: what the web tools may reach."""
+
+    egress_allowlist: tuple[str, ...] = key(
+        (),
+        "Local services, as `host:port`, that may be fetched besides the public internet.",
+        check=is_services,
+    )
+
+
+@section
+class RunnerToolsConfig(Section):
+    """`[tools]` in runner.toml: what no guest may decide about its tools."""
+
+    web: WebConfig = key(WebConfig, "")
+
+
 @section
 class RunnerConfig(Section):
     """runner.toml: who is served, where, and how they are kept apart."""
@@ -463,6 +529,8 @@ class RunnerConfig(Section):
         "The folder of the users' workspaces; relative to the file that says so.",
     )
     default_tier: TierName = key("container", "What isolates a user's guests.")
+    approvals: ApprovalsConfig = key(ApprovalsConfig, "")
+    tools: RunnerToolsConfig = key(RunnerToolsConfig, "")
     users: dict[str, UserEntry] = key(dict, "Users by id.")
 
 
@@ -486,6 +554,7 @@ class UserConfig(Section):
     """users/<id>.toml: what holds for one user."""
 
     behavior: BehaviorConfig = key(BehaviorConfig, "")
+    approvals: ApprovalsConfig = key(ApprovalsConfig, "")
     credential_refs: dict[str, str] = key(
         dict,
         "Where a provider's key is, as `env:VARIABLE`; overrides every other place.",

@@ -15,8 +15,16 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from oxydra.approvals import Approvals, answer_from, request_payload, resolved_payload
 from oxydra.config import GatewayConfig
-from oxydra.errors import BusyError, FrameError, OxydraError, UsageError
+from oxydra.errors import (
+    BusyError,
+    FrameError,
+    NotFoundError,
+    OxydraError,
+    PolicyDenied,
+    UsageError,
+)
 from oxydra.frames import (
     MAX_TEXT_FRAME,
     PROTOCOL_VERSION,
@@ -33,7 +41,7 @@ from oxydra.gateway.hub import Hub
 from oxydra.gateway.server import GatewayServer
 from oxydra.store import Store
 from oxydra.threads import Inbox, InboxClosed, Service
-from oxydra.types import Json, Session
+from oxydra.types import Approval, Json, Session
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +89,10 @@ class Gateway(Handler):
         tokens: Sequence[Mapping[str, object]],
         health: Callable[[], Json],
         on_death: Callable[[BaseException], None] | None = None,
+        approvals: Approvals | None = None,
     ) -> None:
         self._hub = hub
+        self._approvals = approvals
         self._store = store
         self._config = config
         self._health = health
@@ -104,6 +114,7 @@ class Gateway(Handler):
             "list_sessions": self._list_sessions,
             "switch_session": self._switch_session,
             "history": self._history,
+            "approve": self._approve,
         }
 
     def start(self) -> None:
@@ -267,6 +278,11 @@ class Gateway(Handler):
             return frame_text(encode(frame_type, greeting))
 
         self._hub.live(session.session_id).subscribe(client, greet, last_seq)
+        if self._approvals is not None:
+            for approval in self._approvals.pending(session.session_id):
+                told = self._of_turn(approval, request_payload(approval))
+                del told["request_id"]  # another client's: this answers none of its requests
+                client.reply("approval_request", told)
 
     def _send_turn(self, client: Client, payload: Json) -> None:
         attachments = read_attachments(payload.get("attachments") or [])
@@ -317,6 +333,29 @@ class Gateway(Handler):
     def _switch_session(self, client: Client, payload: Json) -> None:
         session = self._store.find_session(payload["session_id"])
         self._follow(client, session, "session_switched", payload["request_id"])
+
+    def _approve(self, client: Client, payload: Json) -> None:
+        identity = client.connection.identity
+        if "approve" not in identity.scopes:
+            raise PolicyDenied(
+                f"The token {identity.token_name!r} may not answer requests.",
+                remedy="Answer with a client whose token has the scope `approve`.",
+            )
+        if self._approvals is None:
+            raise NotFoundError("Nobody asks for approvals here.")
+        allow, for_session = answer_from(payload)
+        settled = self._approvals.answer(
+            payload["approval_id"], allow=allow, for_session=for_session, by=identity.token_name
+        )
+        reply = self._of_turn(settled, resolved_payload(settled))
+        client.reply("approval_resolved", reply | {"request_id": payload["request_id"]})
+
+    def _of_turn(self, approval: Approval, payload: Json) -> Json:
+        """A frame's payload about a request, with the references of its turn."""
+        turn = self._store.turn(approval.turn_id)
+        if turn is None:
+            raise NotFoundError("The turn of this request is gone.")
+        return self._hub.address(turn, turn.state, payload)
 
     def _history(self, client: Client, payload: Json) -> None:
         session = self._store.session(payload["session_id"])

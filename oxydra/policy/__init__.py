@@ -1,4 +1,4 @@
-"""The rules on what a tool may name: `paths` in the workspace, `network` for addresses. Pure."""
+"""The rules on what a tool may name: `paths` in the workspace, `commands` for the shell. Pure."""
 
 from oxydra.policy.paths import (
     MAX_DEPTH,

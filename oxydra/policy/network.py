@@ -192,7 +192,11 @@ def follow(base: Url, location: str) -> Url:
     """Where a redirect leads, read as strictly. Raises `PolicyDenied`, also where it would give up
     https: what was fetched securely is not replaced by what anybody on the way could have written.
     """
-    url = parse_url(urljoin(str(base), location.strip(" ")))
+    try:
+        target = urljoin(str(base), location.strip(" ").replace(" ", "%20"))
+    except ValueError:
+        raise _denied(location, "is no valid redirect", "Fetch another page.") from None
+    url = parse_url(target)
     if base.scheme == "https" and url.scheme != "https":
         raise _denied(location, "is a redirect from https to http", "Fetch it directly, if at all.")
     return url

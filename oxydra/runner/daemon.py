@@ -1,8 +1,9 @@
 """The runner: one for each user's daemon, on the host, outside every guest.
 
 It reads the configuration and the keys, binds the gateway's port, writes `ipc/`, serves the control
-socket and keeps the agent guest alive. Its main thread waits for events (a signal, a request to
-stop, the guest's end); the control server's and the guest's threads report to it through one queue.
+socket and keeps the agent guest and the shell guest alive. Its main thread waits for events (a
+signal, a request to stop, a guest's end); the control server's and the guests' threads report to it
+through one queue.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from oxydra.errors import OxydraError
+from oxydra.config import from_effective
+from oxydra.config.schema import ShellConfig
+from oxydra.errors import ConfigError, OxydraError
 from oxydra.frames import Envelope
+from oxydra.runner import shell
 from oxydra.runner.control import ControlServer
 from oxydra.runner.guest import Guest
 from oxydra.runner.workspace import Workspace
+from oxydra.scrub.guest import describe
 from oxydra.threads import Service
 from oxydra.tiers import registry
 from oxydra.tiers.base import GuestSpec, Tier
@@ -43,7 +48,7 @@ class RunnerSettings:
     """What a daemon is started with.
 
     `config` is the effective configuration without secrets, as the guest gets it; `credentials` are
-    the values by name; `port` 0 takes any free one.
+    the values by name; `port` 0 takes any free one; `policy` is what limits the user's agent.
     """
 
     workspace: Workspace
@@ -52,9 +57,41 @@ class RunnerSettings:
     credentials: Mapping[str, Json] = field(repr=False)
     port: int = 0
     notices: tuple[Json, ...] = ()
+    policy: Json = field(default_factory=dict)
+
+    def secrets(self) -> list[str]:
+        """Every value that must not be seen outside: keys, and headers that carry them."""
+        values = [str(row["value"]) for row in self.credentials.values()]
+        return [*values, *(value.rpartition(" ")[2] for value in values)]
 
 
-Event = tuple[Literal["stop", "guest_ended", "start_guest"], str]
+Event = tuple[Literal["stop", "guest_ended", "shell_ended", "due"], str]
+
+
+class Restarts:
+    """When a guest that died is started again: after a pause that doubles while it keeps dying."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.due: float | None = None  # on the monotonic clock
+        self._pause, self._longest = BACKOFF_SECONDS
+        self._since = time.monotonic()
+
+    def died(self) -> None:
+        now = time.monotonic()
+        if now - self._since > STEADY_SECONDS:
+            self._pause = BACKOFF_SECONDS[0]
+        self.due = now + self._pause
+        self._pause = min(2 * self._pause, self._longest)
+
+    def take(self) -> bool:
+        """Whether it is to be started now."""
+        if self.due is None or time.monotonic() < self.due:
+            return False
+        self.due = None
+        self.count += 1
+        self._since = time.monotonic()
+        return True
 
 
 class Runner:
@@ -65,7 +102,11 @@ class Runner:
         self._workspace = settings.workspace
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._guest: Guest | None = None
-        self._restarts = 0
+        self._restarts = Restarts()
+        self._shell: shell.ShellGuest | None = None
+        self._shell_restarts = Restarts()
+        self._shell_level = "none"  # decided when it first starts
+        self._shell_rows: list[Json] = []
         self._last_end = ""
         self._started_at = time.time()
         self._endpoint = ""
@@ -92,6 +133,8 @@ class Runner:
             )
             control.start()
             stack.callback(control.stop)
+            stack.callback(self._stop_shell)
+            self._first_shell(self._tier)
             self._start_guest(listener)
             stack.callback(self._stop_guest)
             self._workspace.write_ipc("gateway-endpoint", self._endpoint + "\n")
@@ -125,17 +168,17 @@ class Runner:
             theirs.close()
             os.close(output)
         self._guest = guest
+        self._hand_over_shell()
 
     def _envelope(self, tier: Tier) -> Envelope:
         token = self._workspace.token()
-        level = tier.sandbox_level
         status = {
             "sandbox_tier": tier.name,
-            "sandbox_level": level,
-            "sidecar_available": False,
-            "shell_available": False,
+            "sandbox_level": self._shell_level,
+            "sidecar_available": self._shell_level != "none",
+            "shell_available": self._shell_level != "none",
             "browser_available": False,
-            "degraded_reasons": [*tier.degraded(), *self._settings.notices],
+            "degraded_reasons": [*self._shell_rows, *tier.degraded(), *self._settings.notices],
         }
         scopes = ["chat", "approve", "admin"]
         return Envelope(
@@ -147,22 +190,86 @@ class Runner:
             gateway_token_hashes=[
                 {"name": "local", "sha256": _sha256(token), "scopes": scopes},
             ],
+            runtime_policy=self._settings.policy,
+            secret_hashes=describe([*self._settings.secrets(), token]),
         )
 
     def _stop_guest(self) -> None:
         if self._guest is not None:
             self._guest.stop(STOP_SECONDS)
 
+    # ----------------------------------------------------------------------------------- the shell
+
+    @property
+    def _shell_config(self) -> ShellConfig:
+        return from_effective(self._settings.config).tools.shell
+
+    def _first_shell(self, tier: Tier) -> None:
+        """Start the shell guest and note how well it is caged; without one, note why. Raises
+        `ConfigError`.
+        """
+        if not self._shell_config.enabled:
+            return
+        try:
+            self._shell = self._started_shell(tier)
+        except ConfigError:
+            raise
+        except OxydraError as error:
+            log.warning("%s", error)
+            self._shell_rows = [{"code": error.code, "detail": f"There is no shell. {error}"}]
+            return
+        self._shell_level = self._shell.level
+        self._shell_rows = self._shell.degraded()
+        log.info("the shell guest runs at level %s", self._shell_level)
+        for row in self._shell_rows:
+            log.warning("%s", row["detail"])
+
+    def _started_shell(self, tier: Tier, levels: tuple[str, ...] = ()) -> shell.ShellGuest:
+        return shell.start(
+            tier,
+            self._workspace,
+            self._shell_config,
+            self._settings.credentials,
+            on_exit=lambda how: self._events.put(("shell_ended", how)),
+            levels=levels,
+        )
+
+    def _restart_shell(self) -> None:
+        """Start it again at the level that was promised, never at a lower one."""
+        if self._tier is None:
+            raise RuntimeError("run() was not called")
+        try:
+            self._shell = self._started_shell(self._tier, (self._shell_level,))
+            self._hand_over_shell()
+            log.info("the shell guest was started again")
+        except OxydraError as error:
+            log.error("%s", error)
+            self._shell_restarts.died()
+
+    def _hand_over_shell(self) -> None:
+        """Give the agent guest a stream to the shell guest. Who is dead is started again anyway."""
+        if self._shell is None or self._guest is None:
+            return
+        try:
+            with self._shell.stream() as stream:
+                self._guest.hand_over("shell", stream)
+        except OSError as error:
+            log.warning("the shell's stream could not be handed over: %s", error)
+
+    def _stop_shell(self) -> None:
+        if self._shell is not None:
+            self._shell.stop()
+
+    # ------------------------------------------------------------------------------------- serving
+
     def _serve(self, listener: socket.socket) -> None:
-        pause, longest = BACKOFF_SECONDS
-        alive_since = time.monotonic()
-        start_at: float | None = None  # when to start the guest again
         while True:
-            timeout = None if start_at is None else max(0.0, start_at - time.monotonic())
+            due = [r.due for r in (self._restarts, self._shell_restarts) if r.due is not None]
+            timeout = max(0.0, min(due) - time.monotonic()) if due else None
             try:
                 event, why = self._events.get(timeout=timeout)
             except queue.Empty:
-                event, why = "start_guest", ""
+                event, why = "due", ""
             if event == "stop":
                 log.info("stopping: %s", why)
                 return
@@ -172,20 +279,25 @@ class Runner:
                 if self._guest is not None:
                     self._guest.kill()
                     self._guest = None
-                if time.monotonic() - alive_since > STEADY_SECONDS:
-                    pause = BACKOFF_SECONDS[0]
-                start_at = time.monotonic() + pause
-                pause = min(2 * pause, longest)
-                continue
-            start_at = None
-            self._restarts += 1
-            try:
-                self._start_guest(listener)
-                alive_since = time.monotonic()
-                log.info("the agent guest was started again")
-            except OxydraError as error:
-                log.error("%s", error)
-                self._events.put(("guest_ended", str(error)))
+                self._restarts.died()
+            elif event == "shell_ended":
+                log.error("the shell guest ended unexpectedly: %s", why)
+                if self._shell is not None:
+                    self._shell.stop()
+                    self._shell = None
+                self._shell_restarts.died()
+            if self._shell_restarts.take():
+                self._restart_shell()
+            if self._restarts.take():
+                self._restart_guest(listener)
+
+    def _restart_guest(self, listener: socket.socket) -> None:
+        try:
+            self._start_guest(listener)
+            log.info("the agent guest was started again")
+        except OxydraError as error:
+            log.error("%s", error)
+            self._events.put(("guest_ended", str(error)))
 
     # ------------------------------------------------------------------------- control requests
 
@@ -199,7 +311,9 @@ class Runner:
             "guest_pid": 0 if guest is None else guest.pid,
             "gateway_endpoint": self._endpoint,
             "uptime_secs": round(time.time() - self._started_at, 1),
-            "guest_restarts": self._restarts,
+            "guest_restarts": self._restarts.count,
+            "shell_pid": 0 if self._shell is None else self._shell.pid,
+            "shell_restarts": self._shell_restarts.count,
         }
         if self._last_end:
             answer["last_guest_end"] = self._last_end

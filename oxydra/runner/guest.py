@@ -86,6 +86,11 @@ class Guest:
         finally:
             del self._replies[number]
 
+    def hand_over(self, op: str, stream: socket.socket) -> None:
+        """Give the guest a stream: frame `op`, and the descriptor beside it. Raises OSError."""
+        with self._lock:
+            socket.send_fds(self._stream, [pack(op, {})], [stream.fileno()])
+
     def stop(self, timeout: float) -> bool:
         """Ask it to end, then make it end; True if it ended by itself."""
         with contextlib.suppress(OSError), self._lock:

@@ -1,15 +1,19 @@
-"""What a tier is: a way to start the agent guest so that it reaches only what it is given."""
+"""What a tier is: a way to start the guests so that they reach only what they are given."""
 
 from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from oxydra.errors import OxydraError
 from oxydra.frames import Envelope
 from oxydra.types import Json
+
+LEVELS = ("bwrap+cage", "cage", "rlimits")  # how well commands are locked in, best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,27 @@ class GuestSpec:
     log: int
 
 
+@dataclass(frozen=True, slots=True)
+class ShellSpec:
+    """What a shell guest is started with.
+
+    `uid` and `gid` are whom it runs as, `dedicated` where that owns nothing else. `env` are
+    variables its sessions get besides the usual ones. `log` is a descriptor for what the guest
+    itself has to say. `levels` are the rungs that may be tried, `newest_landlock` the newest
+    version of it to use.
+    """
+
+    shared: Path
+    tmp: Path
+    uid: int
+    gid: int
+    dedicated: bool
+    env: Mapping[str, str]
+    log: int
+    levels: Sequence[str] = LEVELS[:2]
+    newest_landlock: int = 99
+
+
 class GuestProcess(Protocol):
     """A started guest, seen from outside."""
 
@@ -42,17 +67,40 @@ class GuestProcess(Protocol):
         """End it and everything it started, at once."""
 
 
+class ShellProcess(Protocol):
+    """A started shell guest that is ready, seen from outside.
+
+    `level` is how well it is caged, one of `LEVELS`; `landlock` the version of it in force, 0 for
+    none.
+    """
+
+    pid: int
+    level: str
+    landlock: int
+
+    def attach(self, stream: socket.socket) -> None:
+        """Let whoever holds the other end of `stream` use it. Raises OSError if it has ended."""
+
+    def wait(self) -> str:
+        """Block until it has ended; says how."""
+
+    def stop(self) -> None:
+        """End it and everything it started."""
+
+
 class Tier(Protocol):
-    """A registry entry of `tiers/registry.py`. `sandbox_level` is what `status` shows."""
+    """A registry entry of `tiers/registry.py`."""
 
     name: str
-    sandbox_level: str
 
     def degraded(self) -> list[Json]:
         """What this tier does not protect here: rows `{code, detail}` for `startup_status`."""
 
     def start(self, spec: GuestSpec) -> GuestProcess:
         """Start the agent guest. Raises `OxydraError` with the remedy."""
+
+    def start_shell(self, spec: ShellSpec) -> ShellProcess:
+        """Start the shell guest. Raises `OxydraError` with the remedy."""
 
 
 def ending(status: int) -> str:
@@ -63,3 +111,15 @@ def ending(status: int) -> str:
         return f"killed by {signal.Signals(-status).name}"
     except ValueError:
         return f"killed by signal {-status}"
+
+
+def guest_script(name: str) -> Path:
+    """`guest/<name>`: beside the package in a checkout, inside it in an install."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "guest", package.parent / "guest"):
+        if (folder / name).is_file():
+            return folder / name
+    raise OxydraError(
+        f"The guest program {name!r} is missing from this installation.",
+        remedy="Install Oxydra again.",
+    )

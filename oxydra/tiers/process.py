@@ -1,8 +1,9 @@
-"""The process tier: the agent guest is an ordinary child process of the runner, with its uid.
+"""The process tier: the guests are children of the runner, on the host's own tree.
 
-It gets an environment without secrets, the inherited listener and one stream; its configuration and
-the credentials come over its standard input. Nothing separates it from the user's other processes
-yet, and `degraded` says so. No thread runs here.
+The agent guest runs with the runner's uid. It gets an environment without secrets, the inherited
+listener and one stream; its configuration and the credentials come over its standard input. Nothing
+separates it from the user's other processes yet, and `degraded` says so. The shell guest is caged:
+see `ladder`. No thread runs here.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 from oxydra.errors import OxydraError
 from oxydra.frames import pack
-from oxydra.tiers.base import GuestSpec, ending
+from oxydra.tiers import ladder
+from oxydra.tiers.base import GuestSpec, ShellSpec, ending, guest_script
 from oxydra.types import Json
 
 
@@ -39,7 +40,6 @@ class ProcessTier:
     """Starts `guest/oxydra-vm` with this interpreter."""
 
     name = "process"
-    sandbox_level = "none"
 
     def degraded(self) -> list[Json]:
         return [
@@ -48,7 +48,6 @@ class ProcessTier:
                 "detail": "Keys exposed, users not separated: in the process tier the agent runs "
                 "as your own user, uncaged.",
             },
-            {"code": "shell_unavailable", "detail": "There is no shell in this tier."},
         ]
 
     def start(self, spec: GuestSpec) -> ProcessGuest:
@@ -78,17 +77,8 @@ class ProcessTier:
             bootstrap.write(pack("credentials", dict(spec.credentials)))
         return ProcessGuest(child)
 
-
-def guest_script(name: str) -> Path:
-    """`guest/<name>`: beside the package in a checkout, inside it in an install."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "guest", package.parent / "guest"):
-        if (folder / name).is_file():
-            return folder / name
-    raise OxydraError(
-        f"The guest program {name!r} is missing from this installation.",
-        remedy="Install Oxydra again.",
-    )
+    def start_shell(self, spec: ShellSpec) -> ladder.LadderProcess:
+        return ladder.start(spec)
 
 
 def _environment() -> dict[str, str]:

@@ -42,6 +42,9 @@ class FunctionTool:
         repeatable: bool,
         timeout: float,
         name: str = "",
+        egress: bool = False,
+        taints: bool = False,
+        sensitive: bool = False,
     ) -> None:
         functools.update_wrapper(self, function)
         name = name or function.__name__
@@ -52,6 +55,9 @@ class FunctionTool:
         self.tier = tier
         self.repeatable = repeatable
         self.timeout = timeout
+        self.egress = egress
+        self.taints = taints
+        self.sensitive = sensitive
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._function(*args, **kwargs)
@@ -79,6 +85,9 @@ def tool(
     repeatable: bool | None = None,
     timeout: float = DEFAULT_TIMEOUT,
     name: str = "",
+    egress: bool = False,
+    taints: bool = False,
+    sensitive: bool = False,
 ) -> Callable[[Callable[..., Any]], FunctionTool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -88,16 +97,29 @@ def tool(
     repeatable: bool | None = None,
     timeout: float = DEFAULT_TIMEOUT,
     name: str = "",
+    egress: bool = False,
+    taints: bool = False,
+    sensitive: bool = False,
 ) -> FunctionTool | Callable[[Callable[..., Any]], FunctionTool]:
     """Make a tool of a function. `timeout` is in seconds.
 
     `repeatable` says that starting the same call twice does no harm, which is what read-only tools
-    are unless told otherwise. Raises `TypeError` for a signature that can't be shown to a model.
+    are unless told otherwise; `egress`, `taints` and `sensitive` are as `Tool` has them. Raises
+    `TypeError` for a signature that can't be shown to a model.
     """
 
     def decorate(function: Callable[..., Any]) -> FunctionTool:
         again = tier is SafetyTier.READ_ONLY if repeatable is None else repeatable
-        return FunctionTool(function, tier=tier, repeatable=again, timeout=timeout, name=name)
+        return FunctionTool(
+            function,
+            tier=tier,
+            repeatable=again,
+            timeout=timeout,
+            name=name,
+            egress=egress,
+            taints=taints,
+            sensitive=sensitive,
+        )
 
     return decorate if function is None else decorate(function)
 

@@ -145,13 +145,18 @@ class Workspace:
     # ------------------------------------------------------------------------------- writing
 
     def write(
-        self, path: VirtualPath, data: bytes, *, expect: os.stat_result | None = None
+        self,
+        path: VirtualPath,
+        data: bytes,
+        *,
+        expect: os.stat_result | None = None,
+        new: bool = False,
     ) -> bool:
         """Make `data` the content of the file at `path`; True if there was none before.
 
         The file is replaced as a whole or not at all, survives a power cut once this returns, and
         keeps its permissions; folders on the way are made. With `expect` it must still be the file
-        that this is the status of.
+        that this is the status of; with `new` there must be none.
         """
         require_writable(path)
         if len(data) > MAX_WRITE_BYTES:
@@ -166,6 +171,8 @@ class Workspace:
             with contextlib.suppress(FileNotFoundError):
                 old = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
                 _require_plain(path, old)
+            if new and old is not None:
+                raise ToolError(f"{path} already exists.", remedy="Name another destination.")
             if expect is not None and (old is None or _version(old) != _version(expect)):
                 raise ToolError(
                     f"{path} was changed by someone else meanwhile.", remedy="Read it again first."
@@ -173,7 +180,11 @@ class Workspace:
             temporary = f".oxydra-{secrets.token_hex(8)}.tmp"
             try:
                 _write_new(folder, temporary, data, old)
-                os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                if new:  # unlike a rename, a link never replaces what came there meanwhile
+                    os.link(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                    os.unlink(temporary, dir_fd=folder)
+                else:
+                    os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=folder)
@@ -340,6 +351,7 @@ _REASONS = {
     errno.EACCES: "may not be accessed: its permissions forbid it",
     errno.EPERM: "may not be accessed: its permissions forbid it",
     errno.EROFS: "may not be changed: it is on a read-only file system",
+    errno.EEXIST: "already exists",
     errno.EISDIR: "is a folder",
     errno.ENOTDIR: "is not a folder",
     errno.ENOTEMPTY: "is not empty",

@@ -1,31 +1,44 @@
-"""The file tools: read, write, edit, list, search, delete, all through the confined `Workspace`.
+"""The file tools: read, write, edit, list, search, delete, copy out of the vault; all through the
+confined `Workspace`.
 
 They run on the turn's thread, or beside each other where they only read. What they say names files
-by their virtual paths.
+by their virtual paths. PDFs are read, and regular expressions matched, by a tool worker.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import io
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, BinaryIO
 
-from oxydra.errors import ToolError
+from oxydra.errors import DeadlineExceeded, PolicyDenied, ToolError
 from oxydra.policy import VirtualPath, parse_virtual, parse_writable, visible
+from oxydra.scrub.exact import MARKER
+from oxydra.scrub.guest import introduces_marker
 from oxydra.tools import edits
 from oxydra.tools.base import tool
-from oxydra.tools.confine import Entry, Workspace
+from oxydra.tools.confine import MAX_WRITE_BYTES, Entry, Workspace
 from oxydra.tools.schema import Bounds, Parse
 from oxydra.types import SafetyTier, ToolContext, ToolResult
+from oxydra.worker import Workers
+
+audit = logging.getLogger("oxydra.audit")
 
 READ_BYTES = 15_000  # of text in one result; stays under the gate's cap with what is said about it
 COUNT_BYTES = 8 * 1024 * 1024  # up to this size a file's lines are counted
 EDIT_BYTES = 4 * 1024 * 1024
 SEARCH_BYTES = 8 * 1024 * 1024  # larger files are passed over by a search
+REGEX_SECONDS = 5.0  # for one file
 LINE_CHARS = 200  # shown of a line that was found
+PDF_BYTES = 32 * 1024 * 1024
+PDF_CHARS = 2_000_000  # of a PDF's text that is looked at
+PDF_SECONDS = 25.0
 PIECE = 64 * 1024  # bytes read at once from a line without an end
 TIMEOUT = 30.0  # seconds
 
@@ -49,12 +62,31 @@ ReadPath = Annotated[VirtualPath, Parse(parse_virtual)]
 WritePath = Annotated[VirtualPath, Parse(parse_writable)]
 
 
+def parse_vault(path: str) -> VirtualPath:
+    """`parse_virtual` for a file in the vault."""
+    virtual = parse_virtual(path)
+    if virtual.root != "vault":
+        raise PolicyDenied(f"{virtual} is not in /vault.", remedy="Copy it with file_write.")
+    return virtual
+
+
+VaultPath = Annotated[VirtualPath, Parse(parse_vault)]
+
+
 def workspace_of(context: ToolContext) -> Workspace:
     """The workspace that the call may use."""
     workspace = context.services.get("workspace")
     if not isinstance(workspace, Workspace):
         raise ToolError("There is no workspace here, so no files.")
     return workspace
+
+
+def workers_of(context: ToolContext) -> Workers:
+    """The tool workers that the call may use."""
+    workers = context.services.get("workers")
+    if not isinstance(workers, Workers):
+        raise ToolError("There is no tool worker here, so this can't be done.")
+    return workers
 
 
 # --------------------------------------------------------------------------------------- reading
@@ -67,20 +99,24 @@ def file_read(
     start_line: Annotated[int, Bounds(1)] = 1,
     end_line: Annotated[int | None, Bounds(1)] = None,
 ) -> ToolResult:
-    """Read a text file, or some of its lines. Long output is cut and says how to go on."""
+    """Read a text file or PDF, or some of its lines. Long output is cut and says how to go on."""
     if end_line is not None and end_line < start_line:
         raise ToolError(f"end_line {end_line} is before start_line {start_line}.")
     with workspace_of(context).open(path) as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(8192)
-        if b"\0" in head or _magic(head):
+        source: BinaryIO = file
+        if head.startswith(b"%PDF-") and "workers" in context.services:
+            source = _pdf_text(file, path, context)
+            size = source.getbuffer().nbytes
+        elif b"\0" in head or _magic(head):
             kind = _magic(head) or "binary data"
             raise ToolError(f"{path} is {kind} ({size:,} bytes), no text.", code="binary")
-        file.seek(0)
-        window = _read_window(file, start_line, end_line, context)
+        source.seek(0)
+        window = _read_window(source, start_line, end_line, context)
         if not window.data and start_line > 1:
             raise ToolError(f"{path} has only {window.last} lines.")
-        total = _count_lines(file) if size <= COUNT_BYTES else None
+        total = _count_lines(source) if size <= COUNT_BYTES else None
     whole = start_line == 1 and window.last == total and not window.cut_line
     note = "" if whole else _range_note(window, total, size)
     try:
@@ -91,7 +127,29 @@ def file_read(
     if note and not text.endswith("\n"):
         text += "\n"
     lines = "" if whole else f", lines {window.first}-{window.last}"
-    return ToolResult(text + note or "(an empty file)", summary=f"read {path}{lines}")
+    content = text + note or "(an empty file)"
+    return ToolResult(content, summary=f"read {path}{lines}", verbatim=True)
+
+
+def _pdf_text(file: BinaryIO, path: VirtualPath, context: ToolContext) -> io.BytesIO:
+    """The text of a PDF, as if it were a text file."""
+    file.seek(0)
+    data = file.read(PDF_BYTES + 1)
+    if len(data) > PDF_BYTES:
+        raise ToolError(f"{path} is a PDF of more than {PDF_BYTES >> 20} MB, too large to read.")
+    found = workers_of(context).run(
+        "pdf_to_text",
+        {"limit": PDF_CHARS},
+        data,
+        lane="files",
+        seconds=PDF_SECONDS,
+        deadline=context.deadline,
+        token=context.token,
+    )
+    text = str(found["text"]) or "(a PDF without text: its pages may be pictures)"
+    if found["read"] != found["pages"]:
+        text += f"\n[only the first {found['read']} of {found['pages']} pages]"
+    return io.BytesIO(text.encode("utf-8", "replace"))
 
 
 @dataclass(slots=True)
@@ -168,8 +226,11 @@ def _magic(head: bytes) -> str:
 @tool(repeatable=True, timeout=TIMEOUT)
 def file_write(context: ToolContext, path: WritePath, content: str) -> ToolResult:
     """Create a file, or replace all of it; missing folders are made."""
+    workspace = workspace_of(context)
+    if MARKER in content:
+        _refuse_redaction(path, _text_of(workspace, path), content)
     data = content.encode()
-    created = workspace_of(context).write(path, data)
+    created = workspace.write(path, data)
     done = f"{'Created' if created else 'Replaced'} {path} ({len(data):,} bytes)."
     return ToolResult(done, summary=done)
 
@@ -196,9 +257,29 @@ def file_edit(
     except UnicodeDecodeError as error:
         raise ToolError(f"{path} is no UTF-8 text, so it can't be edited.") from error
     edit = edits.replace(text, old, new, replace_all, str(path))
+    _refuse_redaction(path, text, edit.text)
     workspace.write(path, edit.text.encode(), expect=status)
     places = "1 place" if edit.count == 1 else f"{edit.count} places"
-    return ToolResult(edit.diff, summary=f"edited {path} in {places}")
+    return ToolResult(edit.diff, summary=f"edited {path} in {places}", verbatim=True)
+
+
+def _text_of(workspace: Workspace, path: VirtualPath) -> str:
+    """What a file holds now; "" if there is none, or none that can be read."""
+    try:
+        with workspace.open(path) as file:
+            return file.read(EDIT_BYTES).decode("utf-8", "replace")
+    except ToolError:
+        return ""
+
+
+def _refuse_redaction(path: VirtualPath, before: str, after: str) -> None:
+    """Where a model was shown a marker in the place of a secret, the secret is to stay."""
+    if introduces_marker(before, after):
+        raise PolicyDenied(
+            f"{path} was not changed: this would write {MARKER}, which stands for a secret that "
+            "you were not shown, in the place of it.",
+            remedy="Use file_edit for the lines around it, or ask the person to write the secret.",
+        )
 
 
 @tool(timeout=TIMEOUT)
@@ -206,6 +287,21 @@ def file_delete(context: ToolContext, path: WritePath) -> str:
     """Delete a file or an empty folder."""
     kind = workspace_of(context).delete(path)
     return f"Deleted the {'folder' if kind == 'directory' else kind} {path}."
+
+
+@tool(tier=SafetyTier.PRIVILEGED, timeout=TIMEOUT, sensitive=True)
+def vault_copyto(context: ToolContext, path: VaultPath, destination: WritePath) -> str:
+    """Copy a file of /vault to a new file in /shared or /tmp."""
+    workspace = workspace_of(context)
+    with workspace.open(path) as file:
+        data = file.read(MAX_WRITE_BYTES + 1)
+    if len(data) > MAX_WRITE_BYTES:
+        raise ToolError(f"{path} is larger than {MAX_WRITE_BYTES:,} bytes, too large to copy.")
+    digest = hashlib.sha256(data).hexdigest()
+    audit.info("vault read: %s, %d bytes, sha256 %s", path, len(data), digest)
+    workspace.write(destination, data, new=True)
+    audit.info("vault copy written: %s, %d bytes, sha256 %s", destination, len(data), digest)
+    return f"Copied {path} to {destination} ({len(data):,} bytes)."
 
 
 # ------------------------------------------------------------------------------ listing, searching
@@ -258,13 +354,15 @@ def file_search(
     pattern: Annotated[str, Bounds(None, 500), "literal text in one line; empty: list files"],
     path: ReadPath = SHARED,
     glob: Annotated[str, Bounds(None, 200), "such as *.py or src/**/*.md"] = "",
+    regex: Annotated[bool, "pattern is a Python regular expression"] = False,
     ignore_case: bool = False,
     limit: Annotated[int, Bounds(1, 500)] = 50,
 ) -> ToolResult:
     """Search the text files below a folder."""
     if "\n" in pattern:
         raise ToolError("pattern has a line break, but single lines are searched.")
-    search = _Search(workspace_of(context), context, pattern, ignore_case, limit)
+    kind = _RegexSearch if regex and pattern else _Search
+    search = kind(workspace_of(context), context, pattern, ignore_case, limit)
     for found in search.files(path, glob):
         search.look_into(found)
         if len(search.hits) >= limit or context.deadline.expired:
@@ -285,6 +383,7 @@ class _Search:
     ) -> None:
         self.workspace = workspace
         self.context = context
+        self.raw = pattern
         self.pattern = pattern.casefold() if ignore_case else pattern
         self.needle = self.pattern.encode()
         self.ignore_case = ignore_case
@@ -318,7 +417,12 @@ class _Search:
             self.passed += 1
             return
         self.searched += 1
-        if b"\0" in data[:8192] or not (self.ignore_case or self.needle in data):
+        if b"\0" not in data[:8192]:
+            self.match(path, data)
+
+    def match(self, path: VirtualPath, data: bytes) -> None:
+        """Add the lines of a file in which the pattern is."""
+        if not (self.ignore_case or self.needle in data):
             return
         for number, line in enumerate(data.split(b"\n"), start=1):
             if number % 10_000 == 0 and self.context.deadline.expired:
@@ -345,7 +449,37 @@ class _Search:
             where = f" in {self.searched} files" if self.pattern else ""
             notes.insert(0, f"nothing found below {path}{where}")
         lines = self.hits + ([f"[{'; '.join(notes)}]"] if notes else [])
-        return ToolResult("\n".join(lines), summary=f"{len(self.hits)} hits below {path}")
+        summary = f"{len(self.hits)} hits below {path}"
+        return ToolResult("\n".join(lines), summary=summary, verbatim=True)
+
+
+class _RegexSearch(_Search):
+    """The same by a regular expression, which a worker matches: it may take for ever."""
+
+    def match(self, path: VirtualPath, data: bytes) -> None:
+        arguments = {
+            "pattern": self.raw,
+            "ignore_case": self.ignore_case,
+            "limit": self.limit - len(self.hits),
+            "line_chars": LINE_CHARS,
+        }
+        try:
+            found = workers_of(self.context).run(
+                "regex_search",
+                arguments,
+                data,
+                lane="files",
+                seconds=REGEX_SECONDS,
+                deadline=self.context.deadline,
+                token=self.context.token,
+            )
+        except DeadlineExceeded:
+            raise ToolError(
+                f"The pattern took too long on {path} and was stopped.",
+                remedy="Use a simpler one: without nested repetitions such as (a+)+.",
+                code="timeout",
+            ) from None
+        self.hits += [f"{path}:{number}: {text}" for number, text in found["hits"]]
 
 
 def _matches(found: VirtualPath, top: VirtualPath, glob: str) -> bool:

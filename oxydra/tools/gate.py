@@ -1,13 +1,18 @@
 """The gate: the one way from a model's tool calls to their results, for every channel.
 
-Each call goes look-up -> parse -> validate and policy -> journal -> execute with a deadline -> cap
--> journal. Calls of read-only tools that stand next to each other run side by side, all others in
-order, on the turn's thread. A tool watches its token and deadline; no thread is left behind.
+Each call goes look-up -> parse -> validate and policy -> approval -> journal -> execute with a
+deadline -> scrub -> cap -> journal. Calls of read-only tools that stand next to each other run side
+by side, all others in order, on the turn's thread. A tool watches its token and deadline; no thread
+is left behind.
 
 What a commit costs decides when the journal is written. A call whose tool is not repeatable is
 marked running, durably, before it starts, so that it starts at most once; the mark shares a
 transaction with the results before it. A repeatable call needs no mark: after a crash it simply
 runs again. The results of calls that ran side by side share a transaction too.
+
+What needs an approval is asked about before any call of the step starts, so that nothing waits for
+a person with its result unwritten. Results are scrubbed before they are cut: no half of a secret is
+left at the cut, and a saved output holds none.
 """
 
 from __future__ import annotations
@@ -17,19 +22,23 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from oxydra.errors import ToolError
+from oxydra.errors import OxydraError, ToolError
+from oxydra.policy import VirtualPath
+from oxydra.scrub.guest import GuestScrubber
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, parallel
 from oxydra.tools.base import failure
+from oxydra.tools.outputs import FOLDER as OUTPUTS
 from oxydra.tools.outputs import cap
 from oxydra.tools.registry import ToolRegistry
 from oxydra.types import (
     CallState,
     Emit,
     Json,
+    Marks,
     Message,
     SafetyTier,
     Tool,
@@ -42,6 +51,9 @@ log = logging.getLogger(__name__)
 
 SUMMARY_CHARS = 120
 OVERRUN = 2.0  # seconds past its deadline after which a tool is said to ignore it
+
+
+WORKSPACE = ["/shared", "/tmp"]  # what a command can reach
 
 
 class Journal(Protocol):
@@ -58,10 +70,22 @@ class Journal(Protocol):
         self, results: Sequence[tuple[CallState, Message]], running: Sequence[str] = ()
     ) -> object: ...
 
+    def marks_of(self, paths: Sequence[str]) -> Marks:
+        """The marks of files."""
+        ...
+
+    def mark_files(self, paths: Sequence[str], marks: Marks) -> None:
+        """Add marks to files, for good."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TurnScope:
-    """The turn that calls belong to. `step` of `max_steps` is for progress only."""
+    """The turn that calls belong to. `step` (of at most `max_steps`) counts its model calls.
+
+    `attended` says that a person may be asked; `tainted` and `sensitive` that the conversation
+    holds what strangers wrote, and private data.
+    """
 
     session_id: str
     turn_id: str
@@ -70,6 +94,30 @@ class TurnScope:
     deadline: Deadline = field(default_factory=lambda: Deadline.after(None))
     step: int = 1
     max_steps: int = 1
+    attended: bool = True
+    tainted: bool = False
+    sensitive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A call that could run: its arguments as the model gave them, and as its tool takes them."""
+
+    call: ToolCall
+    tool: Tool
+    given: Json
+    arguments: Json
+
+
+Approve: TypeAlias = Callable[[Sequence[Wanted], TurnScope, Emit], Sequence[str]]
+"""Why each call may not run, as a sentence for the model; empty for one that may. It may block
+until a person has answered, the token is cancelled or the turn's deadline passes.
+"""
+
+
+def allow_all(wanted: Sequence[Wanted], _scope: TurnScope, _emit: Emit) -> Sequence[str]:
+    """The `Approve` of a gate whose caller answers for every call."""
+    return [""] * len(wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +148,19 @@ class Gate:
         registry: ToolRegistry,
         services: Mapping[str, Any],
         limits: GateLimits | None = None,
+        *,
+        approve: Approve = allow_all,
+        scrubber: GuestScrubber | None = None,
     ) -> None:
         """`services` are what tools find in their context, by name; `workspace` also takes the
-        outputs that were too long.
+        outputs that were too long. `approve` decides on calls, `scrubber` removes secrets from what
+        they say.
         """
         self._registry = registry
         self._services = services
         self._limits = limits or GateLimits()
+        self._approve = approve
+        self._scrubber = scrubber or GuestScrubber()
 
     def may_repeat(self, name: str) -> bool:
         """Whether a call that may have started may be started again."""
@@ -120,7 +174,9 @@ class Gate:
         Where the reason is `SHUTDOWN`, calls that can run after the restart are left as the journal
         has them and are not in what is returned. Raises only what the journal raises.
         """
-        groups = self._grouped([self._prepare(call) for call in calls])
+        prepared = [self._prepare(call) for call in calls]
+        self._ask(prepared, scope, emit)
+        groups = self._grouped(prepared)
         outcomes: list[Outcome] = []
         marked = self._next_marks(groups, scope)
         if marked:
@@ -135,7 +191,7 @@ class Gate:
                 group = groups.pop(0)
                 ended = self._execute(group, scope, emit)
             finished = [
-                (self._outcome(planned.call, result, elapsed, scope), result)
+                (self._outcome(planned, result, elapsed, scope), result)
                 for planned, (result, elapsed) in zip(group, ended, strict=True)
                 if not (_shutdown(scope) and result.is_error and planned.call.id not in marked)
             ]
@@ -154,9 +210,26 @@ class Gate:
         """Look up, parse, validate: a call that can run, or its refusal."""
         try:
             tool = self._registry.get(call.name)
-            return _Planned(call, tool, tool.validate(_parse(call)))
+            given = _parse(call)
+            return _Planned(call, Wanted(call, tool, given, tool.validate(given)))
         except Exception as error:
-            return _Planned(call, refusal=failure(call.name[:64], error))
+            return _Planned(call, refusal=self._scrubbed(failure(call.name[:64], error)))
+
+    def _ask(self, planned: Sequence[_Planned], scope: TurnScope, emit: Emit) -> None:
+        """Turn calls that are not allowed into refusals; where that can't be decided, all."""
+        asked = [item for item in planned if item.wanted is not None]
+        if not asked or _stopped(scope):
+            return
+        wanted = [item.wanted for item in asked if item.wanted is not None]
+        try:
+            refusals = self._approve(wanted, scope, emit)
+        except Exception as error:
+            why = str(error) if isinstance(error, OxydraError) else "The approval failed."
+            log.error("calls were refused, since their approval failed", exc_info=error)
+            refusals = [f"{item.call.name} was not run. {why}" for item in wanted]
+        for item, refusal in zip(asked, refusals, strict=True):
+            if refusal:
+                item.refuse(refusal)
 
     def _grouped(self, planned: Sequence[_Planned]) -> list[list[_Planned]]:
         """What runs side by side, in order."""
@@ -176,7 +249,7 @@ class Gate:
         return [
             planned.call.id
             for planned in groups[0]
-            if planned.tool is not None and not planned.tool.repeatable
+            if planned.wanted is not None and not planned.wanted.tool.repeatable
         ]
 
     # ------------------------------------------------------------------------------- running
@@ -188,79 +261,129 @@ class Gate:
         if started:
             emit("turn_progress", _progress(started, scope))
         for planned in started:
-            emit("tool_event", _event(planned.call, "started", planned.summary, 0))
+            summary = _short(self._scrubber.shown(planned.summary))
+            emit("tool_event", _event(planned.call, "started", summary, 0))
         # log fields are context variables, and a thread starts without them
         jobs: list[Callable[[], tuple[ToolResult, int]]] = [
-            partial(copy_context().run, self._call, planned, planned.tool, scope)
+            partial(copy_context().run, self._call, planned.wanted, scope)
             for planned in group
-            if planned.tool is not None
+            if planned.wanted is not None
         ]
         ran = iter(parallel("tool", jobs) if jobs else [])
         return [next(ran) if planned.refusal is None else (planned.refusal, 0) for planned in group]
 
-    def _call(self, planned: _Planned, tool: Tool, scope: TurnScope) -> tuple[ToolResult, int]:
+    def _call(self, wanted: Wanted, scope: TurnScope) -> tuple[ToolResult, int]:
         """Run one call; returns its result and the milliseconds it took."""
+        call, tool = wanted.call, wanted.tool
         began = time.monotonic()
         deadline = Deadline(min(scope.deadline.at, began + tool.timeout))
         context = ToolContext(
             session_id=scope.session_id,
             turn_id=scope.turn_id,
-            call_id=planned.call.id,
+            call_id=call.id,
             token=scope.token,
             deadline=deadline,
             services=self._services,
         )
+        _mark_written(wanted, scope)
         try:
-            result = tool.run(planned.arguments, context)
+            result = tool.run(wanted.arguments, context)
         except Exception as error:  # a tool that breaks its contract ends its call, not the turn
-            result = failure(planned.call.name, error)
+            result = failure(call.name, error)
         ended = time.monotonic()
-        log.info("tool %s took %d ms", planned.call.name, (ended - began) * 1000)
+        log.info("tool %s took %d ms", call.name, (ended - began) * 1000)
         if ended > deadline.at + OVERRUN:
-            log.warning(
-                "tool %s ran %.1f s past its deadline", planned.call.name, ended - deadline.at
-            )
-        return result, int((ended - began) * 1000)
+            log.warning("tool %s ran %.1f s past its deadline", call.name, ended - deadline.at)
+        return self._scrubbed(result), int((ended - began) * 1000)
+
+    def _scrubbed(self, result: ToolResult) -> ToolResult:
+        """Without secrets. What a file holds stays as it is, but for those that we were given: the
+        model may write it back.
+        """
+        scrubber = self._scrubber
+        verbatim = result.verbatim and not result.is_error
+        content = (scrubber.contents if verbatim else scrubber.shown)(result.content)
+        summary = scrubber.shown(result.summary or result.content[: 8 * SUMMARY_CHARS])
+        return replace(result, content=content, summary=_short(summary.strip().partition("\n")[0]))
 
     # --------------------------------------------------------------------------------- after
 
     def _outcome(
-        self, call: ToolCall, result: ToolResult, elapsed_ms: int, scope: TurnScope
+        self, planned: _Planned, result: ToolResult, elapsed_ms: int, scope: TurnScope
     ) -> Outcome:
+        call = planned.call
+        marks = _marks_of(planned.wanted, scope) if planned.wanted is not None else Marks()
         # ids may come again in another turn, and the earlier output was promised to be there
         name = f"{scope.turn_id}-{call.id}"
         workspace = self._services.get("workspace")
         content = cap(result.content, self._limits.output_bytes, name, workspace)
+        if marks and content != result.content:  # the whole was saved there
+            scope.journal.mark_files([str(OUTPUTS)], marks)
         message = Message(
             "tool",
             content or "(no output)",
             tool_call_id=call.id,
             name=call.name,
             is_error=result.is_error,
+            tainted=marks.tainted,
+            sensitive=marks.sensitive,
         )
         state = CallState.FAILED if result.is_error else CallState.DONE
         return Outcome(call, state, message, elapsed_ms)
 
 
+def _named(wanted: Wanted) -> list[str]:
+    """The files that a call may touch: those it names, or for a command all that it can reach."""
+    named = [str(value) for value in wanted.arguments.values() if isinstance(value, VirtualPath)]
+    return named or (WORKSPACE if wanted.tool.tier is SafetyTier.PRIVILEGED else [])
+
+
+def _marks_of(wanted: Wanted, scope: TurnScope) -> Marks:
+    """What a result is marked with: by its tool, by the vault, by the marks of the files."""
+    paths = _named(wanted)
+    in_vault = any(path.partition("/vault")[0] == "" for path in paths)
+    own = Marks(wanted.tool.taints, wanted.tool.sensitive or in_vault)
+    return own | (scope.journal.marks_of(paths) if paths else Marks())
+
+
+def _mark_written(wanted: Wanted, scope: TurnScope) -> None:
+    """What a call may write gets the conversation's marks, before it does: they come back with the
+    file, in whatever session it is read.
+    """
+    if wanted.tool.tier is SafetyTier.READ_ONLY:
+        return
+    marks = Marks(scope.tainted, scope.sensitive) | Marks(wanted.tool.taints, wanted.tool.sensitive)
+    written = [path for path in _named(wanted) if not path.startswith("/vault")]
+    if marks and written:
+        scope.journal.mark_files(written, marks)
+
+
 @dataclass(slots=True)
 class _Planned:
-    """A call on its way: with its `tool` and what that takes, or with its `refusal`."""
+    """A call on its way: `wanted` while it may run, else its `refusal`."""
 
     call: ToolCall
-    tool: Tool | None = None
-    arguments: Json = field(default_factory=dict)
+    wanted: Wanted | None = None
     refusal: ToolResult | None = None
+
+    def refuse(self, why: str) -> None:
+        self.wanted, self.refusal = None, ToolResult(why, is_error=True, summary=why)
 
     @property
     def harmless(self) -> bool:
         """It may run beside others."""
-        return self.tool is None or self.tool.tier is SafetyTier.READ_ONLY
+        return self.wanted is None or self.wanted.tool.tier is SafetyTier.READ_ONLY
 
     @property
     def summary(self) -> str:
-        """The arguments in one short line, for people."""
-        shown = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
-        return _short(shown)
+        """The beginning of the arguments in one line, for people."""
+        arguments = self.wanted.arguments if self.wanted is not None else {}
+        return ", ".join(f"{name}={_beginning(value)}" for name, value in arguments.items())
+
+
+def _beginning(value: object) -> str:
+    """Enough of a value that no secret which is shown at all is cut."""
+    return str(value)[: 8 * SUMMARY_CHARS]
 
 
 def _stopped(scope: TurnScope) -> str:
@@ -328,8 +451,7 @@ def _event(call: ToolCall, state: str, summary: str, elapsed_ms: int) -> Json:
 
 def _ended_event(outcome: Outcome, result: ToolResult) -> Json:
     state = "failed" if outcome.state is CallState.FAILED else "finished"
-    summary = result.summary or result.content.strip().partition("\n")[0]
-    return _event(outcome.call, state, _short(summary), outcome.elapsed_ms)
+    return _event(outcome.call, state, _short(result.summary), outcome.elapsed_ms)
 
 
 def _progress(group: Sequence[_Planned], scope: TurnScope) -> Json:

@@ -19,6 +19,9 @@ TOOLS = {
     "file_read": "oxydra.tools.files:file_read",
     "file_search": "oxydra.tools.files:file_search",
     "file_write": "oxydra.tools.files:file_write",
+    "vault_copyto": "oxydra.tools.files:vault_copyto",
+    "web_fetch": "oxydra.tools.web:web_fetch",
+    "web_search": "oxydra.tools.web:web_search",
 }
 
 

@@ -158,6 +158,9 @@ def _converse(
                     answer.repeat()
                 elif kind == "provider_call":
                     answer.next_call()
+            case "approval_request":
+                tool = clean(event.payload["tool"])
+                print(f"oxydra: {tool} needs your approval: see the terminal UI.", file=sys.stderr)
             case "turn_completed":
                 answer.finish(event.payload["response"]["message"]["content"])
                 return event

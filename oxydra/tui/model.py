@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from oxydra.frames import Frame
-from oxydra.tui import commands, transcript
+from oxydra.frames import TERMINAL, Frame
+from oxydra.tui import approvals, commands, transcript
 from oxydra.tui.client import Link
 from oxydra.tui.editor import edit
 from oxydra.tui.keys import Key
@@ -63,6 +63,9 @@ def _on_key(state: State, key: Key) -> Step:
     if key.name == "ctrl-c":
         return _interrupt(state)
     state = replace(state, hint="", leaving=False)
+    step = approvals.answer(state, key)
+    if step is not None:
+        return step
     if key.name in _SCROLLS:
         return state, (Scroll(_SCROLLS[key.name]),)
     if key.name == "enter":
@@ -123,7 +126,7 @@ def _on_link(state: State, link: Link) -> Step:
     state = replace(state, link=link)
     if not link.connected:
         unread = state.unread or any(r.purpose == "reload" for r in state.requests.values())
-        return replace(state, requests={}, unread=unread), ()
+        return replace(state, requests={}, unread=unread, asked=()), ()
     effects: list[Effect] = []
     if link.fresh or state.unread:
         state = _gather(effects, transcript.reload(replace(state, unread=False)))
@@ -154,6 +157,14 @@ def _on_frame(state: State, frame: Frame) -> Step:
         state, request = state.answered(str(payload.get("request_id", "")))
         if frame.type == "error" and request is not None and request.purpose == "turn":
             return _failed(state, "turn", request.about, payload), ()
+        if frame.type == "approval_request":
+            return approvals.on_request(state, payload), ()
+        if frame.type == "approval_resolved":
+            answers = request is not None and request.purpose == "approve"
+            return (state if answers else approvals.on_resolved(state, payload)), ()
+        if frame.type in TERMINAL:
+            turn_id = str(payload["turn"].get("turn_id", ""))
+            state = approvals.without(state, turn_id=turn_id)
         return transcript.on_turn_frame(state, frame.type, payload)
     state, request = state.answered(str(payload.get("request_id", "")))
     purpose, about = (request.purpose, request.about) if request else ("", "")
@@ -166,7 +177,8 @@ def _on_frame(state: State, frame: Frame) -> Step:
             return commands.switch(state, str(payload["session"].get("session_id", "")))
         case "session_history" if purpose:
             events = [event for event in payload["events"] if isinstance(event, dict)]
-            return transcript.on_history(state, purpose, about, events, payload["more"]), ()
+            state = transcript.on_history(state, purpose, about, events, payload["more"])
+            return approvals.show(state), ()
         case "session_list":
             return commands.on_sessions(state, purpose, about, _sessions(payload["sessions"]))
         case "health_status":
@@ -185,6 +197,7 @@ def _greeted(state: State, payload: Json) -> State:
     session_id = str(payload["session"].get("session_id", ""))
     if session_id != state.session_id:
         state = replace(state, session_id=session_id, entries=(), more=False, anchor=None)
+        state = replace(state, asked=())
     return replace(state, active=_active(state, payload))
 
 
@@ -193,7 +206,7 @@ def _switched(state: State, payload: Json) -> Step:
     state = replace(
         state, session_id=session_id, session_name="", entries=(), more=False, anchor=None
     )
-    state = replace(state, tokens=0, cost=None, active=_active(state, payload))
+    state = replace(state, tokens=0, cost=None, asked=(), active=_active(state, payload))
     effects: list[Effect] = []
     state = _gather(effects, transcript.reload(state))
     state = _gather(effects, state.ask("list_sessions", {}, "names"))

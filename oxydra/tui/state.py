@@ -56,6 +56,22 @@ class Active:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A request for an approval. `arguments` is all of them as text, if `complete`; `since` when it
+    could first be seen, on the clock of `Tick`.
+    """
+
+    approval_id: str
+    turn_id: str
+    tool: str
+    tier: str
+    arguments: str
+    complete: bool
+    reason: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """What the gateway says of itself. `problems` are sentences, the gravest first."""
 
@@ -100,7 +116,8 @@ class State:
 
     `nonce` makes this TUI's ids unique; `last_id` is the newest of them, of entries and requests
     alike. `more` says that the gateway has older history than `entries`, `unread` that the
-    newest was asked for and did not come before the connection broke. `anchor` is None while the
+    newest was asked for and did not come before the connection broke. `asked` are the requests
+    for approvals that are open, oldest first. `anchor` is None while the
     newest line is in sight. `hint` stands in the input's title until the next key; `leaving` says
     that Ctrl+C was announced to leave.
     """
@@ -118,6 +135,7 @@ class State:
     unread: bool = False
     requests: Mapping[str, Request] = field(default_factory=dict)
     active: Active | None = None
+    asked: tuple[Asked, ...] = ()
     editor: Editor = field(default_factory=Editor)
     health: Health | None = None
     tokens: int = 0

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from oxydra.tui import approvals
 from oxydra.tui.cells import clean, clip, fold, one_line, width, wrap
 from oxydra.tui.state import Anchor, Entry, Scrolled, State
 
@@ -266,6 +267,8 @@ def _title(state: State, columns: int) -> Line:
         title, style = state.hint, "warn"
     elif not state.link.connected:
         title, style = f"no connection: {state.link.detail}", "warn"
+    elif state.asked:
+        title, style = approvals.title(state), "warn"
     elif active is not None:
         elapsed = max(0, int(state.now - active.since))
         what = "cancelling" if active.cancelling else active.activity or "working"

@@ -1,0 +1,250 @@
+"""The runner's side of the shell guest: as whom it runs, what it gets, and that it is running.
+
+As root, commands run as the workspace's owner; where that is root too, as a uid that owns nothing
+else, to which `shared` and `tmp` are given once, when they are new. One thread,
+`oxydra-shell-wait`, waits for the guest's end and reports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import socket
+import stat
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from oxydra.config.schema import VARIABLES, ShellConfig
+from oxydra.errors import ConfigError, OxydraError
+from oxydra.runner.workspace import Workspace
+from oxydra.threads import Service
+from oxydra.tiers.base import ShellProcess, ShellSpec, Tier
+from oxydra.types import Json
+
+DEDICATED = range(61184, 65520)  # what systemd keeps for dynamic users: no package takes one
+MAX_DEPTH = 100  # folders given to another owner
+
+UNCAPPED = {
+    "code": "totals_uncapped",
+    "detail": "Nothing caps the memory and disk that all commands take together: each process and "
+    "each file is limited, their sum is not. A container or a cgroup with limits would.",
+}
+OLD_KERNEL = {
+    "code": "signals_limited",
+    "detail": "This kernel can't tell whom a command may signal (Landlock before version 6), so "
+    "commands can signal their own process group only.",
+}
+NO_LANDLOCK = {
+    "code": "no_landlock",
+    "detail": "This kernel has no Landlock: commands are held by namespaces and seccomp alone.",
+}
+UNSANDBOXED = {
+    "code": "shell_unsandboxed",
+    "detail": "WARNING: THE SHELL IS NOT SANDBOXED. Commands that the model chooses run as your "
+    "user and can read, change and send whatever you can: your files, your keys, your network. "
+    "[tools.shell] allow_unsandboxed = true allows it.",
+}
+
+
+class ShellGuest:
+    """A running shell guest. `on_exit(how)` is called once, on a thread of this class's, unless it
+    was stopped.
+    """
+
+    def __init__(self, process: ShellProcess, on_exit: Callable[[str], None]) -> None:
+        self._process = process
+        self._on_exit = on_exit
+        self._waiter = Service("shell-wait", self._wait)
+        self._waiter.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def level(self) -> str:
+        return self._process.level
+
+    def stream(self) -> socket.socket:
+        """A new stream to it, to be handed on. Raises OSError if it has ended."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process.attach(theirs)
+            except BaseException:
+                ours.close()
+                raise
+        return ours
+
+    def stop(self) -> None:
+        """End it and everything that runs in it."""
+        self._waiter.stopping.set()
+        self._process.stop()
+        self._waiter.stop()
+
+    def degraded(self) -> list[Json]:
+        """What it does not protect here."""
+        rows = [] if memory_is_capped() else [UNCAPPED]
+        if self.level == "rlimits":
+            return [UNSANDBOXED, *rows]
+        if self._process.landlock == 0:
+            rows.append(NO_LANDLOCK)
+        elif self._process.landlock < 6 and self.level == "cage":
+            rows.append(OLD_KERNEL)
+        return rows
+
+    def _wait(self, service: Service) -> None:
+        how = self._process.wait()
+        if not service.stopping.is_set():
+            self._process.stop()  # its end of the streams
+            self._on_exit(how)
+
+
+def start(
+    tier: Tier,
+    workspace: Workspace,
+    config: ShellConfig,
+    secrets: Mapping[str, Json],
+    on_exit: Callable[[str], None],
+    levels: tuple[str, ...] = (),
+) -> ShellGuest:
+    """Start the shell guest as well caged as it can be here, or at one of `levels`.
+
+    Raises `OxydraError` with the remedy if it can't be; `ConfigError` if `env_keys` would give a
+    key away. `secrets` are the providers' credentials.
+    """
+    env = environment(config, secrets)
+    uid, gid = owner(workspace)
+    output = workspace.open_log("shell.log")
+    try:
+        for name in ("shared", "tmp"):
+            give(workspace.path / name, uid, gid)
+        spec = ShellSpec(
+            shared=workspace.path / "shared",
+            tmp=workspace.path / "tmp",
+            uid=uid,
+            gid=gid,
+            dedicated=os.geteuid() == 0 and uid in DEDICATED,
+            env=env,
+            log=output,
+            levels=levels or allowed_levels(config),
+        )
+        return ShellGuest(tier.start_shell(spec), on_exit)
+    except OSError as error:
+        raise OxydraError(
+            f"The shell guest cannot be started: {error.strerror}.",
+            remedy="logs/shell.log in the workspace may say more.",
+            code="shell_unavailable",
+        ) from error
+    finally:
+        os.close(output)
+
+
+def allowed_levels(config: ShellConfig) -> tuple[str, ...]:
+    """The rungs of the ladder that the configuration allows."""
+    sandboxed = ("bwrap+cage", "cage")
+    return (*sandboxed, "rlimits") if config.allow_unsandboxed else sandboxed
+
+
+def environment(config: ShellConfig, secrets: Mapping[str, Json]) -> dict[str, str]:
+    """The variables that `env_keys` names. Raises `ConfigError` if one holds a provider's key."""
+    env = {name: os.environ[name] for name in config.env_keys if name in os.environ}
+    keys = {value for row in secrets.values() for value in row.values() if isinstance(value, str)}
+    for name in config.env_keys:
+        if name in VARIABLES.values() or (env.get(name, "") in keys and len(env[name]) > 8):
+            raise ConfigError(
+                f"{name} holds a provider's key, which no command may see.",
+                remedy="Take it out of env_keys.",
+                key="tools.shell.env_keys",
+            )
+    return env
+
+
+# ------------------------------------------------------------------------------------------ as whom
+
+
+def owner(workspace: Workspace) -> tuple[int, int]:
+    """The uid and gid that commands run as."""
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    for folder in (workspace.path, workspace.path / "shared"):
+        state = folder.lstat()
+        if state.st_uid != 0:
+            return state.st_uid, state.st_gid
+    taken = set()
+    for other in workspace.path.parent.iterdir():
+        with contextlib.suppress(OSError):
+            taken.add((other / "shared").lstat().st_uid)
+    first = zlib.crc32(workspace.user.encode()) % len(DEDICATED)
+    for step in range(len(DEDICATED)):
+        uid = DEDICATED[(first + step) % len(DEDICATED)]
+        if uid not in taken and not _is_known(uid):
+            return uid, uid
+    raise OxydraError("There is no free uid left for commands.", code="shell_unavailable")
+
+
+def _is_known(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
+
+
+def give(folder: Path, uid: int, gid: int) -> None:
+    """Make a folder of root's, and what root owns in it, another's.
+
+    By descriptors and without following links; of files only regular ones with one name: another
+    name may lie anywhere. A folder that is not root's was given before and is left as it is. Raises
+    OSError.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(folder, flags)
+    try:
+        state = os.fstat(descriptor)
+        if state.st_uid == 0 != uid:
+            _give_below(descriptor, uid, gid, state.st_dev, MAX_DEPTH)
+            os.fchown(descriptor, uid, gid)  # last: an interrupted walk is begun again
+    finally:
+        os.close(descriptor)
+
+
+def _give_below(folder: int, uid: int, gid: int, device: int, depth: int) -> None:
+    for name in os.listdir(folder):
+        state = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        is_folder = stat.S_ISDIR(state.st_mode)
+        plain = is_folder or (stat.S_ISREG(state.st_mode) and state.st_nlink == 1)
+        if state.st_uid != 0 or state.st_dev != device or not plain:
+            continue
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        descriptor = os.open(name, flags, dir_fd=folder)
+        try:
+            opened = os.fstat(descriptor)
+            if not os.path.samestat(opened, state) or opened.st_nlink != state.st_nlink:
+                continue
+            if is_folder and depth:
+                _give_below(descriptor, uid, gid, device, depth - 1)
+            os.fchown(descriptor, uid, gid)
+        finally:
+            os.close(descriptor)
+
+
+def memory_is_capped() -> bool:
+    """Whether a cgroup limits the memory of this process and all that it starts."""
+    try:
+        rows = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return False
+    for _number, controllers, path in rows:
+        folder, name = "/sys/fs/cgroup", "memory.max"
+        if controllers:
+            if "memory" not in controllers.split(","):
+                continue
+            folder, name = "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        for place in (Path(folder + path), *Path(folder + path).parents):
+            with contextlib.suppress(OSError, ValueError):
+                if int((place / name).read_text()) < 1 << 50:
+                    return True
+    return False

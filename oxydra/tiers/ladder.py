@@ -1,0 +1,257 @@
+"""The ladder of the process tier: how well the shell guest can be locked in here, found by trying.
+
+    bwrap+cage   namespaces of its own (bubblewrap) and the cage inside
+    cage         Landlock, seccomp and rlimits on the host's own tree
+    rlimits      nothing but limits; only for `[tools.shell] allow_unsandboxed = true`
+
+`start` takes the first rung on which the shell daemon says that it is ready. As root it gives up
+root first: the daemon runs as whoever owns the workspace's folders. Its interpreter is the system's
+where there is one, since ours may lie in a home that the other user can't read. No thread runs
+here; the runner waits for what is started here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import oxydra.cage
+from oxydra.errors import FrameError, OxydraError
+from oxydra.frames import Unpacker, pack
+from oxydra.tiers.base import ShellSpec, ending, guest_script
+from oxydra.types import Json
+
+log = logging.getLogger(__name__)
+
+READY_SECONDS = 10.0
+STOP_SECONDS = 3.0
+SCRATCH_BYTES = 64 << 20  # of /var/tmp and /dev/shm in a namespace
+SYSTEM_PYTHONS = (
+    *(f"/usr/bin/python3.{minor}" for minor in (13, 12, 11, 10)),
+    *("/usr/bin/python3", "/usr/local/bin/python3"),
+)
+
+
+class NoShell(OxydraError):
+    """No rung of the ladder holds here. `reasons` say what was wrong with each that was tried."""
+
+    code = "shell_unavailable"
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__(
+            f"Commands can't be sandboxed here: {'; '.join(reasons)}.",
+            remedy="Install bubblewrap (apt install bubblewrap), or use Linux 5.13 or newer.",
+        )
+        self.reasons = tuple(reasons)
+
+
+class LadderProcess:
+    """A shell guest that is ready, seen from outside."""
+
+    def __init__(
+        self, child: subprocess.Popen[bytes], control: socket.socket, level: str, said: Json
+    ) -> None:
+        self._child = child
+        self._control = control
+        self.pid = child.pid
+        self.level = level
+        self.landlock = int(said.get("landlock", 0))
+
+    def attach(self, stream: socket.socket) -> None:
+        """Let whoever holds the other end of `stream` use it. Raises OSError if it has ended."""
+        socket.send_fds(self._control, [pack("attach", {})], [stream.fileno()])
+
+    def wait(self) -> str:
+        """Block until it has ended; says how."""
+        return ending(self._child.wait())
+
+    def stop(self) -> None:
+        """End it and everything it started: by its own means, which leave nothing behind, then by
+        force.
+        """
+        with contextlib.suppress(OSError):
+            self._control.sendall(pack("shutdown", {}))
+            self._control.shutdown(socket.SHUT_RDWR)
+        _end(self._child)
+        self._control.close()
+
+
+def start(spec: ShellSpec) -> LadderProcess:
+    """Start the shell guest as high on the ladder as it goes. Raises `NoShell`."""
+    reasons: list[str] = []
+    for level in spec.levels:
+        why = ""
+        for namespaces in _attempts(level):
+            try:
+                return _start(spec, level, namespaces)
+            except (OSError, OxydraError) as error:
+                why = str(error)
+                log.info("the shell guest does not start at level %s: %s", level, why)
+        reasons.append(f"{level}: {why or 'bubblewrap is not installed'}")
+    raise NoShell(reasons)
+
+
+def _attempts(level: str) -> list[list[str]]:
+    """The beginnings of command lines by which a level can be reached, best first."""
+    if level != "bwrap+cage":
+        return [[]]
+    bwrap = shutil.which("bwrap")
+    if bwrap is None or sys.platform != "linux":
+        return []
+    scratch = [
+        word
+        for place in ("/var/tmp", "/dev/shm")
+        for word in ("--size", str(SCRATCH_BYTES), "--tmpfs", place)
+    ]
+    if os.geteuid() == 0:
+        # bwrap looks paths up by name, where only root may pass; the daemon gives root up inside
+        plain = [bwrap, *NAMESPACES, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        return [[*plain, *scratch], plain]
+    plain = [bwrap, *NAMESPACES, "--unshare-user"]
+    return [[*plain, "--disable-userns", *scratch], plain]  # bwrap knows the rest since 0.8
+
+
+NAMESPACES = (
+    *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
+    *("--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", "oxydra"),
+    *("--proc", "/proc", "--dev", "/dev"),
+)
+
+
+def _start(spec: ShellSpec, level: str, namespaces: list[str]) -> LadderProcess:
+    ours, theirs = socket.socketpair()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(theirs)
+        daemon = _open_source(stack, guest_script("shell-daemon"))
+        cage = _open_source(stack, Path(oxydra.cage.__file__))
+        folders = [_open_folder(stack, path) for path in (spec.shared, spec.tmp)]
+        kept = (theirs.fileno(), daemon, cage, *folders)
+        python, prefixes = interpreter(spec.uid)
+        command = [python, "-I", "-S", f"/proc/self/fd/{daemon}"]
+        command += ["--control", str(theirs.fileno()), "--cage", f"/proc/self/fd/{cage}"]
+        if namespaces:
+            command = [*namespaces, *_mounts(prefixes, folders), "--", *command]
+        drop = os.geteuid() == 0 and not namespaces
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=spec.log,
+            stderr=spec.log,
+            env={},  # of bwrap's too: its first process shows it to whoever is inside
+            cwd="/",
+            pass_fds=kept,
+            start_new_session=True,
+            user=spec.uid if drop else None,
+            group=spec.gid if drop else None,
+            extra_groups=[] if drop else None,
+        )
+    try:
+        said = _configure(ours, spec, level, folders)
+    except BaseException:
+        _end(child)
+        ours.close()
+        raise
+    return LadderProcess(child, ours, level, said)
+
+
+def _configure(control: socket.socket, spec: ShellSpec, level: str, folders: list[int]) -> Json:
+    """Tell the daemon what it is to do; what it says once it is ready. Raises `OxydraError`."""
+    inside = level == "bwrap+cage"
+    said = {
+        "level": level,
+        "uid": spec.uid,
+        "gid": spec.gid,
+        "shell": shutil.which("bash") or "/bin/bash",
+        "env": dict(spec.env),
+        "shared": folders[0],
+        "tmp": folders[1],
+        "shared_path": "/shared" if inside else str(spec.shared),
+        "tmp_path": "/tmp" if inside else str(spec.tmp),
+        "running": oxydra.cage.tasks_of(spec.uid),
+        "attributes": inside or spec.dedicated,
+        "newest_landlock": spec.newest_landlock,
+    }
+    control.settimeout(READY_SECONDS)
+    unpacker = Unpacker(limit=1 << 16)
+    try:
+        control.sendall(pack("configure", said))
+        while data := control.recv(4096):
+            for op, payload in unpacker.feed(data):
+                if op == "ready":
+                    control.settimeout(STOP_SECONDS)
+                    return payload
+                raise OxydraError(str(payload.get("message", op))[:500])
+    except (OSError, FrameError) as error:
+        raise OxydraError(f"it does not get ready ({error})") from error
+    raise OxydraError("it ended at once; logs/shell.log says why")
+
+
+def _mounts(prefixes: Sequence[str], folders: list[int]) -> list[str]:
+    """What is to be seen in a namespace: the system, the workspace's two folders, nothing else."""
+    words = ["--ro-bind", "/usr", "/usr"]
+    for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
+        if os.path.islink(name):
+            words += ["--symlink", os.readlink(name), name]
+        else:
+            words += ["--ro-bind-try", name, name]
+    for name in oxydra.cage.SYSTEM:
+        if name.startswith("/etc/"):
+            words += ["--ro-bind-try", name, name]
+    for prefix in prefixes:
+        words += ["--ro-bind", prefix, prefix]
+    for descriptor, name in zip(folders, ("/shared", "/tmp"), strict=True):
+        words += ["--bind", f"/proc/self/fd/{descriptor}", name]
+    return words
+
+
+def interpreter(uid: int) -> tuple[str, tuple[str, ...]]:
+    """A Python that `uid` can run, and folders outside /usr that it needs. Raises `OxydraError`."""
+    if sys.platform == "linux":
+        for path in SYSTEM_PYTHONS:
+            if os.access(path, os.X_OK):
+                return path, ()
+    if uid == os.geteuid():
+        return sys.executable, tuple({sys.prefix, sys.base_prefix} - {"/usr", "/usr/local"})
+    raise OxydraError(
+        "there is no Python that an unprivileged user can run",
+        remedy="Install the system's python3.",
+    )
+
+
+def _open_source(stack: contextlib.ExitStack, path: Path) -> int:
+    """A descriptor of a copy of a file, which everybody can read wherever the file lies."""
+    if not hasattr(os, "memfd_create"):
+        descriptor = os.open(path, os.O_RDONLY)
+        stack.callback(os.close, descriptor)
+        return descriptor
+    descriptor = os.memfd_create(path.name)
+    stack.callback(os.close, descriptor)
+    os.write(descriptor, path.read_bytes())
+    return descriptor
+
+
+def _open_folder(stack: contextlib.ExitStack, path: Path) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Wait for a child that was told to end; then TERM, by which a warden takes all with it; then
+    KILL.
+    """
+    for number in (0, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            if number:
+                os.killpg(child.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(STOP_SECONDS)
+            return

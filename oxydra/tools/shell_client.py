@@ -1,0 +1,391 @@
+"""The agent guest's side of the shell daemon: one bash for each conversation, over one stream.
+
+`ShellClient` is the service `shell` of a `ToolContext`. Its stream is handed over by the runner,
+again after each restart of the shell guest; `oxydra-shell-stream` reads it and ends with it.
+Replies are matched by `request_id`, so that a late one can't be taken for another's. A command runs
+at most once: asked for again under the same id, the daemon says what became of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import logging
+import queue
+import re
+import socket
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from oxydra.errors import FrameError, ToolError
+from oxydra.frames import Unpacker, pack
+from oxydra.threads import CancelToken, Deadline, Service
+from oxydra.types import Json
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0  # a call waits so long for a shell guest that is being started again
+SPAWN_SECONDS = 12.0
+ANSWER_SECONDS = 8.0  # past a command's own time until the daemon counts as silent
+KILL_SECONDS = 3.0
+SEND_SECONDS = 5
+SESSIONS = 12  # kept open; the one that was used least recently is ended
+
+OnOutput = Callable[[bytes], None]
+_Box: TypeAlias = "queue.SimpleQueue[tuple[str, Json]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What became of a command. `exit_code` is None where there is none: it was killed.
+
+    `output` is what the terminal showed, `cut` bytes left out of it. `fresh` says that an earlier
+    shell of the conversation is lost, and its variables with it; `ended` that this one is.
+    """
+
+    exit_code: int | None
+    output: bytes
+    cut: int
+    timed_out: bool
+    killed: bool
+    cwd: str
+    ended: bool
+    fresh: bool = False
+
+
+class _Refused(Exception):
+    """The daemon answered `error`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _Lost(Exception):
+    """The stream ended before the answer came."""
+
+
+class _Connection:
+    """One stream to the daemon and the requests that wait on it."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        # the kernel's own limit: a Python timeout would also end the reader's wait
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
+        self._stream = stream
+        self._sending = threading.Lock()
+        self._waiting: dict[str, _Box] = {}
+        self.lost = False
+        self.sessions: OrderedDict[str, _Session] = OrderedDict()  # by conversation
+        self._reader = Service("shell-stream", self._read, wake=self.hang_up)
+        self._reader.start()
+
+    def send(self, op: str, payload: Json) -> None:
+        try:
+            with self._sending:
+                self._stream.sendall(pack(op, payload))
+        except OSError as error:
+            raise _Lost from error
+
+    @contextlib.contextmanager
+    def answers(self, *request_ids: str) -> Iterator[_Box]:
+        """What comes for these requests, for the length of the block."""
+        box: _Box = queue.SimpleQueue()
+        self._waiting.update(dict.fromkeys(request_ids, box))
+        if self.lost:
+            box.put(("lost", {}))
+        try:
+            yield box
+        finally:
+            for request_id in request_ids:
+                self._waiting.pop(request_id, None)
+
+    def hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._reader.stop()
+        self._stream.close()
+
+    def _read(self, _service: Service) -> None:
+        unpacker = Unpacker()
+        try:
+            while data := self._stream.recv(65536):
+                for op, payload in unpacker.feed(data):
+                    box = self._waiting.get(str(payload.get("request_id")))
+                    if box is not None:
+                        box.put((op, payload))
+        except FrameError as error:
+            log.error("the shell daemon broke the protocol: %s", error)
+        except OSError as error:
+            log.debug("the shell's stream ended: %s", error)
+        self.lost = True
+        for box in list(self._waiting.values()):
+            box.put(("lost", {}))
+
+
+@dataclass(slots=True)
+class _Session:
+    """A bash of the daemon's. `names` turns its names of the folders into a model's; `fresh`: it
+    stands in the place of another, which nobody was told yet.
+    """
+
+    name: str
+    names: list[tuple[re.Pattern[bytes], bytes]]
+    fresh: bool
+    busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    conversation: str
+    request_id: str
+    command: str
+    seconds: float
+    token: CancelToken
+    on_output: OnOutput | None
+
+
+class ShellClient:
+    """Runs commands in the shell guest; any number of conversations at once."""
+
+    def __init__(self) -> None:
+        self._connection: _Connection | None = None
+        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # of the sessions
+        self._numbers = itertools.count(1)
+        self._cwd: dict[str, str] = {}  # by conversation: where its shell was last
+
+    @property
+    def alive(self) -> bool:
+        connection = self._connection
+        return connection is not None and not connection.lost
+
+    def connect(self, stream: socket.socket) -> None:
+        """Go on with another stream; what waits on the old one is told that it is lost."""
+        fresh = _Connection(stream)
+        with self._changed:
+            old, self._connection = self._connection, fresh
+            self._changed.notify_all()
+        if old is not None:
+            old.close()
+
+    def close(self) -> None:
+        with self._changed:
+            old, self._connection = self._connection, None
+        if old is not None:
+            old.close()
+
+    # ----------------------------------------------------------------------------------- commands
+
+    def run(
+        self,
+        conversation: str,
+        request_id: str,
+        command: str,
+        seconds: float,
+        token: CancelToken,
+        on_output: OnOutput | None = None,
+    ) -> Ran:
+        """Run a command to its end, at most `seconds` long.
+
+        Raises `Cancelled` once it is killed because of the token, `ToolError` where it did not run
+        or its outcome is not known.
+        """
+        job = _Job(conversation, request_id, command, seconds, token, on_output)
+        connection = self._connected(token)
+        try:
+            try:
+                return self._exec(connection, self._session(connection, conversation, token), job)
+            except _Refused as refusal:
+                if refusal.code != "not_found":
+                    raise
+            self._forget(connection, conversation)  # its shell has ended meanwhile
+            return self._exec(connection, self._session(connection, conversation, token), job)
+        except _Refused as refusal:
+            raise ToolError(f"The command was not run: {refusal}", code=refusal.code) from refusal
+        except _Lost:
+            self._forget(connection, conversation)
+            raise ToolError(
+                "The shell ended while the command ran; how far it came is not known.",
+                remedy="Look before you run it again.",
+            ) from None
+
+    def recover(self, request_id: str, token: CancelToken, deadline: Deadline) -> Ran | None:
+        """What became of a command that was begun before this process was: it is waited for, and
+        killed when the deadline has passed. None if nobody knows. Raises `Cancelled` once it is
+        killed because of the token.
+        """
+        try:
+            connection = self._connected(token)
+            number = self._number()
+            with connection.answers(request_id, number) as box:
+                connection.send("await_command", {"request_id": number, "target": request_id})
+                return _ran(self._outcome(connection, request_id, box, deadline, token), None)
+        except (_Refused, _Lost, ToolError):
+            return None
+
+    def _exec(self, connection: _Connection, session: _Session, job: _Job) -> Ran:
+        request = {
+            "request_id": job.request_id,
+            "session_id": session.name,
+            "command": job.command,
+            "timeout_secs": job.seconds,
+            "stream": job.on_output is not None,
+        }
+        silent = Deadline.after(job.seconds + ANSWER_SECONDS)
+        session.busy = True
+        try:
+            with connection.answers(job.request_id) as box:
+                connection.send("exec_command", request)
+                payload = self._outcome(
+                    connection, job.request_id, box, silent, job.token, job.on_output
+                )
+        finally:
+            session.busy = False
+            fresh, session.fresh = session.fresh, False
+            self._cwd.setdefault(job.conversation, "")
+        if payload.get("session_ended"):
+            self._forget(connection, job.conversation)
+        else:
+            self._cwd[job.conversation] = str(payload.get("cwd") or "")
+        job.token.check()
+        return _ran(payload, session, fresh)
+
+    def _outcome(
+        self,
+        connection: _Connection,
+        request_id: str,
+        box: _Box,
+        deadline: Deadline,
+        token: CancelToken,
+        on_output: OnOutput | None = None,
+    ) -> Json:
+        """Wait until the command has ended, or end it at once when the token or the time says so;
+        its `exec_command_ack`. Raises `_Lost` where the daemon stays silent.
+        """
+        killed = False
+        with token.on_cancel(lambda: box.put(("cancel", {}))):
+            while True:
+                op, payload = _next(box, deadline)
+                if op == "exec_command_ack":
+                    token.check()
+                    return payload
+                if op == "stream_output_chunk" and on_output is not None:
+                    on_output(_data(payload, "data"))
+                elif op == "silent" and killed:
+                    raise _Lost
+                elif op in ("cancel", "silent"):
+                    killed = True
+                    deadline = Deadline.after(KILL_SECONDS)
+                    target = {"request_id": self._number(), "target": request_id}
+                    connection.send("kill_command", target)
+
+    # ----------------------------------------------------------------------------------- sessions
+
+    def _connected(self, token: CancelToken) -> _Connection:
+        def ready() -> bool:
+            return token.cancelled or self.alive
+
+        def wake() -> None:
+            with self._changed:
+                self._changed.notify_all()
+
+        with token.on_cancel(wake), self._changed:
+            self._changed.wait_for(ready, CONNECT_SECONDS)
+            connection = self._connection
+        token.check()
+        if connection is None or connection.lost:
+            raise ToolError(
+                "There is no shell at the moment; it is being started again.",
+                remedy="Try again in a minute, or do it with the file tools.",
+                code="shell_unavailable",
+            )
+        return connection
+
+    def _session(self, connection: _Connection, conversation: str, token: CancelToken) -> _Session:
+        """The conversation's shell, a new one where there is none."""
+        with self._lock:
+            known = connection.sessions.get(conversation)
+            if known is not None:
+                connection.sessions.move_to_end(conversation)
+                return known
+            idle = [key for key, session in connection.sessions.items() if not session.busy]
+            superfluous = len(connection.sessions) >= SESSIONS and idle
+            dropped = connection.sessions.pop(idle[0]) if superfluous else None
+        if dropped is not None:
+            self._ask(connection, "kill_session", {"session_id": dropped.name}, token)
+        cwd = self._cwd.get(conversation)
+        payload = self._ask(connection, "spawn_session", {"cwd": cwd}, token)
+        session = _Session(str(payload["session_id"]), _names(payload), fresh=cwd is not None)
+        with self._lock:
+            connection.sessions[conversation] = session
+        return session
+
+    def _forget(self, connection: _Connection, conversation: str) -> None:
+        with self._lock:
+            connection.sessions.pop(conversation, None)
+
+    def _ask(self, connection: _Connection, op: str, payload: Json, token: CancelToken) -> Json:
+        number = self._number()
+        with connection.answers(number) as box, token.on_cancel(lambda: box.put(("cancel", {}))):
+            connection.send(op, {"request_id": number, **payload})
+            answer, said = _next(box, Deadline.after(SPAWN_SECONDS))
+            token.check()
+            if answer == "silent":
+                raise _Lost
+            return said
+
+    def _number(self) -> str:
+        return f"client-{next(self._numbers)}"
+
+
+def _next(box: _Box, deadline: Deadline) -> tuple[str, Json]:
+    """What comes next; `silent` once the deadline has passed. Raises `_Refused` and `_Lost`."""
+    try:
+        op, payload = box.get(timeout=deadline.timeout())
+    except queue.Empty:
+        return "silent", {}
+    if op == "lost":
+        raise _Lost
+    if op == "error":
+        raise _Refused(str(payload.get("code")), str(payload.get("message")))
+    return op, payload
+
+
+def _data(payload: Json, name: str) -> bytes:
+    if isinstance(text := payload.get(name), str):
+        return text.encode("utf-8", "surrogatepass")
+    return base64.b64decode(str(payload.get(f"{name}_base64", "")))
+
+
+def _names(payload: Json) -> list[tuple[re.Pattern[bytes], bytes]]:
+    """What the daemon says of its folders: rows of the model's name, the path, a pattern."""
+    found = []
+    for name, path, pattern in payload.get("paths", ()):
+        if name != path:
+            either = rf"(?:{re.escape(path)}|{pattern})(?![\w.-])"
+            found.append((re.compile(either.encode()), str(name).encode()))
+    return found
+
+
+def _ran(payload: Json, session: _Session | None, fresh: bool = False) -> Ran:
+    output, cwd = _data(payload, "output"), str(payload.get("cwd", "")).encode()
+    for pattern, name in session.names if session is not None else ():
+        output, cwd = pattern.sub(name, output), pattern.sub(name, cwd)
+    exit_code = payload.get("exit_code")
+    return Ran(
+        exit_code=exit_code if isinstance(exit_code, int) else None,
+        output=output,
+        cut=int(payload.get("truncated", 0)),
+        timed_out=bool(payload.get("timed_out")),
+        killed=bool(payload.get("killed")),
+        cwd=cwd.decode("utf-8", "replace"),
+        ended=bool(payload.get("session_ended")),
+        fresh=fresh,
+    )

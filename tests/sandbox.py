@@ -1,0 +1,103 @@
+"""A shell guest for tests: started as the runner starts it, spoken to as the agent guest does."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from oxydra.errors import OxydraError
+from oxydra.threads import CancelToken
+from oxydra.tiers import ladder
+from oxydra.tiers.base import ShellSpec
+from oxydra.tools.shell_client import Ran, ShellClient
+
+UID = 61777 if os.geteuid() == 0 else os.geteuid()
+
+
+class Sandbox:
+    """One guest at `level`; `folder` holds its `shared` and `tmp`."""
+
+    def __init__(self, folder: Path, level: str, **options: object) -> None:
+        self.folder = folder
+        for name in ("shared", "tmp"):
+            (folder / name).mkdir(exist_ok=True)
+            os.chown(folder / name, UID, UID if os.geteuid() == 0 else -1)
+        if os.geteuid() == 0:  # pytest's folders are root's alone
+            for parent in (folder, *folder.parents):
+                parent.chmod(parent.stat().st_mode | 0o011)
+        self.log = os.open(folder / "shell.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        settings: dict[str, object] = {
+            "uid": UID,
+            "gid": UID if os.geteuid() == 0 else os.getegid(),
+            "dedicated": os.geteuid() == 0,
+            "env": {},
+            "levels": (level,),
+            **options,
+        }
+        self.process = ladder.start(
+            ShellSpec(shared=folder / "shared", tmp=folder / "tmp", log=self.log, **settings)
+        )
+        self.client = ShellClient()
+        self.client.connect(self.stream())
+        self.number = 0
+
+    def stream(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process.attach(theirs)
+        return ours
+
+    def run(
+        self, command: str, seconds: float = 20, conversation: str = "c", token=None, **options
+    ) -> Ran:
+        self.number += 1
+        request = options.pop("request_id", f"r{self.number}")
+        token = token or CancelToken()
+        return self.client.run(conversation, request, command, seconds, token, **options)
+
+    def text(self, command: str, **options: object) -> str:
+        return self.run(command, **options).output.decode()
+
+    def close(self) -> None:
+        self.client.close()
+        self.process.stop()
+        os.close(self.log)
+
+
+@contextmanager
+def sandbox(folder: Path, level: str, **options: object) -> Iterator[Sandbox]:
+    box = Sandbox(folder, level, **options)
+    try:
+        yield box
+    finally:
+        box.close()
+
+
+@cache
+def missing(level: str) -> str:
+    """Why this machine can't hold a level, found by trying; empty if it can."""
+    with TemporaryDirectory() as folder:
+        try:
+            with sandbox(Path(folder), level) as box:
+                return "" if box.text("echo works") == "works\n" else "bash does not answer"
+        except OxydraError as error:
+            return str(error)
+
+
+def processes_with(words: str) -> list[int]:
+    """The processes that have `words` in their command lines."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                line = Path("/proc", name, "cmdline").read_bytes()
+            except OSError:
+                continue
+            if words.encode() in line.replace(b"\0", b" "):
+                found.append(int(name))
+    return found
