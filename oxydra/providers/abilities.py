@@ -15,6 +15,7 @@ from oxydra.types import Message, ModelRequest, ModelSpec, ReasoningOption
 LEVELS = ("minimal", "low", "medium", "high", "xhigh", "max")
 BUDGETS = dict(zip(LEVELS, (1024, 4096, 8192, 16384, 24576, 32768), strict=True))  # tokens
 PDF = "application/pdf"
+IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")  # what most wires carry
 
 
 def option(

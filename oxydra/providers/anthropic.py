@@ -66,7 +66,6 @@ from oxydra.types import (
 
 VERSION = "2023-06-01"
 DEFAULT_MAX_TOKENS = 4096  # the wire demands a limit; every model has at least this much
-IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 FINISH: dict[str, FinishReason] = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -113,7 +112,7 @@ class Anthropic(SignedProvider):
     def encode_request(
         self, request: ModelRequest, history: Sequence[Message], tools: Sequence[bytes]
     ) -> bytes:
-        abilities.check_attachments(self.name, request.model, history, IMAGES)
+        abilities.check_attachments(self.name, request.model, history, abilities.IMAGES)
         spoken = turns(history)
         users = [index for index, turn in enumerate(spoken) if turn.role == "user"]
         messages = []

@@ -43,7 +43,6 @@ from oxydra.types import (
     Usage,
 )
 
-IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 FINISH: dict[str, FinishReason] = {
     "stop": "stop",
     "tool_calls": "tool_calls",
@@ -74,7 +73,7 @@ class OpenAI(HttpProvider):
     def encode_request(
         self, request: ModelRequest, history: Sequence[Message], tools: Sequence[bytes]
     ) -> bytes:
-        abilities.check_attachments(self.name, request.model, history, IMAGES)
+        abilities.check_attachments(self.name, request.model, history, abilities.IMAGES)
         messages = [self._as_seen_by(request.model, message) for message in history]
         return self.encode_body(request, messages, tools)
 

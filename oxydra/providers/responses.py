@@ -51,7 +51,6 @@ from oxydra.types import (
     Usage,
 )
 
-IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 ENDS = ("response.completed", "response.incomplete", "response.failed")
 BREAK = "\n\n"  # between two messages, or two thoughts, of one answer
 MAX_CACHE_KEY = 64  # characters
@@ -130,7 +129,7 @@ class Responses(HttpProvider):
     def encode_request(
         self, request: ModelRequest, history: Sequence[Message], tools: Sequence[bytes]
     ) -> bytes:
-        abilities.check_attachments(self.name, request.model, history, IMAGES)
+        abilities.check_attachments(self.name, request.model, history, abilities.IMAGES)
         previous, since = self._chained(request, history)
         items = list(filter(None, self._items(request, history)[since:]))
         return self.encode_body(request, items or [self._encoded(GO_ON)], tools, previous)

@@ -341,7 +341,7 @@ def _named(wanted: Wanted) -> list[str]:
 def _marks_of(wanted: Wanted, scope: TurnScope) -> Marks:
     """What a result is marked with: by its tool, by the vault, by the marks of the files."""
     paths = _named(wanted)
-    in_vault = any(path.partition("/vault")[0] == "" for path in paths)
+    in_vault = any(path.startswith("/vault") for path in paths)
     own = Marks(wanted.tool.taints, wanted.tool.sensitive or in_vault)
     return own | (scope.journal.marks_of(paths) if paths else Marks())
 
