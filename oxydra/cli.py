@@ -486,6 +486,8 @@ def _runner_settings(options: argparse.Namespace) -> RunnerSettings:
         port=settings.agent.gateway.port,
         notices=tuple(notices),
         policy=config.runtime_policy(settings),
+        isolation=config.isolation(settings),
+        git_tokens={host: token.value for host, token in config.git_tokens(settings).items()},
     )
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from oxydra import config
 from oxydra.config.check import all_keys, dump, leaves_of
+from oxydra.config.fields import Section
 from oxydra.config.lines import key_lines
-from oxydra.config.schema import AgentConfig, RunnerConfig, Section, UserConfig
+from oxydra.config.schema import AgentConfig, RunnerConfig, UserConfig
 from oxydra.errors import ConfigError, UsageError
 from tests.config_place import RUNNER, Place, write
 
@@ -377,7 +378,10 @@ def test_every_example_is_valid_with_all_that_is_commented_out(place: Place) -> 
     named = copy_examples(place)
     write(place.local / "providers.toml", (EXAMPLES / "providers.toml").read_text())
     place.load(named)
-    for path in (place.local / "agent.toml", place.local / "users" / "alice.toml"):
+    for folder in ("projects/current", "papers", "code"):
+        (place.home.parents[1] / folder).mkdir(parents=True)
+    for name in ("agent.toml", "runner.toml", "users/alice.toml"):
+        path = place.local / name
         lines = path.read_text().splitlines()
         shown = [f"{line[2:]}" if is_setting(line) else line for line in lines]
         assert shown != lines

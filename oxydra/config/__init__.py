@@ -1,8 +1,9 @@
 """Configuration: four files, five layers, one schema.
 
 `schema` says which keys there are, `load` merges the layers into a `Config` and explains it,
-`credentials` finds keys and chooses the model, `guest` is what an agent guest is told, `create` is
-`init`, and `files` reads and writes with the caller's safety in mind. Only the runner reads
+`credentials` finds keys and chooses the model, `guest` is what an agent guest is told, `isolation`
+and `egress` are what holds the guests, `create` is `init`, and `files` reads and writes with the
+caller's safety in mind. Only the runner reads
 configuration. No thread.
 """
 
@@ -12,11 +13,13 @@ from oxydra.config.credentials import (
     Selection,
     address,
     answers,
+    git_tokens,
     is_official,
     resolve_credential,
     search_key,
     select,
 )
+from oxydra.config.egress import EgressLimits, EgressPolicy, effective_egress
 from oxydra.config.files import (
     config_home,
     get_key,
@@ -28,14 +31,17 @@ from oxydra.config.files import (
     write_private,
 )
 from oxydra.config.guest import GuestConfig, effective, from_effective, runtime_policy
+from oxydra.config.isolation import Isolation, Mount, Mounts, isolation
 from oxydra.config.load import Config, Row, Source, load
 from oxydra.config.schema import (
     AgentConfig,
     AgentProfile,
     GatewayConfig,
+    GuestImagesConfig,
     MemoryConfig,
     ProviderConfig,
     ReliabilityConfig,
+    ResourcesConfig,
     RunnerConfig,
     RuntimeConfig,
     SchedulerConfig,
@@ -51,11 +57,18 @@ __all__ = [
     "AgentProfile",
     "Config",
     "Credential",
+    "EgressLimits",
+    "EgressPolicy",
     "GatewayConfig",
     "GuestConfig",
+    "GuestImagesConfig",
+    "Isolation",
     "MemoryConfig",
+    "Mount",
+    "Mounts",
     "ProviderConfig",
     "ReliabilityConfig",
+    "ResourcesConfig",
     "Row",
     "RunnerConfig",
     "RuntimeConfig",
@@ -71,10 +84,13 @@ __all__ = [
     "answers",
     "config_home",
     "effective",
+    "effective_egress",
     "from_effective",
     "get_key",
+    "git_tokens",
     "is_official",
     "is_trusted",
+    "isolation",
     "list_keys",
     "load",
     "remove_key",

@@ -26,8 +26,8 @@ from typing import (
     get_type_hints,
 )
 
+from oxydra.config.fields import NAME, USER, Section
 from oxydra.config.lines import KeyPath
-from oxydra.config.schema import NAME, USER, Section
 from oxydra.errors import ConfigError
 
 S = TypeVar("S", bound=Section)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from oxydra.config import files
-from oxydra.config.schema import USER
+from oxydra.config.fields import USER
 from oxydra.errors import ConfigError
 
 

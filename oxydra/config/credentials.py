@@ -19,6 +19,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from oxydra.config import files
+from oxydra.config.egress import effective_egress
+from oxydra.config.fields import Section, key, section
 from oxydra.config.load import Config, Source
 from oxydra.config.schema import (
     BASE_URLS,
@@ -27,10 +29,7 @@ from oxydra.config.schema import (
     VARIABLES,
     FallbackConfig,
     ProviderConfig,
-    Section,
     SelectionConfig,
-    key,
-    section,
 )
 from oxydra.errors import ConfigError
 
@@ -148,6 +147,30 @@ def search_key(config: Config, env: Mapping[str, str] | None = None) -> Credenti
             f"Set it, or keep it: oxydra-runner key set {variable}.",
         )
     return Credential(provider="web_search", source=source_name, value=value)
+
+
+def git_tokens(config: Config, env: Mapping[str, str] | None = None) -> dict[str, Credential]:
+    """The token of each git host that the user's commands may reach, by host.
+
+    Raises `ConfigError`, with file and line, if one is missing.
+    """
+    env = os.environ if env is None else env
+    found = {}
+    for host, reference in effective_egress(config).git_hosts.items():
+        variable = reference.partition(":")[2]
+        value, label = env.get(variable, "").strip(), f"the environment variable {variable}"
+        if not value:
+            value, label = files.get_key(variable, config.home), f"key set {variable}"
+        if not re.fullmatch(r"[\x21-\x7e]+", value):
+            source = config.values["runner"].source(("egress", "git_credentials", host))
+            raise ConfigError(
+                f"egress.git_credentials names {variable} for {host}, which holds no token.",
+                remedy=f"Set it, or keep the token: oxydra-runner key set {variable}.",
+                file=source.file,
+                line=source.line,
+            )
+        found[host] = Credential(provider=host, source=label, value=value)
+    return found
 
 
 class _Finder:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from oxydra.config.check import build, dotted, dump, find, read
 from oxydra.config.credentials import Selection
+from oxydra.config.fields import key, section
 from oxydra.config.lines import KeyPath
 from oxydra.config.load import Config
-from oxydra.config.schema import AgentConfig, key, section
+from oxydra.config.schema import AgentConfig
 from oxydra.errors import ConfigError
 
 if TYPE_CHECKING:  # importing it takes longer than the rest of this package
@@ -45,13 +46,17 @@ def effective(
     """What goes into the bootstrap envelope. Raises `ConfigError` if a key got into it.
 
     Files that the configuration names are in it, the user's time zone is the scheduler's default,
-    and `selection` stands in the place of `auto`.
+    their shell_enabled is in the shell's, and `selection` stands in the place of `auto`.
     """
     agent = config.agent
     chosen = replace(agent.selection, provider=selection.provider, model=selection.model)
     zone = config.user.behavior.timezone or agent.scheduler.default_timezone
+    enabled = agent.tools.shell.enabled and config.user.behavior.shell_enabled
     agent = replace(
-        agent, selection=chosen, scheduler=replace(agent.scheduler, default_timezone=zone)
+        agent,
+        selection=chosen,
+        scheduler=replace(agent.scheduler, default_timezone=zone),
+        tools=replace(agent.tools, shell=replace(agent.tools.shell, enabled=enabled)),
     )
     result = dump(agent, for_guest=True)
     chain = (selection, *fallback)

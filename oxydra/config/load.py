@@ -27,6 +27,7 @@ from oxydra.config.check import (
     leaves_of,
     read,
 )
+from oxydra.config.fields import Section
 from oxydra.config.lines import KeyPath, key_lines
 from oxydra.config.schema import (
     BUILT_IN_PROVIDERS,
@@ -35,7 +36,6 @@ from oxydra.config.schema import (
     VARIABLES,
     AgentConfig,
     RunnerConfig,
-    Section,
     SelectionConfig,
     UserConfig,
 )
@@ -53,6 +53,7 @@ FILE_NAMES: dict[Kind, str] = {
     "user": "users/<id>.toml",
 }
 ADMIN_ONLY = ("egress", "approvals", "budget", "mounts")  # limits: SECURITY, 'configuration'
+OWNED = (*ADMIN_ONLY, "resources", "guest_images")  # never from what came with a clone
 PREFIX = "OXYDRA__"
 SYSTEM = Path("/etc/oxydra")
 SECRET_MASK = "********"
@@ -488,6 +489,7 @@ def _check_together(config: Config) -> None:
         _check_provider(config.values["user"], ("credential_refs", provider), provider, agent)
     _check_shell(config)
     _check_folders(config)
+    _check_owned(config)
     wanted = config.user.behavior.sandbox_tier
     if wanted and TIERS.index(wanted) < TIERS.index(config.runner.default_tier):
         raise config.values["user"].fail(
@@ -513,7 +515,8 @@ def _check_shell(config: Config) -> None:
     """A command that the model wrote must not find a key in its environment."""
     secret = {GENERIC_VARIABLE, *VARIABLES.values(), config.agent.tools.web_search.api_key_env}
     secret |= {entry.api_key_env for entry in config.agent.providers.registry.values()}
-    secret |= {ref.partition(":")[2] for ref in config.user.credential_refs.values()}
+    references = {**config.user.credential_refs, **config.runner.egress.git_credentials}
+    secret |= {reference.partition(":")[2] for reference in references.values()}
     for name in config.agent.tools.shell.env_keys:
         if name in secret or name.startswith(PREFIX):
             raise config.values["agent"].fail(
@@ -538,6 +541,18 @@ def _check_folders(config: Config) -> None:
                     f"The configuration in {folder} lies inside the workspace {workspace}, which "
                     "a guest may write.",
                     "Set workspace_root to a folder of its own.",
+                )
+
+
+def _check_owned(config: Config) -> None:
+    """What limits an agent is the user's or the system's to say, not a cloned repository's."""
+    for values in (config.values["runner"], config.values["user"]):
+        for path, source in values.sources.items():
+            if path[0] in OWNED and not source.own:
+                raise values.fail(
+                    path,
+                    f"[{path[0]}] is not used: this file may have come with a cloned repository.",
+                    f"If it is yours, run: oxydra-runner trust '{source.folder or source.file}'.",
                 )
 
 

@@ -1,180 +1,37 @@
 """Every configuration key: its type, default, bounds and meaning. Pure.
 
 `AgentConfig` is agent.toml and providers.toml, `RunnerConfig` is runner.toml, `UserConfig` is
-users/<id>.toml. A section is an immutable dataclass; `key` gives a field its default and what it
-means; a field that is itself a section is a TOML table, a `dict` of sections is a table of named
-ones. `docs/configuration.md` lists all of it, and a test compares the two.
+users/<id>.toml. A field that is itself a section is a TOML table, a `dict` of sections is a table
+of named ones, a tuple of sections a list of tables. `docs/configuration.md` lists all of it, and a
+test compares the two.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields
 from decimal import Decimal
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import Literal
 
-Check = Callable[[Any], str]
-"""Returns what is wrong with a value, as the end of a sentence; "" if nothing is."""
-
-T = TypeVar("T")
-
-
-class Section:
-    """What sections share: fields that are set once, comparison, and a `repr` without secrets."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in vars(self):
-            raise FrozenInstanceError(f"cannot assign to field {name!r}")
-        object.__setattr__(self, name, value)
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and vars(self) == vars(other)
-
-    def __repr__(self) -> str:
-        shown = (
-            f"{f.name}={'***' if f.metadata.get('secret') and value else repr(value)}"
-            for f in fields(self)  # type: ignore[arg-type]
-            for value in (getattr(self, f.name),)
-        )
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def key(
-    default: Any,
-    doc: str,
-    *,
-    least: float | None = None,
-    most: float | None = None,
-    check: Check | None = None,
-    secret: bool = False,
-    runner_only: bool = False,
-) -> Any:
-    """A field: `...` as default means that it must be given, a class that a new one is made.
-
-    `least` and `most` bound a number, and both inclusively. `secret` values are masked wherever
-    they are shown; `runner_only` ones never reach a guest.
-    """
-    metadata = {
-        "doc": doc,
-        "least": least,
-        "most": most,
-        "check": check,
-        "secret": secret,
-        "runner_only": runner_only or secret,
-    }
-    if isinstance(default, type):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=MISSING if default is ... else default, metadata=metadata)
-
-
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(key,))
-def section(cls: type[T]) -> type[T]:
-    """`dataclass`, without the methods that `Section` has once for all (each costs start-up)."""
-    return dataclass(eq=False, repr=False, kw_only=True)(cls)
-
-
-# ------------------------------------------------------------------------------------------- checks
-
-VARIABLE = r"[A-Za-z_][A-Za-z0-9_]{0,127}"
-NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
-USER = r"[a-z0-9][a-z0-9._-]{0,31}"
-HEADER = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}"  # a token of RFC 9110
-SECRET_HEADER = r"(?i)auth|cookie|api-?key|token|secret|credential|password"
-ROUTING_HEADERS = ("host", "connection", "content-length", "transfer-encoding", "upgrade")
-
-
-def is_variable(value: str) -> str:
-    if not value or re.fullmatch(VARIABLE, value):
-        return ""
-    return "is no name of an environment variable (the key itself belongs in `key set` or api_key)"
-
-
-def is_url(value: str) -> str:
-    """An address without a credential in it: a guest is told it."""
-    if not value:
-        return ""
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(value)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return "is no URL"
-    if parts.scheme not in ("http", "https") or not host:
-        return "must start with http:// or https:// and name a host"
-    if "@" in parts.netloc:
-        return "carries a user or password: use api_key or api_key_env instead"
-    if re.search(r"(?i)key|token|secret|sig|auth|passw", parts.query):
-        return "carries a credential in its query: use api_key or api_key_env instead"
-    if parts.fragment or re.search(r"[\s\\\x00-\x20\x7f]", value):
-        return "may not hold a fragment, a backslash or a space"
-    return ""
-
-
-def is_headers(value: dict[str, str]) -> str:
-    for name, content in value.items():
-        if not re.fullmatch(HEADER, name) or not re.fullmatch(r"[\x20-\x7e]{0,1024}", content):
-            return f"holds {name!r}, which is no HTTP header of visible ASCII"
-        if re.search(SECRET_HEADER, name):
-            return (
-                f"holds {name!r}, which looks like a credential: set api_key, api_key_env or "
-                "api_key_cmd instead, headers are shown to the agent guest"
-            )
-        if name.lower() in ROUTING_HEADERS:
-            return f"holds {name!r}, which the transport sets itself"
-    return ""
-
-
-def is_origins(value: tuple[str, ...]) -> str:
-    for origin in value:
-        if is_url(origin) or origin.count("/") != 2:
-            return f"holds {origin!r}; an origin is written like https://app.example.org"
-    return ""
-
-
-def is_hosts(value: tuple[str, ...]) -> str:
-    for host in value:
-        if not re.fullmatch(r"[a-z0-9.-]+|\[[0-9a-f:.]+\]", host):
-            return f"holds {host!r}; a host is a lower-case name without a port"
-    return ""
-
-
-def is_services(value: tuple[str, ...]) -> str:
-    for service in value:
-        match = re.fullmatch(r"(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+):([1-9][0-9]{0,4})", service)
-        if match is None or int(match[1]) > 65535:
-            return f"holds {service!r}; a service is written like 127.0.0.1:8888"
-    return ""
-
-
-def is_variables(value: tuple[str, ...]) -> str:
-    wrong = [name for name in value if not re.fullmatch(VARIABLE, name)]
-    return f"holds {wrong[0]!r}, which is no name of an environment variable" if wrong else ""
-
-
-def is_refs(value: dict[str, str]) -> str:
-    for provider, reference in value.items():
-        kind, _, name = reference.partition(":")
-        if kind != "env" or not re.fullmatch(VARIABLE, name):
-            return f'names no variable for {provider!r}; write "env:VARIABLE"'
-    return ""
-
-
-def is_timezone(value: str) -> str:
-    if value in ("", "UTC"):
-        return ""
-    import difflib
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
-
-    try:
-        ZoneInfo(value)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        near = difflib.get_close_matches(value, available_timezones(), 3, 0.5)
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        return f"is no time zone of the IANA database that this system has{hint}"
-    return ""
-
+from oxydra.config.fields import (
+    Section,
+    is_destinations,
+    is_git_credentials,
+    is_headers,
+    is_hosts,
+    is_image,
+    is_mount_name,
+    is_origins,
+    is_packages,
+    is_path,
+    is_presets,
+    is_refs,
+    is_services,
+    is_timezone,
+    is_url,
+    is_variable,
+    is_variables,
+    key,
+    section,
+)
 
 # --------------------------------------------------------------------------------------- agent.toml
 
@@ -521,6 +378,63 @@ class RunnerToolsConfig(Section):
 
 
 @section
+class GuestImagesConfig(Section):
+    """`[guest_images]`: what the guests of the container tier are made of."""
+
+    agent: str = key(
+        "", "The agent guest's image; empty: the one built for this version.", check=is_image
+    )
+    shell: str = key(
+        "", "The shell guest's image; empty: the one built for this version.", check=is_image
+    )
+    extra_packages: tuple[str, ...] = key(
+        (),
+        "Debian packages that the shell guest's image gets besides its own, when it is built.",
+        check=is_packages,
+    )
+
+
+ShellEgress = Literal["none", "allowlist", "open"]
+
+
+@section
+class EgressConfig(Section):
+    """`[egress]` in runner.toml: what leaves the machine through the broker."""
+
+    shell: ShellEgress = key(
+        "none",
+        "What commands may reach: nothing, what `allow` and `presets` list, or the public "
+        "internet.",
+    )
+    allow: tuple[str, ...] = key(
+        (),
+        "Destinations of commands, as `host:port` or `*.host:port`; empty: none.",
+        check=is_destinations,
+    )
+    presets: tuple[str, ...] = key(
+        (), "Ready-made lists of destinations, by name, besides `allow`.", check=is_presets
+    )
+    git_credentials: dict[str, str] = key(
+        dict,
+        "For a git host, the variable with its token, as `env:VARIABLE`; the broker puts it in.",
+        check=is_git_credentials,
+        runner_only=True,
+    )
+    max_requests_per_minute: int = key(
+        600, "Requests that a user's guests may make in a minute.", least=1, most=1_000_000
+    )
+    max_requests_per_day: int = key(
+        50_000, "Requests that a user's guests may make in a day.", least=1, most=1_000_000_000
+    )
+    max_mib_per_day: int = key(
+        20_000,
+        "MiB that a user's guests may move in a day, both ways.",
+        least=1,
+        most=1_000_000_000,
+    )
+
+
+@section
 class RunnerConfig(Section):
     """runner.toml: who is served, where, and how they are kept apart."""
 
@@ -529,6 +443,8 @@ class RunnerConfig(Section):
         "The folder of the users' workspaces; relative to the file that says so.",
     )
     default_tier: TierName = key("container", "What isolates a user's guests.")
+    guest_images: GuestImagesConfig = key(GuestImagesConfig, "")
+    egress: EgressConfig = key(EgressConfig, "")
     approvals: ApprovalsConfig = key(ApprovalsConfig, "")
     tools: RunnerToolsConfig = key(RunnerToolsConfig, "")
     users: dict[str, UserEntry] = key(dict, "Users by id.")
@@ -544,8 +460,74 @@ class BehaviorConfig(Section):
     sandbox_tier: TierName | None = key(
         None, "A tier that isolates at least as much as the runner's default_tier."
     )
+    shell_enabled: bool = key(
+        True, "Whether the model may run commands; tools.shell.enabled must allow it too."
+    )
     timezone: str = key(
         "", "The user's time zone; empty: scheduler.default_timezone.", check=is_timezone
+    )
+
+
+@section
+class ExtraMount(Section):
+    """One entry of `mounts.extra`: a folder of the user's own."""
+
+    path: str = key(..., "The folder; relative to the file that says so.", check=is_path)
+    mode: Literal["ro", "rw"] = key("ro", "Whether it may only be read, or written too.")
+    name: str = key("", "Its name below /mnt; empty: the folder's own.", check=is_mount_name)
+
+
+@section
+class MountsConfig(Section):
+    """`[mounts]`: folders in the place of the workspace's own, and besides them."""
+
+    shared: str = key("", "The folder that the model sees as /shared; empty: the workspace's.")
+    tmp: str = key("", "The folder that the model sees as /tmp; empty: the workspace's.")
+    vault: str = key("", "The folder that the model sees as /vault; empty: the workspace's.")
+    extra: tuple[ExtraMount, ...] = key(
+        (), "Folders that the model sees as /mnt/<name>: `{path, mode, name}`."
+    )
+
+
+@section
+class ResourcesConfig(Section):
+    """`[resources]`: what the user's guests may take."""
+
+    max_vcpus: float = key(2.0, "CPUs that each guest may use.", least=0.1, most=1024)
+    max_memory_mib: int = key(1024, "MiB of memory of each guest.", least=128, most=16_000_000)
+    max_processes: int = key(256, "Processes and threads of each guest.", least=32, most=4_000_000)
+    max_workspace_mib: int = key(
+        4096,
+        "MiB in the writable folders; beyond it the shell pauses.",
+        least=16,
+        most=1_000_000_000,
+    )
+
+
+@section
+class UserEgressConfig(Section):
+    """`[egress]` in users/<id>.toml: narrower than runner.toml's, never wider."""
+
+    shell: ShellEgress | None = key(None, "As in runner.toml; left out: what is said there.")
+    allow: tuple[str, ...] | None = key(
+        None,
+        "Destinations of commands, each one that runner.toml allows; left out: all of those.",
+        check=is_destinations,
+    )
+    presets: tuple[str, ...] | None = key(
+        None,
+        "Ready-made lists besides `allow`, each one that runner.toml allows; left out: all, or "
+        "none where `allow` is given.",
+        check=is_presets,
+    )
+    max_requests_per_minute: int | None = key(
+        None, "As in runner.toml, at most what is said there.", least=1
+    )
+    max_requests_per_day: int | None = key(
+        None, "As in runner.toml, at most what is said there.", least=1
+    )
+    max_mib_per_day: int | None = key(
+        None, "As in runner.toml, at most what is said there.", least=1
     )
 
 
@@ -554,6 +536,9 @@ class UserConfig(Section):
     """users/<id>.toml: what holds for one user."""
 
     behavior: BehaviorConfig = key(BehaviorConfig, "")
+    mounts: MountsConfig = key(MountsConfig, "")
+    resources: ResourcesConfig = key(ResourcesConfig, "")
+    egress: UserEgressConfig = key(UserEgressConfig, "")
     approvals: ApprovalsConfig = key(ApprovalsConfig, "")
     credential_refs: dict[str, str] = key(
         dict,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from oxydra.config import from_effective
+from oxydra.config import Isolation, from_effective
 from oxydra.config.schema import ShellConfig
 from oxydra.errors import ConfigError, OxydraError
 from oxydra.frames import Envelope
@@ -48,13 +48,16 @@ class RunnerSettings:
     """What a daemon is started with.
 
     `config` is the effective configuration without secrets, as the guest gets it; `credentials` are
-    the values by name; `port` 0 takes any free one; `policy` is what limits the user's agent.
+    the values by name, `git_tokens` those of git hosts; `port` 0 takes any free one; `policy` is
+    what limits the user's agent, `isolation` what holds the guests.
     """
 
     workspace: Workspace
     tier: str
     config: Json
     credentials: Mapping[str, Json] = field(repr=False)
+    isolation: Isolation
+    git_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
     port: int = 0
     notices: tuple[Json, ...] = ()
     policy: Json = field(default_factory=dict)
@@ -62,6 +65,7 @@ class RunnerSettings:
     def secrets(self) -> list[str]:
         """Every value that must not be seen outside: keys, and headers that carry them."""
         values = [str(row["value"]) for row in self.credentials.values()]
+        values += self.git_tokens.values()
         return [*values, *(value.rpartition(" ")[2] for value in values)]
 
 

@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from oxydra.config.schema import USER
+from oxydra.config.fields import USER
 from oxydra.errors import ConfigError, OxydraError
 
 FOLDERS = ("shared", "tmp", "vault", "ipc", "logs", "internal")
