@@ -2,8 +2,8 @@
 
 `Runtime.run_turn` runs one turn on the caller's thread, from `queued` to its one terminal frame.
 Every step is committed before the next begins, so a turn found `running` after a crash simply goes
-on: results that were committed are kept, a half-streamed answer is asked for again. Whatever is
-shown goes through `emit`, which never blocks.
+on: results that were committed are kept, a tool is asked what became of a call that was running, a
+half-streamed answer is asked for again. Whatever is shown goes through `emit`, which never blocks.
 """
 
 from __future__ import annotations
@@ -233,15 +233,13 @@ class _Run:
         asked = max(i for i, message in enumerate(messages) if message.role == "user")
         self.steps = sum(1 for message in messages[asked:] if message.role == "assistant")
         self._progress("resumed", "Going on after a restart")
+        begun: list[ToolCall] = []
         again: list[ToolCall] = []
-        unknown: list[tuple[CallState, Message]] = []
         for call, state in self.store.open_calls(self.turn.turn_id):
-            if state is CallState.INTENDED or self.runtime.gate.may_repeat(call.name):
-                again.append(call)
-            else:
-                unknown.append((CallState.UNKNOWN, _unknown_outcome(call)))
-        if unknown:
-            self.calls_finished(unknown)
+            repeat = state is CallState.INTENDED or self.runtime.gate.may_repeat(call.name)
+            (again if repeat else begun).append(call)
+        if begun:
+            self.runtime.gate.recover(begun, self._scope(begun), self.emit)
         if again:
             self._execute(again)
 
@@ -320,9 +318,10 @@ class _Run:
         self.partial.clear()
         self._execute(message.tool_calls)
 
-    def _execute(self, calls: Sequence[ToolCall]) -> None:
+    def _scope(self, calls: Sequence[ToolCall]) -> TurnScope:
+        """What the gate is told of the turn that makes these calls."""
         self.calling = {call.id: call for call in calls}
-        scope = TurnScope(
+        return TurnScope(
             session_id=self.turn.session_id,
             turn_id=self.turn.turn_id,
             token=self.token,
@@ -333,7 +332,9 @@ class _Run:
             tainted=any(message.tainted for message in self.conversation.messages),
             sensitive=any(message.sensitive for message in self.conversation.messages),
         )
-        self.runtime.gate.run(calls, scope, self.emit)
+
+    def _execute(self, calls: Sequence[ToolCall]) -> None:
+        self.runtime.gate.run(calls, self._scope(calls), self.emit)
         stop_after = self.runtime.config.loop_guard.stop_after
         if stop_after and self.repeated and max(self.repeated.values()) >= stop_after:
             raise OxydraError(
@@ -443,11 +444,3 @@ def internal_error() -> OxydraError:
         "Something went wrong inside Oxydra; the turn was stopped.",
         remedy="The log has the details: logs/runtime.log in the workspace.",
     )
-
-
-def _unknown_outcome(call: ToolCall) -> Message:
-    text = (
-        f"The outcome of this call is unknown: Oxydra was interrupted while {call.name} ran. It may"
-        " or may not have taken effect; look before you do it again, and tell the person."
-    )
-    return Message("tool", text, tool_call_id=call.id, name=call.name, is_error=True)

@@ -315,7 +315,8 @@ class ToolResult:
 @dataclass(frozen=True, slots=True)
 class ToolContext:
     """What a running call may know and use. `services` holds what was injected by name
-    (`workspace`, `shell`, `memory`, …).
+    (`workspace`, `shell`, `memory`, …). `step` counts the turn's model calls: a model may use the
+    id of a call again in a later step.
     """
 
     session_id: str
@@ -324,6 +325,7 @@ class ToolContext:
     token: CancelToken
     deadline: Deadline
     services: Mapping[str, Any]
+    step: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +351,10 @@ class Tool(Protocol):
 
     `validate` takes what the model sent and returns what `run` takes, or raises `ToolError`; it is
     pure and decides by policy as well. `run` never raises: a failure is a result.
+
+    `recover` says what became of a call that was running when this process's predecessor ended, or
+    None where that is not known. It waits until the call has ended, ends it by the token and the
+    deadline as `run` does, and never starts it.
     """
 
     spec: ToolSpec
@@ -362,6 +368,8 @@ class Tool(Protocol):
     def validate(self, arguments: Json) -> Json: ...
 
     def run(self, arguments: Json, context: ToolContext) -> ToolResult: ...
+
+    def recover(self, arguments: Json, context: ToolContext) -> ToolResult | None: ...
 
 
 # ----------------------------------------------------------------------------------- turns

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -24,6 +24,7 @@ from oxydra.tools import (
     outputs,
     tool,
 )
+from oxydra.tools.base import FunctionTool
 from oxydra.types import (
     CallState,
     Json,
@@ -67,12 +68,16 @@ class MemoryJournal:
         if self.full:
             raise StoreFullError("full")
         for state, message in results:
-            assert state in (CallState.DONE, CallState.FAILED)
+            assert state in (CallState.DONE, CallState.FAILED, CallState.UNKNOWN)
+            assert state is not CallState.UNKNOWN or self._is_running(message.tool_call_id)
             self._move(message.tool_call_id, state)
         for call_id in running:
             self._move(call_id, CallState.RUNNING)
         moves: list[Move] = [(m.tool_call_id, state.value) for state, m in results]
         self.commits.append((moves, list(running)))
+
+    def _is_running(self, call_id: str) -> bool:
+        return (call_id, CallState.RUNNING) in self.rows
 
     def _move(self, call_id: str, state: CallState) -> None:
         """The oldest open call with this id."""
@@ -167,7 +172,8 @@ class Desk:
     def emit(self, frame: str, payload: Json) -> None:
         if frame == "tool_event" and payload["call"]["state"] != "started":
             shown = payload["call"]["id"]
-            done = {(shown, CallState.DONE), (shown, CallState.FAILED)} & set(self.journal.rows)
+            ended = (CallState.DONE, CallState.FAILED, CallState.UNKNOWN)
+            done = {(shown, state) for state in ended} & set(self.journal.rows)
             assert done, "shown before it was stored"
         self.frames.append((frame, payload))
 
@@ -332,10 +338,16 @@ def test_a_tool_that_breaks_its_contract_ends_its_call_only(desk: Desk) -> None:
         def run(self, arguments: Json, context: ToolContext) -> ToolResult:
             raise RuntimeError("/host/path")
 
+        def recover(self, arguments: Json, context: ToolContext) -> ToolResult | None:
+            raise RuntimeError("/host/path")
+
     gate = Gate(ToolRegistry([], extra=[Rude()]), {})
     desk.journal.intend([call("a", "act")])
     (outcome,) = gate.run([call("a", "act")], desk.scope(), desk.emit)
     assert outcome.state is CallState.FAILED and "/host" not in outcome.message.content
+    desk.journal.rows = [("b", CallState.RUNNING)]
+    gate.recover([call("b", "act")], desk.scope(), desk.emit)
+    assert desk.journal.rows == [("b", CallState.UNKNOWN)]
 
 
 def test_nothing_starts_when_the_journal_cannot_be_written(desk: Desk) -> None:
@@ -489,3 +501,83 @@ def test_the_summary_of_arguments_is_one_short_line(desk: Desk) -> None:
     desk.one("act", what="line\nline\t" + "x" * 1000)
     summary = desk.frames[1][1]["call"]["summary"]
     assert summary.startswith("what=line line xxx") and len(summary) == 120
+
+
+# --------------------------------------------------------------------------- after a crash
+
+
+class Probed(FunctionTool):
+    """A tool that knows what became of its calls: what `knows` says of a call's `what`."""
+
+    def __init__(self, knows: dict[str, Any]) -> None:
+        def act(what: str) -> str:
+            """Do something that can be asked after."""
+            raise AssertionError(f"{what} was started")
+
+        options: dict[str, Any] = {"tier": SafetyTier.SIDE_EFFECTING, "repeatable": False}
+        super().__init__(act, timeout=5, **options)
+        self.knows = knows
+
+    def recover(self, arguments: Json, context: ToolContext) -> ToolResult | None:
+        found = self.knows.get(arguments["what"])
+        return cast(ToolResult | None, found(context) if callable(found) else found)
+
+
+def recovered(desk: Desk, knows: dict[str, Any], *calls: ToolCall, **limits: int) -> Gate:
+    gate = Gate(
+        ToolRegistry([], extra=[Probed(knows)]),
+        {"workspace": desk.workspace},
+        GateLimits(**limits),
+    )
+    desk.journal.rows = [(one.id, CallState.RUNNING) for one in calls]
+    gate.recover(calls, desk.scope(), desk.emit)
+    return gate
+
+
+def test_a_tool_says_what_became_of_a_call(desk: Desk) -> None:
+    knows = {"well": ToolResult("it went well"), "badly": ToolResult("no", is_error=True)}
+    asked = [call(what, "act", what=what) for what in ("well", "badly", "nobody-knows")]
+    recovered(desk, knows, *asked, call("wrong", "act", nothing=1), call("gone", "no_such_tool"))
+    assert [state for _id, state in desk.journal.rows] == [
+        *(CallState.DONE, CallState.FAILED),
+        *(CallState.UNKNOWN, CallState.UNKNOWN, CallState.UNKNOWN),
+    ]
+    shown = [payload["call"] for frame, payload in desk.frames if frame == "tool_event"]
+    assert [row["state"] for row in shown[:6]] == [
+        *("started", "finished", "started", "failed", "started", "failed")
+    ]
+    assert shown[5]["summary"] == "its outcome is unknown"
+
+
+def test_a_recovered_result_is_scrubbed_and_capped(desk: Desk) -> None:
+    stored: list[Message] = []
+    finished = desk.journal.calls_finished
+
+    def keep(results: Sequence[tuple[CallState, Message]], running: Sequence[str] = ()) -> None:
+        stored.extend(message for _state, message in results)
+        finished(results, running)
+
+    desk.journal.calls_finished = keep  # type: ignore[method-assign]
+    secret = "password=" + "hunter2hunter2"
+    said = ToolResult(f"{secret}\n" + "x" * 5000)
+    recovered(desk, {"it": said}, call("a", "act", what="it"), output_bytes=300)
+    (message,) = stored
+    assert "hunter2" not in message.content and "/tmp/outputs/turn1-a.txt" in message.content
+    saved = (desk.folder / "tmp" / "outputs" / "turn1-a.txt").read_text()
+    assert "hunter2" not in saved and len(saved) > 5000
+
+
+def test_cancelled_while_a_call_is_asked_after(desk: Desk) -> None:
+    def wait(context: ToolContext) -> ToolResult:
+        context.token.cancel("by hand")
+        context.token.check()
+        raise AssertionError("unreachable")
+
+    recovered(desk, {"it": wait}, call("a", "act", what="it"))
+    assert desk.journal.rows == [("a", CallState.FAILED)]
+
+
+def test_a_shutdown_leaves_what_was_not_asked_after(desk: Desk) -> None:
+    desk.token.cancel(SHUTDOWN)
+    recovered(desk, {"it": ToolResult("done")}, call("a", "act", what="it"))
+    assert desk.journal.rows == [("a", CallState.RUNNING)] and desk.frames == []

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -252,13 +253,25 @@ def test_a_request_runs_once(any_box):
     assert any_box.text("cat once") == "x\n"
 
 
+def until(name):
+    """A command that waits for a file."""
+    return f"while [ ! -e {name} ]; do sleep 0.01; done"
+
+
+def test_sessions_that_a_crash_left_behind_make_room(any_box):
+    for number in range(24):  # more than the daemon keeps, twelve for each client
+        if number % SESSIONS == 0:
+            any_box.client.connect(any_box.stream())
+        assert any_box.text("echo here", conversation=str(number)) == "here\n"
+
+
 def test_what_became_of_a_command_after_a_crash(any_box):
     """The agent guest dies while a command runs; the next one asks for it."""
     token, lost = CancelToken(), []
 
     def body(_service):
         try:
-            any_box.run("while [ ! -e go ]; do sleep 0.01; done; echo done", request_id="t/1")
+            any_box.run(f"X=5; {until('go')}; echo done", request_id="t/1")
         except ToolError as error:
             lost.append(str(error))
 
@@ -268,11 +281,13 @@ def test_what_became_of_a_command_after_a_crash(any_box):
     other = ShellClient()
     other.connect(any_box.stream())
     try:
-        assert other.recover("t/nothing", token, Deadline.after(5)) is None
+        assert other.recover("x", "t/nothing", token, Deadline.after(5)) is None
         any_box.run("touch go", conversation="other")
-        ran = other.recover("t/1", token, Deadline.after(10))
+        ran = other.recover("c", "t/1", token, Deadline.after(10))
         assert ran is not None and ran.output == b"done\n" and ran.exit_code == 0
-        assert other.recover("t/1", token, Deadline.after(10)) == ran
+        assert other.recover("c", "t/1", token, Deadline.after(10)) == ran
+        ran = other.run("c", "t/3", "echo $X", 20, token)  # in the same shell
+        assert (ran.output, ran.fresh) == (b"5\n", False)
     finally:
         other.close()
         assert waiter.stop(10)
@@ -293,7 +308,7 @@ def test_a_command_nobody_waits_for_is_killed(any_box):
     eventually(lambda: processes_with(f"sleep {mark}"))
     client.close()
     assert waiter.stop(10)
-    ran = any_box.client.recover("t/2", CancelToken(), Deadline.after(0))
+    ran = any_box.client.recover("x", "t/2", CancelToken(), Deadline.after(0))
     assert ran is not None and ran.killed
     eventually(lambda: not processes_with(f"sleep {mark}"))
 
@@ -449,8 +464,9 @@ def test_the_tool(any_box):
     done = tool.run(tool.validate({"command": "echo hi && false"}), context_of(any_box))
     assert done.content == "hi\n[exit code 1]" and not done.is_error
     assert "not known" not in done.summary
-    again = tool.run({"command": "echo no", "timeout_secs": None}, context_of(any_box))
-    assert again.content == done.content  # the same call runs once
+    once = {"command": "echo x >> once; cat once", "timeout_secs": None}
+    for _ in range(2):  # the same call runs once
+        assert tool.run(once, context_of(any_box)).content == "x\n[exit code 0]"
 
 
 def test_the_tool_by_level_and_configuration():
@@ -478,7 +494,14 @@ def test_results_say_what_there_is_to_say():
     for words in ("new shell", "7 bytes", "not all", "killed", "ended with it", "code none"):
         assert words in text
     assert "\0" not in text
-    assert request_id("t", "c") == "t/c"
+
+
+def test_a_call_and_its_command_have_one_name():
+    context = context_of(None)
+    name = request_id(context, "ls")
+    assert name.startswith("t/1/c/") and name == request_id(context_of(None), "ls")
+    others = [request_id(context, "ls -l"), request_id(replace(context, step=2), "ls")]
+    assert len({name, *others}) == 3
 
 
 # --------------------------------------------------------------------------------------- the runner

@@ -7,8 +7,9 @@ is left behind.
 
 What a commit costs decides when the journal is written. A call whose tool is not repeatable is
 marked running, durably, before it starts, so that it starts at most once; the mark shares a
-transaction with the results before it. A repeatable call needs no mark: after a crash it simply
-runs again. The results of calls that ran side by side share a transaction too.
+transaction with the results before it. Whoever comes after a crash asks its tool what became of it
+(`Gate.recover`). A repeatable call needs no mark: after a crash it simply runs again. The results
+of calls that ran side by side share a transaction too.
 
 What needs an approval is asked about before any call of the step starts, so that nothing waits for
 a person with its result unwritten. Results are scrubbed before they are cut: no half of a secret is
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
-from oxydra.errors import OxydraError, ToolError
+from oxydra.errors import Cancelled, OxydraError, ToolError
 from oxydra.policy import VirtualPath
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, parallel
@@ -60,8 +61,9 @@ class Journal(Protocol):
     """The calls of one turn in the database, where they are already stored as intended.
 
     Each method is one transaction, committed when it returns. Results are stored with their events,
-    in the order given: `running -> done | failed`, or from `intended` for calls that were refused
-    or are repeatable. Then `running`, the ids of calls that start next: `intended -> running`.
+    in the order given: `running -> done | failed | unknown`, or `intended -> done | failed` for
+    calls that were refused or are repeatable. Then `running`, the ids of calls that start next:
+    `intended -> running`.
     """
 
     def calls_running(self, running: Sequence[str]) -> None: ...
@@ -122,7 +124,7 @@ def allow_all(wanted: Sequence[Wanted], _scope: TurnScope, _emit: Emit) -> Seque
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a call: done or failed, as journaled; `message` is what the model reads."""
+    """What became of a call, as journaled; `message` is what the model reads."""
 
     call: ToolCall
     state: CallState
@@ -204,6 +206,27 @@ class Gate:
                 outcomes.append(outcome)
         return outcomes
 
+    def recover(self, calls: Sequence[ToolCall], scope: TurnScope, emit: Emit) -> None:
+        """Journal what became of calls that were running when this process's predecessor ended, in
+        their order: as their tools say, or that it is unknown.
+
+        Nothing is started. A cancelled token or a passed deadline ends what still runs; where the
+        reason is `SHUTDOWN` the rest is left for the next start. Raises only what the journal
+        raises.
+        """
+        for planned in map(self._prepare, calls):
+            if _shutdown(scope):
+                return
+            emit("tool_event", _event(planned.call, "started", self._announced(planned), 0))
+            wanted = planned.wanted
+            found, elapsed = (None, 0) if wanted is None else self._recovered(wanted, scope)
+            result = found or _unknown(planned.call)
+            outcome = self._outcome(planned, result, elapsed, scope)
+            if found is None:
+                outcome = replace(outcome, state=CallState.UNKNOWN)
+            scope.journal.calls_finished([(outcome.state, outcome.message)])
+            emit("tool_event", _ended_event(outcome, result))
+
     # ------------------------------------------------------------------------------- before
 
     def _prepare(self, call: ToolCall) -> _Planned:
@@ -261,8 +284,7 @@ class Gate:
         if started:
             emit("turn_progress", _progress(started, scope))
         for planned in started:
-            summary = _short(self._scrubber.shown(planned.summary))
-            emit("tool_event", _event(planned.call, "started", summary, 0))
+            emit("tool_event", _event(planned.call, "started", self._announced(planned), 0))
         # log fields are context variables, and a thread starts without them
         jobs: list[Callable[[], tuple[ToolResult, int]]] = [
             partial(copy_context().run, self._call, planned.wanted, scope)
@@ -272,29 +294,52 @@ class Gate:
         ran = iter(parallel("tool", jobs) if jobs else [])
         return [next(ran) if planned.refusal is None else (planned.refusal, 0) for planned in group]
 
+    def _announced(self, planned: _Planned) -> str:
+        return _short(self._scrubber.shown(planned.summary))
+
     def _call(self, wanted: Wanted, scope: TurnScope) -> tuple[ToolResult, int]:
         """Run one call; returns its result and the milliseconds it took."""
         call, tool = wanted.call, wanted.tool
-        began = time.monotonic()
-        deadline = Deadline(min(scope.deadline.at, began + tool.timeout))
-        context = ToolContext(
-            session_id=scope.session_id,
-            turn_id=scope.turn_id,
-            call_id=call.id,
-            token=scope.token,
-            deadline=deadline,
-            services=self._services,
-        )
+        context = self._context(wanted, scope)
         _mark_written(wanted, scope)
+        began = time.monotonic()
         try:
             result = tool.run(wanted.arguments, context)
         except Exception as error:  # a tool that breaks its contract ends its call, not the turn
             result = failure(call.name, error)
         ended = time.monotonic()
         log.info("tool %s took %d ms", call.name, (ended - began) * 1000)
-        if ended > deadline.at + OVERRUN:
-            log.warning("tool %s ran %.1f s past its deadline", call.name, ended - deadline.at)
+        overrun = ended - context.deadline.at
+        if overrun > OVERRUN:
+            log.warning("tool %s ran %.1f s past its deadline", call.name, overrun)
         return self._scrubbed(result), int((ended - began) * 1000)
+
+    def _recovered(self, wanted: Wanted, scope: TurnScope) -> tuple[ToolResult | None, int]:
+        """What a tool says of a call that was running, None if it does not know; and the
+        milliseconds until it did.
+        """
+        began = time.monotonic()
+        found: ToolResult | None = None
+        try:
+            found = wanted.tool.recover(wanted.arguments, self._context(wanted, scope))
+        except Cancelled as error:
+            found = failure(wanted.call.name, error)
+        except Exception as error:
+            log.warning("%s could not be asked after its call: %s", wanted.call.name, error)
+        elapsed_ms = int((time.monotonic() - began) * 1000)
+        return None if found is None else self._scrubbed(found), elapsed_ms
+
+    def _context(self, wanted: Wanted, scope: TurnScope) -> ToolContext:
+        """What a call may use from now on."""
+        return ToolContext(
+            session_id=scope.session_id,
+            turn_id=scope.turn_id,
+            call_id=wanted.call.id,
+            token=scope.token,
+            deadline=Deadline(min(scope.deadline.at, time.monotonic() + wanted.tool.timeout)),
+            services=self._services,
+            step=scope.step,
+        )
 
     def _scrubbed(self, result: ToolResult) -> ToolResult:
         """Without secrets. What a file holds stays as it is, but for those that we were given: the
@@ -386,6 +431,16 @@ def _beginning(value: object) -> str:
     return str(value)[: 8 * SUMMARY_CHARS]
 
 
+def _unknown(call: ToolCall) -> ToolResult:
+    """The result of a call of which nobody knows what became of it."""
+    return ToolResult(
+        f"The outcome of this call is unknown: Oxydra was interrupted while {call.name} ran. It may"
+        " or may not have taken effect; look before you do it again, and tell the person.",
+        is_error=True,
+        summary="its outcome is unknown",
+    )
+
+
 def _stopped(scope: TurnScope) -> str:
     """Why nothing may be started any more; empty if it may."""
     if scope.token.cancelled:
@@ -450,7 +505,7 @@ def _event(call: ToolCall, state: str, summary: str, elapsed_ms: int) -> Json:
 
 
 def _ended_event(outcome: Outcome, result: ToolResult) -> Json:
-    state = "failed" if outcome.state is CallState.FAILED else "finished"
+    state = "finished" if outcome.state is CallState.DONE else "failed"
     return _event(outcome.call, state, _short(result.summary), outcome.elapsed_ms)
 
 

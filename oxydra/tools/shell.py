@@ -8,6 +8,7 @@ reach is decided by the sandbox alone (docs/sandbox.md).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Annotated
 
 from oxydra.config.schema import ShellConfig
@@ -34,13 +35,11 @@ def shell_exec(
     timeout_secs: Annotated[float | None, Bounds(0.1)] = None,
 ) -> ToolResult:
     """Run a command in bash and return what it prints, with its exit code."""
-    shell = context.services.get("shell")
-    if not isinstance(shell, ShellClient):
-        raise ToolError("There is no shell here.", code="shell_unavailable")
+    shell = _shell(context)
     seconds = max(0.1, context.deadline.remaining() - SLACK_SECONDS)
     ran = shell.run(
         conversation=context.session_id,
-        request_id=request_id(context.turn_id, context.call_id),
+        request_id=request_id(context, command),
         command=command,
         seconds=min(seconds, timeout_secs or seconds),
         token=context.token,
@@ -78,10 +77,28 @@ class ShellTool(FunctionTool):
         self._rules.check(checked["command"])
         return checked
 
+    def recover(self, arguments: Json, context: ToolContext) -> ToolResult | None:
+        """What the shell guest, which outlives us, says of the command."""
+        command = arguments["command"]
+        ran = _shell(context).recover(
+            context.session_id, request_id(context, command), context.token, context.deadline
+        )
+        return None if ran is None else result(command, ran)
 
-def request_id(turn_id: str, call_id: str) -> str:
-    """The name under which a call's command runs once, and can be asked for after a crash."""
-    return f"{turn_id}/{call_id}"
+
+def _shell(context: ToolContext) -> ShellClient:
+    shell = context.services.get("shell")
+    if not isinstance(shell, ShellClient):
+        raise ToolError("There is no shell here.", code="shell_unavailable")
+    return shell
+
+
+def request_id(context: ToolContext, command: str) -> str:
+    """The name under which a call's command runs once, and can be asked for after a crash. A model
+    may use a call's id for another command.
+    """
+    digest = hashlib.sha256(command.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{context.turn_id}/{context.step}/{context.call_id}/{digest}"
 
 
 def result(command: str, ran: Ran) -> ToolResult:

@@ -24,7 +24,7 @@ from typing import TypeAlias
 
 from oxydra.errors import FrameError, ToolError
 from oxydra.frames import Unpacker, pack
-from oxydra.threads import CancelToken, Deadline, Service
+from oxydra.threads import SHUTDOWN, CancelToken, Deadline, Service
 from oxydra.types import Json
 
 log = logging.getLogger(__name__)
@@ -131,12 +131,11 @@ class _Connection:
 
 @dataclass(slots=True)
 class _Session:
-    """A bash of the daemon's. `names` turns its names of the folders into a model's; `fresh`: it
-    stands in the place of another, which nobody was told yet.
+    """A bash of the daemon's. `fresh`: it stands in the place of another, which nobody was told
+    yet.
     """
 
     name: str
-    names: list[tuple[re.Pattern[bytes], bytes]]
     fresh: bool
     busy: bool = False
 
@@ -216,19 +215,29 @@ class ShellClient:
                 remedy="Look before you run it again.",
             ) from None
 
-    def recover(self, request_id: str, token: CancelToken, deadline: Deadline) -> Ran | None:
+    def recover(
+        self, conversation: str, request_id: str, token: CancelToken, deadline: Deadline
+    ) -> Ran | None:
         """What became of a command that was begun before this process was: it is waited for, and
-        killed when the deadline has passed. None if nobody knows. Raises `Cancelled` once it is
-        killed because of the token.
+        killed when the deadline has passed. The conversation keeps its shell. None if nobody knows.
+        Raises `Cancelled` once it is killed because of the token, also if that was cancelled
+        before.
         """
         try:
-            connection = self._connected(token)
+            connection = self._connected(token, to_end=True)
             number = self._number()
             with connection.answers(request_id, number) as box:
                 connection.send("await_command", {"request_id": number, "target": request_id})
-                return _ran(self._outcome(connection, request_id, box, deadline, token), None)
-        except (_Refused, _Lost, ToolError):
+                payload = self._outcome(connection, request_id, box, deadline, token)
+        except (_Refused, _Lost, ToolError) as error:
+            log.info("what became of command %s is not known: %r", request_id, error)
             return None
+        if not payload.get("session_ended"):
+            self._cwd[conversation] = str(payload.get("cwd") or "")
+            with self._lock:
+                session = _Session(str(payload["session_id"]), fresh=False)
+                connection.sessions.setdefault(conversation, session)
+        return _ran(payload)
 
     def _exec(self, connection: _Connection, session: _Session, job: _Job) -> Ran:
         request = {
@@ -255,7 +264,7 @@ class ShellClient:
         else:
             self._cwd[job.conversation] = str(payload.get("cwd") or "")
         job.token.check()
-        return _ran(payload, session, fresh)
+        return _ran(payload, fresh)
 
     def _outcome(
         self,
@@ -288,9 +297,16 @@ class ShellClient:
 
     # ----------------------------------------------------------------------------------- sessions
 
-    def _connected(self, token: CancelToken) -> _Connection:
+    def _connected(self, token: CancelToken, *, to_end: bool = False) -> _Connection:
+        """The stream, awaited while a shell guest is being started again; after a cancel too where
+        what it is for is `to_end` something, unless we end ourselves.
+        """
+
+        def given_up() -> bool:
+            return token.cancelled and not (to_end and token.reason != SHUTDOWN)
+
         def ready() -> bool:
-            return token.cancelled or self.alive
+            return given_up() or self.alive
 
         def wake() -> None:
             with self._changed:
@@ -299,7 +315,8 @@ class ShellClient:
         with token.on_cancel(wake), self._changed:
             self._changed.wait_for(ready, CONNECT_SECONDS)
             connection = self._connection
-        token.check()
+        if given_up():
+            token.check()
         if connection is None or connection.lost:
             raise ToolError(
                 "There is no shell at the moment; it is being started again.",
@@ -322,7 +339,7 @@ class ShellClient:
             self._ask(connection, "kill_session", {"session_id": dropped.name}, token)
         cwd = self._cwd.get(conversation)
         payload = self._ask(connection, "spawn_session", {"cwd": cwd}, token)
-        session = _Session(str(payload["session_id"]), _names(payload), fresh=cwd is not None)
+        session = _Session(str(payload["session_id"]), fresh=cwd is not None)
         with self._lock:
             connection.sessions[conversation] = session
         return session
@@ -374,9 +391,9 @@ def _names(payload: Json) -> list[tuple[re.Pattern[bytes], bytes]]:
     return found
 
 
-def _ran(payload: Json, session: _Session | None, fresh: bool = False) -> Ran:
+def _ran(payload: Json, fresh: bool = False) -> Ran:
     output, cwd = _data(payload, "output"), str(payload.get("cwd", "")).encode()
-    for pattern, name in session.names if session is not None else ():
+    for pattern, name in _names(payload):
         output, cwd = pattern.sub(name, output), pattern.sub(name, cwd)
     exit_code = payload.get("exit_code")
     return Ran(
