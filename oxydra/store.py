@@ -642,7 +642,8 @@ def _move_call(db: apsw.Connection, turn_id: str, call_id: str, state: CallState
     db.execute(
         "UPDATE tool_calls SET state = ?, updated_at = ? WHERE turn_id = ? AND call_id = ?"
         f" AND state IN ({_marks(sources)}) AND (sequence, position) = ("
-        " SELECT sequence, position FROM tool_calls WHERE turn_id = ? AND call_id = ?"
+        " SELECT sequence, position FROM tool_calls INDEXED BY tool_calls_open"
+        " WHERE turn_id = ? AND call_id = ?"
         " AND state IN ('intended', 'running') ORDER BY sequence, position LIMIT 1)",
         (state, _now(), turn_id, call_id, *sources, turn_id, call_id),
     )

@@ -18,6 +18,7 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
     "request": lambda daemon, server, runs: measures.first_request(daemon, server),
     "turns": measures.turns,
     "chain": measures.chain,
+    "tools": measures.tools,
     "deltas": lambda daemon, server, runs: measures.deltas(daemon, runs),
     "wire": lambda daemon, server, runs: measures.wire(server, runs),
     "crowd": lambda daemon, server, runs: measures.crowd(daemon, runs),

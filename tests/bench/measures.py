@@ -32,6 +32,8 @@ PROMPTS = {
     "turn": "Say one word. [[load n=1 tag=TAG]]",
     "chain": f'Look {CHAIN} times. [[load chain={CHAIN} tool=file_list args={{"path":"/shared"}} '
     "tag=TAG]]",
+    "shell": f'Run it {CHAIN} times. [[load chain={CHAIN} tool=shell_exec '
+    'args={"command":"COMMAND"}]]',
     "burst": f"Say much. [[load n={BURST}]]",
     "paced": f"Say much, slowly. [[load n={PACED} delay_ms=2]]",
     "crowd": "Talk. [[load n=200 delay_ms=20 stamp=1]]",
@@ -139,6 +141,21 @@ def round_trips(log: list[dict[str, Any]]) -> list[float]:
     return [(after["in_ns"] - before["out_ns"]) / 1e6 for before, after in itertools.pairwise(log)]
 
 
+def tools(daemon: Daemon, server: LoadServer, runs: int) -> Figures:
+    """The gate and the shell by themselves, by `tests/bench/tools.py`; then turns of many commands,
+    from the last byte of an answer to the first of the next request.
+    """
+    figures = alone("tests.bench.tools", str(runs))
+    for name, command in {"builtin": "pwd", "ls": "ls"}.items():
+        trips = []
+        for _ in range(runs):
+            server.reset()
+            with_client(daemon, PROMPTS["shell"].replace("COMMAND", command))
+            trips.append(proc.median(round_trips(server.log())))
+        figures[f"shell_{name}_trip_ms"] = proc.median(trips)
+    return figures
+
+
 def deltas(daemon: Daemon, runs: int) -> Figures:
     """One long answer in a new session, once as fast as it goes and once at the pace of a model."""
     figures = {}
@@ -215,8 +232,13 @@ def imported(statement: str) -> tuple[float, float]:
 
 def wire(server: LoadServer, runs: int) -> Figures:
     """A provider without a daemon, by `tests/bench/wire.py`."""
+    return alone("tests.bench.wire", server.base_url, str(runs))
+
+
+def alone(module: str, *words: str) -> Figures:
+    """The figures that a module measures in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.wire", server.base_url, str(runs)],
+        [sys.executable, "-m", module, *words],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tests.bench.measures import BURST, CHAIN, PACED, PEOPLE, REST_SECONDS, TURNS
+from tests.bench.tools import CALLS, COMMANDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,23 @@ GROUPS = (
             Row("trip_cpu_ms", "guest CPU a round trip", "ms", 4, 2),
             Row("trip_first_ms", "wall, first 5 calls", "ms", None, 2),
             Row("trip_last_ms", "wall, last 5 calls", "ms", None, 2),
+        ),
+    ),
+    Group(
+        "Tools",
+        "the gate and the shell guest in a process of their own, on disk. The gate: the thread's "
+        f"CPU for the intent and for the gate's whole way of a call that does nothing and says 20 "
+        f"lines, medians of turns of {CALLS} calls; look-up, validation, rules, three keys to "
+        f"scrub, and two commits (three where a call must start at most once). The shell: "
+        f"{COMMANDS} commands one after another, from the request to its result, at the best "
+        f"level there is. In a turn: as the loop, {CHAIN} calls of shell_exec",
+        (
+            Row("gate_read_cpu_ms", "the gate, CPU of a read-only call", "ms", 1, 2),
+            Row("gate_act_cpu_ms", "the gate, CPU of one with side effects", "ms", 1, 2),
+            Row("shell_builtin_ms", "shell, a builtin", "ms", 10, 2),
+            Row("shell_ls_ms", "shell, ls", "ms", 10, 2),
+            Row("shell_builtin_trip_ms", "in a turn, a builtin", "ms", 10, 2),
+            Row("shell_ls_trip_ms", "in a turn, ls", "ms", 10, 2),
         ),
     ),
     Group(
