@@ -32,7 +32,7 @@ PROMPTS = {
     "turn": "Say one word. [[load n=1 tag=TAG]]",
     "chain": f'Look {CHAIN} times. [[load chain={CHAIN} tool=file_list args={{"path":"/shared"}} '
     "tag=TAG]]",
-    "shell": f'Run it {CHAIN} times. [[load chain={CHAIN} tool=shell_exec '
+    "shell": f"Run it {CHAIN} times. [[load chain={CHAIN} tool=shell_exec "
     'args={"command":"COMMAND"}]]',
     "burst": f"Say much. [[load n={BURST}]]",
     "paced": f"Say much, slowly. [[load n={PACED} delay_ms=2]]",
