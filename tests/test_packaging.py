@@ -234,7 +234,13 @@ def test_wheel_and_sdist_build_and_the_wheel_works_in_an_empty_environment(
     assert not any(name.startswith(("tests", "docs", "bin", "guest/")) for name in held)
     with tarfile.open(sdist) as archive:
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"setup.cfg", "LICENSE", "README.md", "guest/oxydra-vm", "oxydra/cli.py"} <= in_sdist
+    assert {
+        "setup.cfg",
+        "LICENSE",
+        "README.md",
+        "guest/oxydra-vm",
+        "oxydra/cli/main.py",
+    } <= in_sdist
 
     place = tmp_path / "venv"
     venv.create(place, with_pip=True)

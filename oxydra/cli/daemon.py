@@ -1,0 +1,304 @@
+"""The daemons: `start`, `stop`, `restart` and `status`, for one user or `--all`.
+
+With `--all` each user is served for itself: what fails for one is said and does not keep the others
+from their turn, and the exit code is the worst of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from oxydra.cli.target import each_user, load, workspace_of
+from oxydra.errors import EXIT_FAILED, NoDaemonError, OxydraError
+from oxydra.scrub import printable
+
+if TYPE_CHECKING:  # imported when a command needs them
+    from oxydra.runner.daemon import RunnerSettings
+    from oxydra.runner.workspace import Workspace
+
+Json = dict[str, Any]
+
+Run = Callable[[argparse.Namespace], int]
+
+EXIT_INTERRUPTED = 130
+STOP_SECONDS = 20.0  # how long `stop` waits for a daemon to be gone
+
+
+def start(options: argparse.Namespace) -> int:
+    if options.all:
+        return _for_all(options, lambda one: _start_detached(_runner_settings(one), one.user), True)
+    settings = _runner_settings(options)
+    if options.detach:
+        return _start_detached(settings)
+    from oxydra import log
+    from oxydra.runner.daemon import Runner, handle_signals
+    from oxydra.scrub.exact import ExactScrubber
+    from oxydra.threads import install_hooks
+
+    log.setup("oxydra-runner", sys.stderr, scrub=ExactScrubber(settings.secrets()).text)
+    install_hooks()
+    daemon = Runner(settings)
+    with handle_signals(daemon):
+        daemon.run(on_ready=lambda endpoint: print(f"Oxydra is ready at {endpoint}", flush=True))
+    return 0
+
+
+def _for_all(options: argparse.Namespace, run: Run, apart: bool = False) -> int:
+    """`run` for each user, whatever becomes of the others; returns the worst exit code.
+
+    `apart`: in a process of its own, so that no user's keys are in the memory of another's daemon.
+    """
+    worst = 0
+    for one in each_user(options):
+        sys.stdout.flush()
+        if not apart:
+            code = _attempt(one, run)
+        elif (child := os.fork()) == 0:
+            code = EXIT_FAILED
+            try:
+                code = _attempt(one, run)
+            except KeyboardInterrupt:
+                code = EXIT_INTERRUPTED
+            finally:
+                os._exit(code)
+        else:
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            code = status if status >= 0 else EXIT_FAILED
+        worst = max(worst, code)
+    return worst
+
+
+def _attempt(one: argparse.Namespace, run: Run) -> int:
+    code = EXIT_FAILED
+    try:
+        code = run(one)
+        sys.stdout.flush()
+    except OxydraError as error:
+        print(f"oxydra: {one.user}: {printable(str(error))}", file=sys.stderr)
+        code = error.exit_code
+    except OSError as error:
+        print(f"oxydra: {one.user}: {printable(str(error))}.", file=sys.stderr)
+    return code
+
+
+def _start_detached(settings: RunnerSettings, user: str = "") -> int:
+    """Start the daemon in a session of its own; return when it is ready, or say why it is not.
+
+    `user` is named in what is printed, if it is given.
+    """
+    settings.workspace.prepare()
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.close(reader)
+        _daemon_process(settings, writer)
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as pipe:
+        report = json.loads(pipe.read() or "{}")
+    if "ready" in report:
+        print(
+            f"{user}: ready at {report['ready']}"
+            if user
+            else f"Oxydra is ready at {report['ready']}"
+        )
+        return 0
+    error = OxydraError(
+        report.get("error", "The daemon ended while it started."),
+        remedy=report.get("remedy", f"Its log is {settings.workspace.logs / 'runner.log'}."),
+    )
+    error.exit_code = report.get("exit_code", error.exit_code)
+    raise error
+
+
+def _daemon_process(settings: RunnerSettings, report: int) -> NoReturn:
+    """The background process, from fork to its end; `report` is told how the start went."""
+    from oxydra import log
+    from oxydra.runner.daemon import Runner, handle_signals
+    from oxydra.scrub.exact import ExactScrubber
+    from oxydra.threads import install_hooks
+
+    told = False
+
+    def tell(**what: object) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            os.write(report, json.dumps(what).encode())
+            os.close(report)
+
+    code = EXIT_FAILED
+    try:
+        os.setsid()
+        output = settings.workspace.open_log("runner.log")
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (output, 1), (output, 2)):
+            os.dup2(source, target)
+        os.close(output)
+        os.close(null)
+        log.setup("oxydra-runner", sys.stderr, scrub=ExactScrubber(settings.secrets()).text)
+        install_hooks()
+        daemon = Runner(settings)
+        with handle_signals(daemon):
+            daemon.run(on_ready=lambda endpoint: tell(ready=endpoint))
+        code = 0
+    except OxydraError as error:
+        tell(error=error.message, remedy=error.remedy, exit_code=error.exit_code)
+        code = error.exit_code
+    except OSError as error:
+        tell(error=f"The daemon could not start: {error}.")
+    except BaseException:
+        logging.getLogger(__name__).critical("the daemon failed", exc_info=True)
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def status(options: argparse.Namespace) -> int:
+    rows: list[Json] = []
+    if options.all:
+        code = _for_all(options, lambda one: _status(one, rows))
+        if options.json:
+            print(json.dumps(rows, indent=2))
+        return code
+    code = _status(options, rows)
+    if options.json:
+        print(json.dumps(rows[0], indent=2))
+    return code
+
+
+def _status(options: argparse.Namespace, rows: list[Json]) -> int:
+    """Print how one daemon is, or with `--json` add it to `rows`."""
+    from oxydra.runner.control import call
+
+    workspace = workspace_of(load(options))
+    try:
+        found = call(workspace.control_socket, "health_check", {})
+    except NoDaemonError as error:
+        if options.json:
+            rows.append({"user_id": workspace.user, "running": False})
+            return error.exit_code
+        raise
+    if options.json:
+        rows.append({"running": True, **found})
+    else:
+        print("\n".join(_status_lines(found)))
+    return 0 if found.get("healthy") else EXIT_FAILED
+
+
+def _status_lines(status: Json) -> list[str]:
+    startup = status.get("startup_status", {})
+    model = status.get("model", {})
+    health = "healthy" if status.get("healthy") else f"not healthy: {status.get('message', '')}"
+    lines = [
+        f"{status['user_id']}: {health}",
+        f"  gateway   {status['gateway_endpoint']}",
+        f"  model     {model.get('model', '?')} ({model.get('provider', '?')})",
+        f"  tier      {startup.get('sandbox_tier', '?')}, sandbox {startup.get('sandbox_level')}",
+        f"  processes runner {status['runner_pid']}, agent {status['guest_pid']},"
+        f" up {status['uptime_secs']:.0f} s, {status['guest_restarts']} restarts of the agent",
+    ]
+    if "last_guest_end" in status:
+        lines.append(f"  the agent last ended: {status['last_guest_end']}")
+    if "running_turns" in status:
+        turns = f"{status['running_turns']} running, {status['queued_turns']} waiting"
+        lines.append(f"  turns     {turns}")
+    if usage := status.get("usage"):
+        lines.append(f"  usage     {_usage_line(usage)}")
+    lines += [f"  ! {row['detail']}" for row in startup.get("degraded_reasons", [])]
+    return [printable(line) for line in lines]
+
+
+def _usage_line(usage: Json) -> str:
+    """Tokens since the start, how many of them came from a prompt cache, and their cost."""
+    prompt = usage["prompt_tokens"]
+    line = f"{prompt} tokens in, {usage['completion_tokens']} out"
+    if prompt:
+        line += f", {usage.get('cached_tokens', 0) / prompt:.0%} of the input from cache"
+    return line + (f", ${usage['cost_usd']:.4f}" if "cost_usd" in usage else "")
+
+
+def stop(options: argparse.Namespace) -> int:
+    return _for_all(options, _stop) if options.all else _stop(options)
+
+
+def _stop(options: argparse.Namespace) -> int:
+    workspace = workspace_of(load(options))
+    _stop_daemon(workspace)
+    print(f"Oxydra was stopped for {workspace.user}.")
+    return 0
+
+
+def _stop_daemon(workspace: Workspace) -> None:
+    """Raises `NoDaemonError` if there is none; returns when it is gone."""
+    from oxydra.runner.control import call
+
+    call(workspace.control_socket, "shutdown_user", {"user_id": workspace.user})
+    with workspace.lock(wait=STOP_SECONDS):
+        pass
+
+
+def restart(options: argparse.Namespace) -> int:
+    if options.all:
+        return _for_all(options, lambda one: _restart(one, one.user), True)
+    return _restart(options)
+
+
+def _restart(options: argparse.Namespace, user: str = "") -> int:
+    settings = _runner_settings(options)  # a broken configuration must not stop what runs
+    try:
+        _stop_daemon(settings.workspace)
+    except NoDaemonError:
+        print(f"No daemon was running for {settings.workspace.user}.", file=sys.stderr)
+    return _start_detached(settings, user)
+
+
+def _runner_settings(options: argparse.Namespace) -> RunnerSettings:
+    """Configuration and keys, read and resolved: what a daemon is started with."""
+    from dataclasses import asdict
+
+    from oxydra import config
+    from oxydra.catalog import Catalog
+    from oxydra.providers import registry
+    from oxydra.runner.daemon import RunnerSettings
+
+    insecure = {"default_tier": "process", "behavior.sandbox_tier": "process"}
+    settings = config.load(
+        options.config, options.user, overrides=insecure if options.insecure else None
+    )
+    catalog = Catalog.load(home=settings.home)
+    chain = [config.select(settings, catalog)]
+    chain += [
+        config.select(settings, catalog, wanted=choice)
+        for choice in settings.agent.selection.fallback
+    ]
+    credentials: dict[str, Json] = {}
+    for selection in chain:
+        if selection.credential is not None:
+            entry = settings.agent.providers.registry[selection.provider]
+            provider = registry.settings(selection.provider, entry)
+            sent = registry.credential(provider, selection.credential.value)
+            credentials[selection.provider] = asdict(sent)
+    if (found := config.search_key(settings)) is not None:
+        from oxydra.tools.web import search_credentials
+
+        keys = search_credentials(settings.agent.tools.web_search, found.value)
+        credentials |= {name: asdict(credential) for name, credential in keys.items()}
+    notices: list[Json] = []
+    if chain[0].provider == "offline":
+        notices.append({"code": "no_model", "detail": chain[0].reason})
+    return RunnerSettings(
+        workspace=workspace_of(settings),
+        tier=settings.tier,
+        config=config.effective(settings, chain[0], chain[1:]),
+        credentials=credentials,
+        port=settings.agent.gateway.port,
+        notices=tuple(notices),
+        policy=config.runtime_policy(settings),
+        isolation=config.isolation(settings),
+        git_tokens={host: token.value for host, token in config.git_tokens(settings).items()},
+    )

@@ -1,0 +1,114 @@
+"""The command line of `oxydra-runner`. Only argparse is imported to parse it.
+
+What runs is named, `module:function`, and imported when it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TypeAlias
+
+from oxydra.version import VERSION
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `oxydra-runner`; `run` names the function of the command."""
+    parser = argparse.ArgumentParser(
+        prog="oxydra-runner", description="Oxydra: a self-hosted AI agent orchestrator."
+    )
+    parser.add_argument("--version", action="version", version=f"oxydra {VERSION}")
+    add_common(parser)
+    parser.add_argument(
+        "--insecure", action="store_true", help="use the process tier for this start"
+    )
+    parser.add_argument("--tui", action="store_true", help="open the terminal UI")
+    parser.add_argument("--session", metavar="ID", help="with --tui: an id, a prefix, or a name")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    _add_daemon(commands)
+    _add_conversation(commands)
+    _add_configuration(commands)
+    return parser
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options that say which configuration, and whose."""
+    parser.add_argument("--config", metavar="F", type=Path, help="runner.toml, or its folder")
+    parser.add_argument("--user", metavar="U", help="may be left out if there is only one")
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _command(commands: Commands, name: str, run: str, help_text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help_text, description=help_text)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_daemon(commands: Commands) -> None:
+    start = _command(commands, "start", "oxydra.cli.daemon:start", "start the daemon")
+    start.add_argument("--detach", action="store_true", help="run it in the background")
+    status = _command(commands, "status", "oxydra.cli.daemon:status", "show how the daemon is")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    stop = _command(
+        commands,
+        "stop",
+        "oxydra.cli.daemon:stop",
+        "stop the daemon; running turns resume with the next start",
+    )
+    restart = _command(
+        commands,
+        "restart",
+        "oxydra.cli.daemon:restart",
+        "stop the daemon if it runs, and start it in the background",
+    )
+    for command in (start, status, stop, restart):
+        command.add_argument("--all", action="store_true", help="for every user of runner.toml")
+
+
+def _add_conversation(commands: Commands) -> None:
+    ask = _command(
+        commands, "ask", "oxydra.cli.conversation:ask", "ask one question and print the answer"
+    )
+    ask.add_argument("prompt", metavar="PROMPT", help="the question; - reads it from stdin")
+    ask.add_argument("--session", dest="ask_session", metavar="ID", help="default: a new session")
+    ask.add_argument(
+        "--attach", action="append", default=[], type=Path, metavar="FILE", help="image or PDF"
+    )
+    ask.add_argument("--json", action="store_true", help="print the final frame as JSON")
+    ask.add_argument("--raw", action="store_true", help="print control characters as they are")
+
+
+def _add_configuration(commands: Commands) -> None:
+    module = "oxydra.cli.configuration"
+    _command(commands, "init", f"{module}:init", "write a configuration and make the workspace")
+    config = _command(commands, "config", f"{module}:explain", "show the effective configuration")
+    explain = config.add_subparsers(dest="action", required=True).add_parser(
+        "explain", help="each effective value with its source, secrets masked"
+    )
+    explain.add_argument("--json", action="store_true", help="print JSON")
+    catalog = _command(commands, "catalog", f"{module}:catalog_show", "what is known of models")
+    actions = catalog.add_subparsers(dest="action", required=True)
+    show = actions.add_parser("show", help="models with their limits and prices")
+    show.add_argument("--provider", metavar="P", help="only this provider's")
+    show.add_argument("--json", action="store_true", help="print JSON")
+    fetch = actions.add_parser("fetch", help="take newer data into your own catalog")
+    fetch.add_argument("--from", dest="source", metavar="URL|FILE", help="default: models.dev")
+    fetch.set_defaults(run=f"{module}:catalog_fetch")
+    verify = actions.add_parser("verify", help="check the catalog that is in force")
+    verify.set_defaults(run=f"{module}:catalog_verify")
+    trust = _command(
+        commands, "trust", f"{module}:trust", "trust a .oxydra folder that was not made here"
+    )
+    trust.add_argument("folder", nargs="?", default=".oxydra")
+    key = _command(
+        commands,
+        "key",
+        f"{module}:key",
+        "keep API keys for daemons started without your environment",
+    )
+    actions = key.add_subparsers(dest="action", required=True)
+    for name, text in (("set", "read a key from the terminal or stdin"), ("remove", "forget it")):
+        actions.add_parser(name, help=text).add_argument("name", metavar="NAME")
+    actions.add_parser("list", help="the names of the keys that are kept")
