@@ -1,4 +1,4 @@
-"""Several users of one installation: a daemon each, and what happens to one is nothing to others."""
+"""Several users of one installation: a daemon each; what happens to one is nothing to others."""
 
 from __future__ import annotations
 
