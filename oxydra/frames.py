@@ -74,6 +74,7 @@ CLIENT = {
         "switch_session": "request_id:str session_id:str",
         "history": "request_id:str session_id:str before_sequence?:int limit?:int",
         "approve": "request_id:str approval_id:str decision:str scope?:str",
+        "command": "request_id:str name:str args?:object",
     }.items()
 }
 
@@ -102,6 +103,7 @@ SERVER = {
         "session_list": "request_id:str sessions:list",
         "session_switched": "request_id:str session:object active_turn?:object seq?:int epoch?:str",
         "session_history": "request_id:str session:object events:list more:bool",
+        "command_result": "request_id:str name:str data:object",
     }.items()
 }
 

@@ -215,7 +215,8 @@ def test_nothing_is_done_before_hello(running):
         if kind == "hello":
             continue
         client = Client(gateway.connect())
-        client.send(kind, session_id="x", turn_id="t", prompt="p", approval_id="a", decision="deny")
+        said = {"session_id": "x", "turn_id": "t", "prompt": "p", "name": "approvals"}
+        client.send(kind, **said, approval_id="a", decision="deny")
         assert client.receive()["payload"]["code"] == "protocol"
         assert client.ws.recv_data()[0] == websocket.ABNF.OPCODE_CLOSE
         client.ws.close()

@@ -1,8 +1,9 @@
-"""Talking: `ask`, `--tui` and `oxydra-tui`."""
+"""Talking: `ask`, `approvals`, `--tui` and `oxydra-tui`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,26 @@ def _attachment(path: Path) -> dict[str, Any]:
             remedy="PNG, JPEG, GIF and WebP images and PDFs can; text goes into the question.",
         )
     return {"mime_type": kind, "data": base64.b64encode(data).decode(), "name": path.name}
+
+
+def approvals(options: argparse.Namespace) -> int:
+    from oxydra.tui.answer import desk, lines
+
+    workspace = workspace_of(load(options))
+    with desk(lambda: locate(workspace), workspace.user) as asked:
+        if options.action == "list":
+            requests = asked.requests()
+            print(json.dumps(requests, indent=2) if options.json else "\n".join(lines(requests)))
+            return 0
+        allow = options.action == "allow"
+        for_session = allow and options.for_session
+        resolved = asked.answer(options.id, allow=allow, for_session=for_session)
+    if options.json:
+        print(json.dumps(resolved, indent=2))
+    else:
+        scope = ", for the session" if for_session else ""
+        print(printable(f"{resolved['tool']} was {resolved['decision']}{scope}."))
+    return 0
 
 
 def tui(options: argparse.Namespace) -> int:

@@ -78,6 +78,23 @@ def _add_conversation(commands: Commands) -> None:
     )
     ask.add_argument("--json", action="store_true", help="print the final frame as JSON")
     ask.add_argument("--raw", action="store_true", help="print control characters as they are")
+    _add_approvals(commands)
+
+
+def _add_approvals(commands: Commands) -> None:
+    run = "oxydra.cli.conversation:approvals"
+    approvals = _command(commands, "approvals", run, "what the agent asks you to allow")
+    actions = approvals.add_subparsers(dest="action", required=True)
+    listed = actions.add_parser("list", help="open requests with all their arguments")
+    allow = actions.add_parser("allow", help="let this call run")
+    allow.add_argument(
+        "--for-session", action="store_true", help="and any with exactly the same arguments"
+    )
+    deny = actions.add_parser("deny", help="do not let it run")
+    for action in (allow, deny):
+        action.add_argument("id", metavar="ID", help="as `approvals list` shows it")
+    for action in (listed, allow, deny):
+        action.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_configuration(commands: Commands) -> None:

@@ -115,6 +115,11 @@ class Gateway(Handler):
             "switch_session": self._switch_session,
             "history": self._history,
             "approve": self._approve,
+            "command": self._command,
+        }
+        # what `command` frames can ask for: the scope that is needed, and what gives the data
+        self._commands: dict[str, tuple[str, Callable[[Json], Json]]] = {
+            "approvals": ("approve", self._open_requests),
         }
 
     def start(self) -> None:
@@ -280,9 +285,7 @@ class Gateway(Handler):
         self._hub.live(session.session_id).subscribe(client, greet, last_seq)
         if self._approvals is not None:
             for approval in self._approvals.pending(session.session_id):
-                told = self._of_turn(approval, request_payload(approval))
-                del told["request_id"]  # another client's: this answers none of its requests
-                client.reply("approval_request", told)
+                client.reply("approval_request", self._told(approval))
 
     def _send_turn(self, client: Client, payload: Json) -> None:
         attachments = read_attachments(payload.get("attachments") or [])
@@ -335,12 +338,7 @@ class Gateway(Handler):
         self._follow(client, session, "session_switched", payload["request_id"])
 
     def _approve(self, client: Client, payload: Json) -> None:
-        identity = client.connection.identity
-        if "approve" not in identity.scopes:
-            raise PolicyDenied(
-                f"The token {identity.token_name!r} may not answer requests.",
-                remedy="Answer with a client whose token has the scope `approve`.",
-            )
+        identity = _scoped(client, "approve")
         if self._approvals is None:
             raise NotFoundError("Nobody asks for approvals here.")
         allow, for_session = answer_from(payload)
@@ -349,6 +347,26 @@ class Gateway(Handler):
         )
         reply = self._of_turn(settled, resolved_payload(settled))
         client.reply("approval_resolved", reply | {"request_id": payload["request_id"]})
+
+    def _command(self, client: Client, payload: Json) -> None:
+        name = payload["name"]
+        if name not in self._commands:
+            known = ", ".join(sorted(self._commands))
+            raise UsageError(f"There is no command {name[:64]!r}.", remedy=f"There are: {known}.")
+        scope, run = self._commands[name]
+        _scoped(client, scope)
+        reply = {"request_id": payload["request_id"], "name": name}
+        client.reply("command_result", reply | {"data": run(payload.get("args") or {})})
+
+    def _open_requests(self, _args: Json) -> Json:
+        pending = [] if self._approvals is None else self._approvals.pending()
+        return {"requests": [self._told(approval) for approval in pending]}
+
+    def _told(self, approval: Approval) -> Json:
+        """An open request as it is told to whoever did not see it asked."""
+        told = self._of_turn(approval, request_payload(approval))
+        del told["request_id"]  # another client's: this answers none of its requests
+        return told
 
     def _of_turn(self, approval: Approval, payload: Json) -> Json:
         """A frame's payload about a request, with the references of its turn."""
@@ -374,6 +392,17 @@ class Gateway(Handler):
 def _error(message: str, code: str, request_id: str) -> Json:
     reply: Json = {"message": message, "code": code}
     return {"request_id": request_id, **reply} if request_id else reply
+
+
+def _scoped(client: Client, scope: str) -> Identity:
+    """Whose token it is. Raises `PolicyDenied` if that has not the scope."""
+    identity: Identity = client.connection.identity
+    if scope not in identity.scopes:
+        raise PolicyDenied(
+            f"The token {identity.token_name!r} may not do that.",
+            remedy=f"Use a client whose token has the scope `{scope}`.",
+        )
+    return identity
 
 
 def _scopes(value: object) -> frozenset[str]:

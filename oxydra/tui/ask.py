@@ -159,8 +159,12 @@ def _converse(
                 elif kind == "provider_call":
                     answer.next_call()
             case "approval_request":
-                tool = clean(event.payload["tool"])
-                print(f"oxydra: {tool} needs your approval: see the terminal UI.", file=sys.stderr)
+                tool, wanted = clean(event.payload["tool"]), clean(event.payload["approval_id"])
+                print(
+                    f"oxydra: {tool} needs your approval: see the terminal UI, or"
+                    f" `oxydra-runner approvals list` ({wanted}).",
+                    file=sys.stderr,
+                )
             case "turn_completed":
                 answer.finish(event.payload["response"]["message"]["content"])
                 return event
