@@ -1,0 +1,359 @@
+"""The guests' images: what decides their names, what the builder refuses, and what they hold."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oxydra.errors import OxydraError
+from oxydra.tiers import images, rootfs
+from oxydra.version import VERSION
+from tests.conftest import REAL_ENVIRONMENT, ROOT
+from tests.docker_images import agent_image, build_images, run, shell_image
+
+NOWHERE = "unix:///nonexistent/docker.sock"
+
+
+@pytest.fixture(scope="module")
+def builder() -> Any:
+    """guest/build-images as a module."""
+    module = types.ModuleType("build_images")
+    sys.modules["build_images"] = module  # where dataclasses look
+    path, before = list(sys.path), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        loader = SourceFileLoader("build_images", str(ROOT / "guest" / "build-images"))
+        module.__file__ = loader.path
+        loader.exec_module(module)
+        yield module
+    finally:
+        sys.path[:], sys.dont_write_bytecode = path, before
+        del sys.modules["build_images"]
+
+
+@pytest.fixture
+def options(builder: Any) -> Any:
+    return builder.Options(arch="amd64", base="mmdebstrap")
+
+
+# ------------------------------------------------------------------------------ what goes into them
+
+
+def test_the_agent_image_holds_what_its_modules_import_and_no_part_of_the_host() -> None:
+    held = images.files("agent")
+    assert held["oxydra/vm.py"] == ROOT / "oxydra" / "vm.py"
+    assert held["guest/oxydra-vm"] == ROOT / "guest" / "oxydra-vm"
+    assert "oxydra/data/models.json" in held
+    assert not [name for name in held if name.startswith("oxydra/tui/")]
+    inside = (name.removesuffix(".py").removesuffix("/__init__") for name in held)
+    modules = {name.replace("/", ".") for name in inside}
+    for path in held.values():
+        if path.suffix != ".py":
+            continue
+        for item in ast.walk(ast.parse(path.read_text())):
+            if isinstance(item, ast.ImportFrom) and (item.module or "").startswith("oxydra."):
+                assert item.module in modules, f"{path} imports {item.module}, which is on the host"
+
+
+def test_the_hash_of_the_code_follows_the_files(tmp_path: Path, monkeypatch: Any) -> None:
+    file = tmp_path / "x.py"
+    monkeypatch.setattr(images, "files", lambda role: {"x.py": file})
+    seen = set()
+    for text in ("a = 1\n", "a = 2\n"):
+        file.write_text(text)
+        seen.add(images.code("agent"))
+        assert images.code("agent") in seen
+    assert len(seen) == 2
+
+
+def test_inputs_follow_everything_that_was_asked_for(builder: Any, options: Any) -> None:
+    first = builder.inputs(options, "agent")
+    assert re.fullmatch(r"[0-9a-f]{12}", first) and builder.inputs(options, "agent") == first
+    others = [
+        builder.inputs(options, "shell"),
+        builder.inputs(options, "agent", "sha256:1234"),
+        *(
+            builder.inputs(replace(options, **change), "agent")
+            for change in (
+                {"arch": "arm64"},
+                {"base": "debootstrap"},
+                {"extras": ("telegram",)},
+                {"in_docker": True},
+                {"mirror": "http://mirror.example/debian"},
+                {"epoch": 1},
+            )
+        ),
+    ]
+    assert len({first, *others}) == len(others) + 1
+    more = replace(options, extra_packages=("vim",))
+    assert builder.inputs(more, "agent") == first  # they are the shell's
+    assert builder.inputs(more, "shell") != builder.inputs(options, "shell")
+    assert builder.inputs(replace(options, tag="x", rebuild=True), "agent") == first
+
+
+def test_packages_by_option(builder: Any, options: Any) -> None:
+    assert "libgomp1" not in options.packages("agent")
+    assert "libgomp1" in replace(options, extras=("embeddings",)).packages("agent")
+    assert "vim" in replace(options, extra_packages=("vim",)).packages("shell")
+    for program in ("bash", "coreutils", "curl", "git", "jq", "python3", "ripgrep"):
+        assert program in options.packages("shell")
+
+
+def test_requirements_are_those_of_setup_cfg_without_the_hosts(builder: Any) -> None:
+    plain = {re.split(r"[>;]", row)[0] for row in builder.requirements(())}
+    assert plain >= {"apsw", "requests", "pypdf"} and not plain & set(builder.NOT_IN_GUESTS)
+    more = {re.split(r"[>;]", row)[0] for row in builder.requirements(("telegram",))}
+    assert more - plain == {"pytelegrambotapi"}
+
+
+def test_the_wheel_is_the_same_twice(builder: Any, tmp_path: Path) -> None:
+    built = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        built.append(builder.wheel(tmp_path / name, ["apsw>=3"]).read_bytes())
+    assert built[0] == built[1]
+
+
+def test_a_layer_is_the_same_whatever_the_order() -> None:
+    made = []
+    for names in ("ab", "ba"):
+        layer = rootfs.Layer(7)
+        for name in names:
+            layer.add(f"opt/{name}", b"x", 0o4755)
+        made.append(layer.tar())
+    assert made[0] == made[1]
+    assert b"opt/a" in made[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "dropped"),
+    [
+        ("usr/share/doc/git/changelog.gz", True),
+        ("usr/share/doc/git/copyright", False),
+        ("usr/share/doc/git/", False),
+        ("usr/share/man/man1/git.1.gz", True),
+        ("usr/share/zoneinfo/right/UTC", True),
+        ("usr/share/zoneinfo/UTC", False),
+        ("usr/lib/python3.11/__pycache__/os.cpython-311.pyc", True),
+        ("var/lib/dpkg/status", False),
+        ("var/lib/dpkg/status-old", True),
+        ("etc/passwd", False),
+        ("etc/passwd-", True),
+        ("etc/hostname", True),
+        ("dev/null", True),
+    ],
+)
+def test_what_is_dropped(name: str, dropped: bool) -> None:
+    assert bool(rootfs.DROPPED.match(name)) is dropped
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("./", ""),
+        ("./bin", "bin"),
+        ("./bin/tar", "usr/bin/tar"),
+        ("./lib64/ld.so", "usr/lib64/ld.so"),
+        ("./usr/bin/x", "usr/bin/x"),
+        ("./library/x", "library/x"),
+    ],
+)
+def test_bin_and_lib_are_in_usr(name: str, expected: str) -> None:
+    assert rootfs.inside(name) == expected
+
+
+def test_the_dockerfiles_start_what_the_images_hold() -> None:
+    whole = (ROOT / "guest" / "Dockerfile").read_text()
+    for role in images.REPOSITORIES:
+        last = (ROOT / "guest" / f"Dockerfile.{role}").read_text()
+        (entry,) = re.findall(r"^ENTRYPOINT (.+)$", last, flags=re.M)
+        assert f"ENTRYPOINT {entry}" in whole and f"AS {role}" in whole
+        *python, program = json.loads(entry)
+        assert python == ["/usr/bin/python3", "-I", "-S", "-B"]
+        assert program.removeprefix("/opt/oxydra/") in images.files(role)
+
+
+# ------------------------------------------------------------------------------ what the tier asks
+
+
+def labels(**other: str) -> dict[str, str]:
+    made = {
+        images.VERSION_LABEL: VERSION,
+        images.ROLE_LABEL: "shell",
+        images.CODE_LABEL: images.code("shell"),
+        images.PACKAGES_LABEL: "nano,vim",
+    }
+    return made | {f"org.oxydra.{name}": value for name, value in other.items()}
+
+
+def test_an_image_of_this_version_is_taken() -> None:
+    images.check("shell", "shell-vm:x", labels(), ["vim"])
+
+
+@pytest.mark.parametrize(
+    ("found", "extra", "said"),
+    [
+        (None, [], "is not in the Docker engine"),
+        ({}, [], "is not an image of the shell guest"),
+        (labels(role="agent"), [], "is not an image of the shell guest"),
+        (labels(version="0.0.1"), [], f"was built by another version (0.0.1, this is {VERSION})"),
+        (labels(code="1234"), [], "holds other code"),
+        (labels(), ["emacs", "vim"], "was built without the extra packages emacs"),
+    ],
+)
+def test_an_image_that_does_not_fit_is_refused_with_the_remedy(
+    found: dict[str, str] | None, extra: list[str], said: str
+) -> None:
+    with pytest.raises(OxydraError) as caught:
+        images.check("shell", "shell-vm:x", found, extra)
+    assert said in caught.value.message and "shell-vm:x" in caught.value.message
+    assert "guest/build-images" in caught.value.remedy
+    assert caught.value.code == ("image_missing" if found is None else "image_outdated")
+    if extra:
+        assert "--extra-packages emacs,vim" in caught.value.remedy
+
+
+# ------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Any:
+    """A PATH with a `docker` that says it is amd64 and refuses everything else."""
+    script = tmp_path / "docker"
+    script.write_text('#!/bin/sh\n[ "$1" = version ] && echo amd64\n')
+    script.chmod(0o755)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--arch", "riscv64"], "invalid choice"),
+        (["a b"], "can't be an image's tag"),
+        (["--extra-packages", "vim,a b"], "is not the name of a package"),
+        (["--extra-packages", "--force-yes"], "expected one argument"),
+        (["--extras", "everything"], "there is no extra 'everything'; there is: telegram"),
+        (["--in-docker"], "--in-docker builds on an image with apt"),
+        (["--in-docker", "--base", "mmdebstrap"], "Add --base IMAGE"),
+        (["--base", "x", "--extras", "embeddings", "--arch", "arm64"], "do not exist for arm64"),
+        ([], "Neither mmdebstrap nor debootstrap is here."),
+    ],
+)
+def test_usage_errors(docker: str, arguments: list[str], said: str) -> None:
+    done = build_images(*arguments, PATH=docker)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_docker_command(tmp_path: Path) -> None:
+    done = build_images(PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "There is no command `docker` here. Install it" in done.stderr
+
+
+@pytest.mark.docker
+def test_no_engine() -> None:
+    done = build_images(DOCKER_HOST=NOWHERE)
+    assert done.returncode == 1
+    assert f"No Docker engine answers at {NOWHERE}" in done.stderr
+    assert "DOCKER_HOST" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_build_is_the_program(capfd: pytest.CaptureFixture[str]) -> None:
+    assert images.build(["--help"]) == 0
+    assert "oxydra-vm" in capfd.readouterr().out
+
+
+# ------------------------------------------------------------------------------------- the images
+
+IMPORTS = """
+import importlib, os, pkgutil, sys, zoneinfo
+sys.path.insert(0, "/opt/oxydra")
+import oxydra
+names = [module.name for module in pkgutil.walk_packages(oxydra.__path__, "oxydra.")]
+names += "apsw requests sseclient simple_websocket_server justhtml pypdf idna tomli".split()
+for name in [*names, "telebot"]:
+    importlib.import_module(name)
+zoneinfo.ZoneInfo("Europe/Berlin")
+cached = [getattr(module, "__cached__", None) for module in sys.modules.values()]
+print(sum(map(bool, cached)), [path for path in cached if path and not os.path.exists(path)])
+"""
+
+
+@pytest.mark.docker
+class TestImages:
+    @pytest.mark.parametrize("role", images.REPOSITORIES)
+    def test_labels(self, role: str) -> None:
+        reference = agent_image() if role == "agent" else shell_image()
+        done = subprocess.run(
+            ["docker", "image", "inspect", "--format", "{{json .Config.Labels}}", reference],
+            env=REAL_ENVIRONMENT,
+            capture_output=True,
+            check=True,
+        )
+        found = json.loads(done.stdout)
+        images.check(role, reference, found)
+        assert reference == f"{images.REPOSITORIES[role]}:{VERSION}-{found[images.INPUTS_LABEL]}"
+
+    def test_nothing_is_built_twice(self) -> None:
+        reference = agent_image()
+        done = build_images("--only", "agent", "tests")
+        assert done.returncode == 0
+        assert f"{reference} is already there, made from the same inputs" in done.stdout
+
+    def test_the_agent_starts_read_only_as_any_user(self) -> None:
+        program = ("/usr/bin/python3", "-I", "-S", "-B", "/opt/oxydra/guest/oxydra-vm", "--help")
+        done = run(agent_image(), *program)
+        assert done.returncode == 0, done.stderr
+        assert "--bootstrap-stdin" in done.stdout
+
+    def test_the_agent_imports_everything_as_bytecode(self) -> None:
+        done = run(agent_image(), "/usr/bin/python3", "-I", "-S", "-B", "-c", IMPORTS)
+        assert done.returncode == 0, done.stderr
+        count, _, uncompiled = done.stdout.partition(" ")
+        assert int(count) > 200 and uncompiled.strip() == "[]"
+
+    def test_the_agent_has_no_shell(self) -> None:
+        done = run(agent_image(), "/bin/sh", "-c", "true")
+        assert done.returncode == 127, done.stderr
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            *("git --version", "curl --version", "jq --version", "rg --version", "bash --version"),
+            *("ps -e", "less --version", "awk --version", "file /bin/bash", "unzip -v"),
+            *("xz --version", "patch --version", "diff --version", "tar --version"),
+            "python3 -c 'import ssl; assert ssl.create_default_context().get_ca_certs()'",
+            "test -s /etc/ssl/certs/ca-certificates.crt",
+            "git init -q /tmp/x",
+        ],
+    )
+    def test_a_command_of_the_shell_image(self, command: str) -> None:
+        done = run(shell_image(), "/bin/bash", "-c", command, options=("--tmpfs", "/tmp"))
+        assert done.returncode == 0, done.stderr
+
+    def test_the_shell_daemon_is_there(self) -> None:
+        program = ("/usr/bin/python3", "-I", "-S", "-B", "/opt/oxydra/shell-daemon", "--help")
+        done = run(shell_image(), *program)
+        assert done.returncode == 0 and "--cage" in done.stdout, done.stderr
+        look = "cat /opt/oxydra/cage.py"
+        assert (
+            run(shell_image(), "/bin/bash", "-c", look).stdout
+            == (ROOT / "oxydra" / "cage.py").read_text()
+        )
+
+    def test_nothing_is_setuid_and_nothing_can_be_written(self) -> None:
+        look = "find / -xdev \\( -perm /6000 -o -writable -not -type l \\) -not -path '/tmp*' 2>&-"
+        found = run(shell_image(), "/bin/bash", "-c", look).stdout.split()
+        allowed = ("/proc", "/dev", "/sys", "/var/tmp")
+        assert not [path for path in found if not path.startswith(allowed)]
