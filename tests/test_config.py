@@ -390,6 +390,12 @@ def test_every_example_is_valid_with_all_that_is_commented_out(place: Place) -> 
     assert settings.agent.runtime.max_cost == Decimal("1.00")
     assert settings.agent.agents["reviewer"].selection.model == "claude-sonnet-5"
     assert settings.user.behavior.timezone == "Europe/Berlin"
+    policy = config.runtime_policy(settings)["approvals"]
+    assert [[rule["decision"] for rule in layer] for layer in policy["rules"]] == [
+        ["deny", "ask", "ask"],
+        ["ask"],
+    ]
+    assert (policy["exfiltration"], policy["expiry_secs"]) == ("deny", 120)
 
 
 def is_setting(line: str) -> bool:
