@@ -174,9 +174,14 @@ class AgentGuest:
         }
 
     def _startup_status(self) -> Json:
-        """What the runner said, and whether the shell still answers."""
+        """What the runner said, whether the shell still answers, how tool workers are held."""
         said = self._envelope.startup_status
-        return {**said, "shell_available": bool(said["shell_available"]) and self._shell.alive}
+        return {
+            **said,
+            "shell_available": bool(said["shell_available"]) and self._shell.alive,
+            "worker_level": self._workers.level,
+            "degraded_reasons": [*said.get("degraded_reasons", ()), *self._workers.degraded()],
+        }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

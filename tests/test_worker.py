@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from oxydra.cage import Features
 from oxydra.errors import Cancelled, DeadlineExceeded, ToolError
 from oxydra.threads import CancelToken, Deadline, Service
 from oxydra.worker import Workers, pool
@@ -201,7 +202,8 @@ def test_search_results(workers: Workers) -> None:
 
 
 def test_nothing_starts_before_it_is_needed_and_nothing_is_left(workers: Workers) -> None:
-    assert pids(workers) == [] and workers.level == ""
+    assert pids(workers) == [] and workers.level in ("cage", "rlimits")
+    assert pids(workers) == []
     search(workers, "a", b"a")
     search(workers, "a", b"a")
     (pid,) = pids(workers)
@@ -437,6 +439,17 @@ def caged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caged]:
     made = Caged(tmp_path_factory.mktemp("caged"))
     yield made
     made.close()
+
+
+def test_what_does_not_hold_is_said(monkeypatch: pytest.MonkeyPatch, caged: Caged) -> None:
+    assert Workers().level == caged.level  # as a child finds it, though none was started
+    monkeypatch.setattr("oxydra.cage.probe", lambda: Features(landlock=0, seccomp=True))
+    weak = Workers()
+    assert weak.level == "rlimits"
+    assert [row["code"] for row in weak.degraded()] == ["workers_uncaged"]
+    monkeypatch.setattr("oxydra.cage.probe", lambda: Features(landlock=1, seccomp=True))
+    strong = Workers()
+    assert (strong.level, strong.degraded()) == ("cage", [])
 
 
 @pytest.mark.parametrize("what", NAMES)

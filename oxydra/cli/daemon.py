@@ -198,7 +198,8 @@ def _status_lines(status: Json) -> list[str]:
         f"{status['user_id']}: {health}",
         f"  gateway   {status['gateway_endpoint']}",
         f"  model     {model.get('model', '?')} ({model.get('provider', '?')})",
-        f"  tier      {startup.get('sandbox_tier', '?')}, sandbox {startup.get('sandbox_level')}",
+        f"  tier      {startup.get('sandbox_tier', '?')}, sandbox {startup.get('sandbox_level')},"
+        f" workers {startup.get('worker_level', '?')}",
         f"  processes runner {status['runner_pid']}, agent {status['guest_pid']},"
         f" up {status['uptime_secs']:.0f} s, {status['guest_restarts']} restarts of the agent",
     ]

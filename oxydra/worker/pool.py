@@ -44,6 +44,13 @@ HEAD = struct.Struct(">II")
 MAX_ANSWER = 16 << 20
 JOBS_PER_CHILD = 500  # after which a child is replaced: what a library leaks ends with it
 
+UNCAGED = {
+    "code": "workers_uncaged",
+    "detail": "Web pages, PDFs and the model's regular expressions are handled by workers that are "
+    "limited but not caged: this kernel has no Landlock (Linux 5.13) or no seccomp. What breaks "
+    "one of their parsers can read and send what your user can.",
+}
+
 Lane: TypeAlias = Literal["web", "files"]
 
 
@@ -60,9 +67,7 @@ class WorkerConfig:
 
 
 class Workers:
-    """Runs jobs; may be used from any number of threads. `level` says what holds the children
-    back: `cage`, or `rlimits` where the kernel offers no more; "" before the first one started.
-    """
+    """Runs jobs; may be used from any number of threads."""
 
     def __init__(self, config: WorkerConfig | None = None) -> None:
         self._config = config or WorkerConfig()
@@ -71,7 +76,23 @@ class Workers:
         self._all: set[_Child] = set()
         self._starting = 0
         self._closed = False
-        self.level = ""
+        self._level = ""
+
+    @property
+    def level(self) -> str:
+        """What holds the children back: `cage`, or `rlimits` where the kernel offers no more. As
+        the last one that started said; before, as the kernel says.
+        """
+        if not self._level:
+            from oxydra.cage import probe  # ctypes, which start-up does not pay
+
+            found = probe()
+            self._level = "cage" if found.files and found.seccomp else "rlimits"
+        return self._level
+
+    def degraded(self) -> list[Json]:
+        """What the children are not protected from here."""
+        return [] if self.level == "cage" else [UNCAGED]
 
     def run(
         self,
@@ -155,7 +176,7 @@ class Workers:
                 self._starting -= 1
                 if started is not None:
                     self._all.add(started)
-                    self.level = started.level
+                    self._level = started.level
                 closed = self._closed
                 self._free.notify()
         if closed:
