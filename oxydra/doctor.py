@@ -6,10 +6,11 @@ No thread is started here.
 
 from __future__ import annotations
 
-import shutil
+import os
 from dataclasses import dataclass
 from typing import Literal
 
+from oxydra.disk import shortage
 from oxydra.errors import OxydraError, TransportError
 from oxydra.runner.control import call
 from oxydra.runner.workspace import Workspace
@@ -18,7 +19,6 @@ from oxydra.transport import DirectTransport, HttpRequest
 from oxydra.types import Json
 
 TIMEOUT = 3.0  # seconds for each question
-LOW_DISK = 200 << 20  # bytes free under which the workspace counts as degraded
 
 Level = Literal["healthy", "degraded", "down"]
 EXIT_CODES: dict[Level, int] = {"healthy": 0, "degraded": 1, "down": 2}
@@ -81,11 +81,11 @@ def _gateway(user: str, endpoint: str) -> Check:
 
 def _disk(workspace: Workspace) -> Check:
     try:
-        free = shutil.disk_usage(workspace.path).free
+        os.statvfs(workspace.path)
     except OSError as error:
         detail = f"The workspace cannot be read: {error.strerror}. Run `oxydra-runner init`."
         return Check(workspace.user, "disk", "degraded", detail)
-    if free < LOW_DISK:
-        detail = f"Only {free >> 20} MB are free on the workspace's disk: make room."
+    if short := shortage(workspace.path):
+        detail = f"Commands are paused: {short}. Make room."
         return Check(workspace.user, "disk", "degraded", detail)
     return Check(workspace.user, "disk", "healthy")

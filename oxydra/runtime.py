@@ -421,7 +421,9 @@ class _Run:
         )
 
     def _durably(self, write: Callable[[], T]) -> T:
-        """Do `write`; while the disk is full, say so and try again rather than lose the step."""
+        """Do `write`; while the disk is full, say so, give up the ballast, and try again rather
+        than lose the step.
+        """
         pause, longest = FULL_DISK_WAIT
         while True:
             try:
@@ -429,6 +431,8 @@ class _Run:
             except StoreFullError as error:
                 log.error("%s", error)
                 self._progress("retry", str(error))
+                if self.store.release_ballast():
+                    continue
                 if self.token.cancelled:
                     if self.token.reason == SHUTDOWN:
                         raise _LeaveRunning from None

@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 
 import apsw
 
+from oxydra.disk import Ballast
 from oxydra.errors import NotFoundError, StoreError, StoreFullError, UsageError
 from oxydra.frames import (
     attachments_from_json,
@@ -191,8 +192,10 @@ class Store:
     written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ballast: Ballast | None = None) -> None:
+        """`ballast` keeps room for what has begun: no turn is accepted that finds none."""
         self.path = path
+        self._ballast = ballast
         self._write_lock = threading.Lock()
         self._pool: list[apsw.Connection] = []
         self._pool_lock = threading.Lock()
@@ -200,6 +203,8 @@ class Store:
         with _errors(path):
             self._writer = self._open()
             self._migrate()
+        if ballast is not None:
+            ballast.hold()
 
     def _open(self) -> apsw.Connection:
         db = apsw.Connection(str(self.path))
@@ -219,6 +224,12 @@ class Store:
             with self._transaction():
                 migration(db)
                 db.pragma("user_version", number)
+
+    def release_ballast(self) -> bool:
+        """Give the ballast up, so that the end of a turn can be written to a full disk; whether
+        there was any.
+        """
+        return self._ballast is not None and self._ballast.release()
 
     def close(self) -> None:
         """Close every connection; safe to call twice."""
@@ -393,8 +404,10 @@ class Store:
         acknowledged.
 
         The same `turn_id` again returns the turn that is there, and False. Raises `UsageError` when
-        that turn belongs to another session or had another prompt.
+        that turn belongs to another session or had another prompt, `StoreFullError` when the disk
+        has no room for one more.
         """
+        room = self._ballast is None or self._ballast.hold()
         with self._transaction() as db:
             there = _turn(db, turn_id)
             if there is not None:
@@ -404,6 +417,11 @@ class Store:
                         remedy="Use a fresh id for each message.",
                     )
                 return there, False
+            if not room:
+                raise StoreFullError(
+                    "The disk is full: no new message is accepted.",
+                    remedy="Free some disk space; work then goes on.",
+                )
             turn = Turn(turn_id, session_id, request_id, TurnState.QUEUED, prompt, attachments)
             now = _now()
             db.execute(

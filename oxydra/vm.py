@@ -18,12 +18,14 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from oxydra import config, log
 from oxydra.approvals import Approvals, Rules
 from oxydra.config import GuestConfig
+from oxydra.disk import Ballast, shortage
 from oxydra.errors import FrameError, OxydraError, ToolError
 from oxydra.frames import Envelope, Unpacker, pack, usage_json
 from oxydra.gateway.frontend import Gateway
@@ -68,14 +70,16 @@ class AgentGuest:
         )
         self._workers = Workers()
         root = Path(envelope.workspace_root)
-        self._store = Store(root / "internal" / "oxydra.db")
+        internal = root / "internal"
+        self._short = partial(shortage, internal, root / "shared", root / "tmp")
+        self._store = Store(internal / "oxydra.db", Ballast(internal / "ballast"))
         self._workspace = Workspace.at(root)
         self._approvals = Approvals(
             self._store,
             Rules.from_json(envelope.runtime_policy.get("approvals")),
             sandboxed=envelope.startup_status.get("sandbox_level") not in UNSANDBOXED,
         )
-        self._shell = ShellClient()
+        self._shell = ShellClient(self._short)
         tools = ToolRegistry(extra=self._shell_tools(settings))
         self._runtime = Runtime(
             store=self._store,
@@ -174,13 +178,19 @@ class AgentGuest:
         }
 
     def _startup_status(self) -> Json:
-        """What the runner said, whether the shell still answers, how tool workers are held."""
+        """What the runner said, whether the shell still answers, how tool workers are held, and
+        whether the disk has room.
+        """
         said = self._envelope.startup_status
+        reasons = [*said.get("degraded_reasons", ()), *self._workers.degraded()]
+        if short := self._short():
+            detail = f"Commands are paused: {short}. They run again when there is room."
+            reasons.append({"code": "low_disk", "detail": detail})
         return {
             **said,
             "shell_available": bool(said["shell_available"]) and self._shell.alive,
             "worker_level": self._workers.level,
-            "degraded_reasons": [*said.get("degraded_reasons", ()), *self._workers.degraded()],
+            "degraded_reasons": reasons,
         }
 
 

@@ -31,6 +31,7 @@ LAYERS = {
     "frames": 1,
     "log": 1,
     "cage": 1,
+    "disk": 1,
     "mux": 1,
     "relay": 2,
     "store": 2,

@@ -115,7 +115,7 @@ def result(command: str, ran: Ran) -> ToolResult:
     if ran.timed_out:
         notes.append("its time was up and it was ended")
     elif ran.killed:
-        notes.append("it was killed")
+        notes.append(f"it was killed, since {ran.why}" if ran.why else "it was killed")
     if ran.ended and not ran.timed_out:
         notes.append("the shell has ended with it")
     code = "none" if ran.exit_code is None else str(ran.exit_code)

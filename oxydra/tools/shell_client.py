@@ -17,6 +17,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ SPAWN_SECONDS = 12.0
 ANSWER_SECONDS = 8.0  # past a command's own time until the daemon counts as silent
 KILL_SECONDS = 3.0
 SEND_SECONDS = 5
+WATCH_SECONDS = 0.25  # between two looks at what may pause a command
 SESSIONS = 12  # kept open; the one that was used least recently is ended
 
 OnOutput = Callable[[bytes], None]
@@ -42,7 +44,8 @@ _Box: TypeAlias = "queue.SimpleQueue[tuple[str, Json]]"
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What became of a command. `exit_code` is None where there is none: it was killed.
+    """What became of a command. `exit_code` is None where there is none: it was killed; `why` says
+    what paused it, if something did.
 
     `output` is what the terminal showed, `cut` bytes left out of it. `fresh` says that an earlier
     shell of the conversation is lost, and its variables with it; `ended` that this one is.
@@ -56,6 +59,7 @@ class Ran:
     cwd: str
     ended: bool
     fresh: bool = False
+    why: str = ""
 
 
 class _Refused(Exception):
@@ -153,7 +157,11 @@ class _Job:
 class ShellClient:
     """Runs commands in the shell guest; any number of conversations at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, paused: Callable[[], str] = lambda: "") -> None:
+        """`paused` says why commands may not run at present, empty if they may. It is looked at
+        before each command, and while one runs, which it ends.
+        """
+        self._paused = paused
         self._connection: _Connection | None = None
         self._changed = threading.Condition()
         self._lock = threading.Lock()  # of the sessions
@@ -196,6 +204,13 @@ class ShellClient:
         Raises `Cancelled` once it is killed because of the token, `ToolError` where it did not run
         or its outcome is not known.
         """
+        if why := self._paused():
+            raise ToolError(
+                f"The command was not run: {why}.",
+                remedy="Commands run again when there is room: remove what is not needed with"
+                " file_delete, or tell the person.",
+                code="low_disk",
+            )
         job = _Job(conversation, request_id, command, seconds, token, on_output)
         connection = self._connected(token)
         try:
@@ -276,15 +291,21 @@ class ShellClient:
         on_output: OnOutput | None = None,
     ) -> Json:
         """Wait until the command has ended, or end it at once when the token or the time says so;
-        its `exec_command_ack`. Raises `_Lost` where the daemon stays silent.
+        its `exec_command_ack`, with `why` where that was a pause. Raises `_Lost` where the daemon
+        stays silent.
         """
-        killed = False
+        killed, why = False, ""
         with token.on_cancel(lambda: box.put(("cancel", {}))):
             while True:
-                op, payload = _next(box, deadline)
+                # nothing tells that a disk fills: it has to be looked at
+                look = Deadline(min(deadline.at, time.monotonic() + WATCH_SECONDS))
+                op, payload = _next(box, look)
+                early = op == "silent" and not deadline.expired
+                if early and (killed or not (why := self._paused())):
+                    continue
                 if op == "exec_command_ack":
                     token.check()
-                    return payload
+                    return {**payload, "why": why}
                 if op == "stream_output_chunk" and on_output is not None:
                     on_output(_data(payload, "data"))
                 elif op == "silent" and killed:
@@ -405,4 +426,5 @@ def _ran(payload: Json, fresh: bool = False) -> Ran:
         cwd=cwd.decode("utf-8", "replace"),
         ended=bool(payload.get("session_ended")),
         fresh=fresh,
+        why=str(payload.get("why", "")),
     )
