@@ -292,14 +292,15 @@ def _runner_settings(options: argparse.Namespace) -> RunnerSettings:
     notices: list[Json] = []
     if chain[0].provider == "offline":
         notices.append({"code": "no_model", "detail": chain[0].reason})
+    isolation = config.isolation(settings)
     return RunnerSettings(
-        workspace=workspace_of(settings),
+        workspace=workspace_of(settings, isolation.mounts),
         tier=settings.tier,
         config=config.effective(settings, chain[0], chain[1:]),
         credentials=credentials,
         port=settings.agent.gateway.port,
         notices=tuple(notices),
         policy=config.runtime_policy(settings),
-        isolation=config.isolation(settings),
+        isolation=isolation,
         git_tokens={host: token.value for host, token in config.git_tokens(settings).items()},
     )

@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_daemon(commands)
     _add_conversation(commands)
     _add_configuration(commands)
+    _add_workspace(commands)
     return parser
 
 
@@ -129,3 +130,14 @@ def _add_configuration(commands: Commands) -> None:
     for name, text in (("set", "read a key from the terminal or stdin"), ("remove", "forget it")):
         actions.add_parser(name, help=text).add_argument("name", metavar="NAME")
     actions.add_parser("list", help="the names of the keys that are kept")
+
+
+def _add_workspace(commands: Commands) -> None:
+    workspace = commands.add_parser("workspace", help="look into a user's folders")
+    actions = workspace.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (
+        ("audit", "what commands left behind that could do harm: exit code 1 if there is any"),
+        ("size", "what the folders take, and what they may: exit code 1 if it is more"),
+    ):
+        action = _command(actions, name, f"oxydra.cli.workspace:{name}", text)
+        action.add_argument("--json", action="store_true", help="print JSON")

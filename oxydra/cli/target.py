@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from oxydra.errors import NoDaemonError, UsageError
 
 if TYPE_CHECKING:  # imported when a command needs them
-    from oxydra.config import Config
+    from oxydra.config import Config, Mounts
     from oxydra.runner.workspace import Workspace
 
 
@@ -19,10 +19,11 @@ def load(options: argparse.Namespace, *, need_user: bool = True) -> Config:
     return config.load(options.config, options.user, need_user=need_user)
 
 
-def workspace_of(settings: Config) -> Workspace:
+def workspace_of(settings: Config, mounts: Mounts | None = None) -> Workspace:
+    """`mounts` are needed by whoever looks into the user's folders."""
     from oxydra.runner.workspace import Workspace
 
-    return Workspace(settings.workspace_root, settings.user_id)
+    return Workspace(settings.workspace_root, settings.user_id, mounts)
 
 
 def locate(workspace: Workspace) -> tuple[str, str]:

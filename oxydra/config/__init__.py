@@ -31,7 +31,7 @@ from oxydra.config.files import (
     write_private,
 )
 from oxydra.config.guest import GuestConfig, effective, from_effective, runtime_policy
-from oxydra.config.isolation import Isolation, Mount, Mounts, isolation
+from oxydra.config.isolation import Isolation, Mount, Mounts, isolation, mounts
 from oxydra.config.load import Config, Row, Source, load
 from oxydra.config.schema import (
     AgentConfig,
@@ -93,6 +93,7 @@ __all__ = [
     "isolation",
     "list_keys",
     "load",
+    "mounts",
     "remove_key",
     "resolve_credential",
     "runtime_policy",

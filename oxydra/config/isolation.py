@@ -46,6 +46,11 @@ class Mounts:
     vault: Path
     extra: tuple[Mount, ...] = ()
 
+    @classmethod
+    def of(cls, workspace: Path) -> Mounts:
+        """The workspace's own."""
+        return cls(workspace / "shared", workspace / "tmp", workspace / "vault")
+
     @property
     def writable(self) -> tuple[Path, ...]:
         """What commands can write."""

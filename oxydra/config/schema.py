@@ -498,7 +498,7 @@ class ResourcesConfig(Section):
     max_processes: int = key(256, "Processes and threads of each guest.", least=32, most=4_000_000)
     max_workspace_mib: int = key(
         4096,
-        "MiB in the writable folders; beyond it the shell pauses.",
+        "MiB in the workspace's own shared and tmp; beyond it the shell pauses.",
         least=16,
         most=1_000_000_000,
     )

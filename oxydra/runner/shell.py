@@ -11,20 +11,19 @@ import contextlib
 import os
 import pwd
 import socket
-import stat
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from oxydra.config.schema import VARIABLES, ShellConfig
 from oxydra.errors import ConfigError, OxydraError
+from oxydra.runner.walk import Walk, opened
 from oxydra.runner.workspace import Workspace
 from oxydra.threads import Service
 from oxydra.tiers.base import ShellProcess, ShellSpec, Tier
 from oxydra.types import Json
 
 DEDICATED = range(61184, 65520)  # what systemd keeps for dynamic users: no package takes one
-MAX_DEPTH = 100  # folders given to another owner
 
 UNCAPPED = {
     "code": "totals_uncapped",
@@ -119,11 +118,12 @@ def start(
     uid, gid = owner(workspace)
     output = workspace.open_log("shell.log")
     try:
-        for name in ("shared", "tmp"):
-            give(workspace.path / name, uid, gid)
+        for folder in (workspace.shared, workspace.tmp):
+            if folder.parent == workspace.path:  # the user's own stay the user's
+                give(folder, uid, gid)
         spec = ShellSpec(
-            shared=workspace.path / "shared",
-            tmp=workspace.path / "tmp",
+            shared=workspace.shared,
+            tmp=workspace.tmp,
             uid=uid,
             gid=gid,
             dedicated=os.geteuid() == 0 and uid in DEDICATED,
@@ -166,10 +166,12 @@ def environment(config: ShellConfig, secrets: Mapping[str, Json]) -> dict[str, s
 
 
 def owner(workspace: Workspace) -> tuple[int, int]:
-    """The uid and gid that commands run as."""
+    """The uid and gid that commands run as: the owner of the workspace, or of a `shared` of the
+    user's own.
+    """
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
-    for folder in (workspace.path, workspace.path / "shared"):
+    for folder in (workspace.path, workspace.shared):
         state = folder.lstat()
         if state.st_uid != 0:
             return state.st_uid, state.st_gid
@@ -200,35 +202,18 @@ def give(folder: Path, uid: int, gid: int) -> None:
     name may lie anywhere. A folder that is not root's was given before and is left as it is. Raises
     OSError.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(folder, flags)
-    try:
-        state = os.fstat(descriptor)
-        if state.st_uid == 0 != uid:
-            _give_below(descriptor, uid, gid, state.st_dev, MAX_DEPTH)
-            os.fchown(descriptor, uid, gid)  # last: an interrupted walk is begun again
-    finally:
-        os.close(descriptor)
-
-
-def _give_below(folder: int, uid: int, gid: int, device: int, depth: int) -> None:
-    for name in os.listdir(folder):
-        state = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        is_folder = stat.S_ISDIR(state.st_mode)
-        plain = is_folder or (stat.S_ISREG(state.st_mode) and state.st_nlink == 1)
-        if state.st_uid != 0 or state.st_dev != device or not plain:
-            continue
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        descriptor = os.open(name, flags, dir_fd=folder)
-        try:
-            opened = os.fstat(descriptor)
-            if not os.path.samestat(opened, state) or opened.st_nlink != state.st_nlink:
-                continue
-            if is_folder and depth:
-                _give_below(descriptor, uid, gid, device, depth - 1)
-            os.fchown(descriptor, uid, gid)
-        finally:
-            os.close(descriptor)
+    with opened(folder) as top:
+        if os.fstat(top).st_uid != 0 or uid == 0:
+            return
+        for entry in Walk(top):
+            if entry.state.st_uid == 0 and (entry.is_folder or entry.is_plain):
+                with contextlib.suppress(FileNotFoundError):
+                    descriptor = entry.open()
+                    try:
+                        os.fchown(descriptor, uid, gid)
+                    finally:
+                        os.close(descriptor)
+        os.fchown(top, uid, gid)  # last: an interrupted walk is begun again
 
 
 def memory_is_capped() -> bool:

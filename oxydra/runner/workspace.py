@@ -1,11 +1,12 @@
 """One user's folders on the host, and the small files by which a daemon is found.
 
     <workspace_root>/<user>/          0700
-        shared/ tmp/ vault/           the paths a model sees as /shared, /tmp, /vault
+        shared/ tmp/ vault/           the paths a model sees as /shared, /tmp, /vault, where
+                                      `[mounts]` names no others
         internal/                     the database, and `daemon.lock`
         logs/                         runtime.log (the agent guest), runner.log (the runner)
         ipc/                          0700, written by the runner only: gateway-endpoint,
-                                      gateway-token, runner-control.sock
+                                      gateway-token, runner-control.sock, audit.json
 
 `internal`, `logs`, `shared` and `tmp` can be written by a guest and so are hostile: files in them
 are opened without following links, and only if they are regular files with one name.
@@ -24,6 +25,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from oxydra.config import Mounts
 from oxydra.config.fields import USER
 from oxydra.errors import ConfigError, OxydraError
 
@@ -39,9 +41,13 @@ class AlreadyRunning(OxydraError):
 
 
 class Workspace:
-    """The folders of `user` below `root`. Nothing is made before `prepare`."""
+    """The folders of `user` below `root`. Nothing is made before `prepare`.
 
-    def __init__(self, root: Path, user: str) -> None:
+    `mounts` are folders of the user's own in the place of `shared`, `tmp` and `vault`, and besides
+    them; without it the workspace's are meant.
+    """
+
+    def __init__(self, root: Path, user: str, mounts: Mounts | None = None) -> None:
         if not re.fullmatch(USER, user):
             raise ConfigError(
                 f"{user[:64]!r} cannot be a user's name.",
@@ -49,6 +55,10 @@ class Workspace:
             )
         self.user = user
         self.path = root.absolute() / user
+        self.mounts = mounts or Mounts.of(self.path)
+        self.shared, self.tmp = self.mounts.shared, self.mounts.tmp
+        # What max_workspace_mib is about: the user's own folders are not Oxydra's to count.
+        self.counted = tuple(f for f in (self.shared, self.tmp) if f.parent == self.path)
         self.ipc = self.path / "ipc"
         self.logs = self.path / "logs"
         self.internal = self.path / "internal"
