@@ -11,6 +11,8 @@ from typing import TypeAlias
 
 from oxydra.version import VERSION
 
+MAX_TAIL = 2000  # lines of `logs`
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `oxydra-runner`; `run` names the function of the command."""
@@ -66,6 +68,26 @@ def _add_daemon(commands: Commands) -> None:
     )
     for command in (start, status, stop, restart):
         command.add_argument("--all", action="store_true", help="for every user of runner.toml")
+    logs = _command(commands, "logs", "oxydra.cli.logs:logs", "show what was logged")
+    logs.add_argument(
+        "--role",
+        choices=("runtime", "shell", "runner", "all"),
+        default="all",
+        help="whose: the agent guest's, the shell guest's, the runner's; default: all",
+    )
+    logs.add_argument("--follow", action="store_true", help="go on until Ctrl+C")
+    logs.add_argument(
+        "--tail", type=_count, default=200, metavar="N", help="so many lines; default 200"
+    )
+    logs.add_argument("--since", default="", metavar="T", help="10m, 2h, 3d or an ISO 8601 time")
+    logs.add_argument("--json", action="store_true", help="print each line as JSON")
+    logs.add_argument("--raw", action="store_true", help="print control characters as they are")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_TAIL:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to {MAX_TAIL}")
+    return int(text)
 
 
 def _add_conversation(commands: Commands) -> None:

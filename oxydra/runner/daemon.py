@@ -24,10 +24,11 @@ from oxydra.config import Isolation, from_effective
 from oxydra.config.schema import ShellConfig
 from oxydra.errors import ConfigError, OxydraError
 from oxydra.frames import Envelope
-from oxydra.runner import shell
+from oxydra.runner import logs, shell
 from oxydra.runner.control import ControlServer
 from oxydra.runner.guest import Guest
 from oxydra.runner.workspace import Workspace
+from oxydra.scrub.exact import ExactScrubber
 from oxydra.scrub.guest import describe
 from oxydra.threads import Service
 from oxydra.tiers import registry
@@ -133,7 +134,11 @@ class Runner:
             self._endpoint = f"ws://127.0.0.1:{listener.getsockname()[1]}/ws"
             control = ControlServer(
                 self._workspace.control_socket,
-                {"health_check": self._health, "shutdown_user": self._shutdown},
+                {
+                    "health_check": self._health,
+                    "shutdown_user": self._shutdown,
+                    "logs": self._logs,
+                },
             )
             control.start()
             stack.callback(control.stop)
@@ -335,6 +340,11 @@ class Runner:
             raise OxydraError("This daemon belongs to another user.", code="wrong_user")
         self.stop("requested over the control socket")
         return "shutdown_status", {"user_id": self._workspace.user, "state": "stopping"}
+
+    def _logs(self, payload: Json) -> tuple[str, Json]:
+        role, tail, since, after = logs.request(payload)
+        answer = logs.read(self._workspace, role, tail=tail, since=since, after=after)
+        return "logs", answer.to_json(ExactScrubber(self._settings.secrets()).text)
 
 
 def listen(port: int) -> socket.socket:
