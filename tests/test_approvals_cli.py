@@ -16,7 +16,7 @@ from tests.test_approvals import ACT, TOKENS, asking  # noqa: F401
 from tests.test_daemon import SCRIPT, home, running  # noqa: F401
 from tests.test_gateway import Client as GatewayClient
 
-RULES = '\n[approvals]\n[[approvals.rules]]\ndecision = "ask"\ntool = "file_write"\n'
+RULES = '\n[[approvals.rules]]\ndecision = "ask"\ntool = "file_write"\n'
 ANSI = "a\x1b[2Jb\u202e"
 
 
