@@ -129,6 +129,30 @@ def forbid_privileges() -> None:
     _call(_libc.prctl(38, 1, 0, 0, 0), "no_new_privs")
 
 
+_CAPABILITIES = {  # linux/capability.h
+    "chown": 0,
+    "dac_override": 1,
+    "fowner": 3,
+    "kill": 5,
+    "setgid": 6,
+    "setuid": 7,
+}
+
+
+def keep_capabilities(kept: Iterable[str]) -> None:
+    """Give up every capability but these; for a process that has none, nothing changes."""
+    for number in range(64):
+        if number not in map(_CAPABILITIES.get, kept):
+            _libc.prctl(24, number, 0, 0, 0)  # PR_CAPBSET_DROP; refused without CAP_SETPCAP
+    head = ctypes.create_string_buffer(struct.pack("Ii", 0x20080522, 0))
+    data = ctypes.create_string_buffer(24)
+    _call(_libc.capget(head, data), "capget")
+    mask = sum(1 << _CAPABILITIES[name] for name in kept)
+    effective, permitted = (word & mask for word in struct.unpack_from("II", data.raw))
+    kept_now = struct.pack("IIIIII", effective, permitted, 0, 0, 0, 0)
+    _call(_libc.capset(head, ctypes.create_string_buffer(kept_now)), "capset")
+
+
 # ----------------------------------------------------------------------------------------- landlock
 # linux/landlock.h
 

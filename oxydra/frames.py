@@ -407,6 +407,26 @@ class Unpacker:
         return not self._buffer
 
 
+def read_frame(recv: Callable[[int], bytes], limit: int) -> tuple[str, Json]:
+    """The next frame of a stream on which other bytes may follow; `recv(n)` gives at most `n`, and
+    b"" at the end. Raises `FrameError`, also where the stream ends before the frame does.
+    """
+
+    def exactly(size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            piece = recv(size - len(data))
+            if not piece:
+                raise FrameError("The stream ended within a frame.")
+            data += piece
+        return bytes(data)
+
+    (size,) = struct.unpack("!I", exactly(4))
+    if size > limit:
+        raise FrameError(f"A frame of {size} bytes is over {limit}.", code="too_large")
+    return _unpack(exactly(size))
+
+
 def _unpack(body: bytes) -> tuple[str, Json]:
     try:
         frame = parse(body.decode())
@@ -454,6 +474,30 @@ class Envelope:
         given = {name: payload.get(name) for name in cls.__slots__}
         return cls(**{name: value for name, value in given.items() if value is not None})
 
+
+def channel_info(info: bytes) -> Json:
+    """What the opener of a mux channel says of it, `{kind, …}`; {} where that makes no sense."""
+    try:
+        said = parse(info.decode())
+    except (FrameError, UnicodeDecodeError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def check_fields(op: str, payload: Json) -> None:
+    """Raise `FrameError` unless the fields of a frame to the broker are there, of their types."""
+    if what := _wrong_field(payload, BROKER[op]):
+        raise FrameError(f"{op}: {what}")
+
+
+BROKER = {
+    name: _fields(spec)
+    for name, spec in {
+        "request": "method:str url:str headers:object length:int credential?:str "
+        "connect_timeout:float idle_timeout:float deadline?:float max_bytes:int guarded?:bool",
+        "connect": "host:str port:int",
+    }.items()
+}
 
 _ENVELOPE = _fields(
     "user_id:str sandbox_tier:str workspace_root:str config:object startup_status:object "

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+from oxydra.errors import OxydraError
 from oxydra.mux import Channel
 from oxydra.threads import Service
 
@@ -24,9 +25,7 @@ CHUNKS_PER_TURN = 16  # of one channel, then others have their turn
 
 
 class Relay:
-    """Both ends belong to the relay from `join` on. `on_closed(sent, received)` is told, on the
-    relay's thread, how many bytes went from the socket into the channel and back.
-    """
+    """Both ends of a pair belong to the relay from `join` on. Its thread starts with the first."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -39,10 +38,6 @@ class Relay:
         self._closed = False
         self._woken = False
         self._service = Service("relay", self._run, wake=self._wake)
-
-    def start(self) -> Relay:
-        self._service.start()
-        return self
 
     def stop(self, timeout: float = 5.0) -> bool:
         """Close every pair and end the thread; idempotent."""
@@ -60,15 +55,22 @@ class Relay:
         self,
         sock: socket.socket,
         channel: Channel,
+        *,
         on_closed: Callable[[int, int], None] | None = None,
+        on_bytes: Callable[[int], None] | None = None,
     ) -> None:
-        """From any thread."""
+        """From any thread. `on_bytes(n)` is called for what has crossed, and closes the pair by
+        raising `OxydraError`; `on_closed(from_socket, to_socket)` is told, at the end, how many
+        went each way. Both run on the relay's thread.
+        """
         sock.setblocking(False)
-        pair = _Pair(sock, channel, on_closed)
+        pair = _Pair(sock, channel, on_closed, on_bytes)
         with self._lock:
             if self._closed:
                 pair.close()
                 return
+            if self._service.ident is None:
+                self._service.start()
             channel.on_change = partial(self._notify, pair)
             self._changed.append(pair)
         self._wake()
@@ -105,7 +107,7 @@ class Relay:
             return
         try:
             pair.move(events)
-        except OSError:  # one of the two is gone, and the other goes with it
+        except (OSError, OxydraError):  # one of the two is gone, and the other goes with it
             pair.end = True
         if pair.end:
             self._watch(pair, 0)
@@ -145,6 +147,7 @@ class _Pair:
         sock: socket.socket,
         channel: Channel,
         on_closed: Callable[[int, int], None] | None,
+        on_bytes: Callable[[int], None] | None,
     ) -> None:
         self.sock = sock
         self.watched = 0  # what the selector was told to wait for
@@ -152,6 +155,7 @@ class _Pair:
         self.end = self.over = False
         self._channel = channel
         self._on_closed = on_closed
+        self._on_bytes = on_bytes
         self._outward = b""  # read from the socket, waits for credit
         self._inward = b""  # taken from the channel, waits for the socket
         self._sock_ended = self._channel_ended = False
@@ -164,7 +168,7 @@ class _Pair:
         return (selectors.EVENT_WRITE if self._inward else 0) | reading
 
     def move(self, events: int) -> None:
-        """Carry what can be carried now. Raises OSError."""
+        """Carry what can be carried now. Raises OSError, and what `on_bytes` raises."""
         self._out(bool(events & selectors.EVENT_READ))
         self._in()
         self.end = self._sock_ended and self._channel_ended and not self._outward
@@ -178,7 +182,7 @@ class _Pair:
                     self._channel.shutdown(socket.SHUT_WR)
         while self._outward and (sent := self._channel.offer(self._outward)):
             self._outward = self._outward[sent:]
-            self._counts[0] += sent
+            self._count(0, sent)
 
     def _in(self) -> None:
         self.more = False
@@ -198,8 +202,13 @@ class _Pair:
             except BlockingIOError:
                 return
             self._inward = self._inward[sent:]
-            self._counts[1] += sent
+            self._count(1, sent)
         self.more = True
+
+    def _count(self, direction: int, size: int) -> None:
+        self._counts[direction] += size
+        if self._on_bytes is not None:
+            self._on_bytes(size)
 
     def close(self) -> None:
         if self.over:

@@ -1,10 +1,13 @@
 """The agent guest: one user's gateway, turn loop and store, assembled from a bootstrap envelope.
 
-`main` is the program `oxydra-vm`. Its main thread answers the runner on the control stream and ends
-when that stream does; the other threads are the gateway's two, one per running turn, and
-`oxydra-warm-up`, which imports what the first turn would otherwise wait for and ends. When the
-runner says so or is gone, running turns are left as they are in the store and resume with the next
-start.
+`main` is the program `oxydra-vm`. Before it does anything else it locks itself in: it keeps the
+workspace, what it inherited, and one byte stream to the runner, over which a mux carries the
+control channel, the shell, the gateway's clients where they are forwarded, and every request to the
+broker. It has no network and no key.
+
+Its main thread answers the runner on the control channel and ends when that does; `oxydra-mux`
+reads the stream; the other threads are the gateway's two and one per running turn. When the runner
+says so or is gone, running turns are left as they are in the store and resume with the next start.
 """
 
 from __future__ import annotations
@@ -13,27 +16,31 @@ import argparse
 import contextlib
 import logging
 import mimetypes
+import os
+import queue
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from oxydra import config, log
+from oxydra import cage, config, log
 from oxydra.approvals import Approvals, Rules
 from oxydra.config import GuestConfig
 from oxydra.disk import Ballast, shortage
 from oxydra.errors import FrameError, OxydraError, ToolError
-from oxydra.frames import Envelope, Unpacker, pack, usage_json
+from oxydra.frames import Envelope, Unpacker, channel_info, pack, usage_json
 from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import Hub
+from oxydra.mux import Channel, Mux
 from oxydra.policy import VirtualPath
 from oxydra.policy.network import Egress
 from oxydra.providers import registry
 from oxydra.providers.reliable import Choice, Reliable
+from oxydra.relay import Relay
 from oxydra.runtime import Runtime
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Store
@@ -44,13 +51,21 @@ from oxydra.tools.registry import ToolRegistry
 from oxydra.tools.shell import ShellTool
 from oxydra.tools.shell_client import ShellClient
 from oxydra.tools.web import Web
-from oxydra.transport import Credential, DirectConfig, DirectTransport
+from oxydra.transport import BrokeredTransport
 from oxydra.types import Attachment, Json, ModelSpec, Tool
 from oxydra.worker import Workers
 
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 8.0
+CONTROL_SECONDS = 20.0  # that the runner may take to open its channel
+# of root's: to hand files to their owner and to read them, to become nobody in a tool worker
+KEPT_CAPABILITIES = ("chown", "dac_override", "fowner", "kill", "setgid", "setuid")
+UNCAGED: Json = {
+    "code": "keys_exposed",
+    "detail": "Keys exposed, users not separated: this kernel has no Landlock or seccomp that "
+    "could hold the agent, which runs as your own user.",
+}
 UNSANDBOXED = (None, "none", "rlimits")  # levels at which nothing contains a privileged call
 
 
@@ -58,16 +73,16 @@ class AgentGuest:
     """Everything that serves one user. `start` returns when clients are answered."""
 
     def __init__(
-        self, envelope: Envelope, credentials: Mapping[str, Json], listener: socket.socket
+        self, envelope: Envelope, stream: RunnerStream, listener: socket.socket | None, level: str
     ) -> None:
+        """`level` says how this process is locked in, "none" where it is not."""
         settings = config.from_effective(envelope.config)
         self._envelope = envelope
+        self._level = level
+        self._stream = stream
         self._model = settings.model
         egress = Egress.parse(envelope.runtime_policy.get("egress_allowlist", ()))
-        self._transport = DirectTransport(
-            {name: Credential(**row) for name, row in credentials.items()},
-            DirectConfig(egress=egress),
-        )
+        self._transport = BrokeredTransport(stream.open)
         self._workers = Workers()
         root = Path(envelope.workspace_root)
         internal = root / "internal"
@@ -83,7 +98,7 @@ class AgentGuest:
         tools = ToolRegistry(extra=self._shell_tools(settings))
         self._runtime = Runtime(
             store=self._store,
-            provider=self._provider(settings, credentials),
+            provider=self._provider(settings, envelope.runtime_policy.get("keys", ())),
             model=settings.model,
             gate=Gate(
                 tools,
@@ -112,7 +127,7 @@ class AgentGuest:
             on_death=_die,
             approvals=self._approvals,
         )
-        self._warm_up = Service("warm-up", lambda _service: self._transport.warm())
+        stream.on_gateway = self._gateway.adopt
 
     def _keep(self, attachment: Attachment) -> str:
         """Put a file that a model made into the workspace; returns where, or why it is nowhere."""
@@ -132,17 +147,19 @@ class AgentGuest:
         named = str(said["sandbox_level"]).startswith("bwrap")
         return [ShellTool(settings.tools.shell, named_paths=named)]
 
-    def attach_shell(self, stream: socket.socket) -> None:
-        """Take the stream to a shell guest that was started, again or for the first time."""
-        self._shell.connect(stream)
+    def attach_shell(self, channel: Channel) -> None:
+        """Take the channel to a shell guest that was started, again or for the first time."""
+        self._shell.connect(channel)
 
-    def _provider(self, settings: GuestConfig, credentials: Mapping[str, Json]) -> Reliable:
-        """The first choice and its fallbacks, as one provider."""
+    def _provider(self, settings: GuestConfig, keys: Collection[str]) -> Reliable:
+        """The first choice and its fallbacks, as one provider; `keys` are the names of those that
+        the broker holds a key for.
+        """
 
         def choice(spec: ModelSpec) -> Choice:
             name = spec.provider
             entry = settings.providers.registry[name]
-            key = name if name in credentials else ""
+            key = name if name in keys else ""
             provider = registry.settings(name, entry, credential=key)
             return Choice(registry.create(provider, self._transport), spec)
 
@@ -152,16 +169,11 @@ class AgentGuest:
         self._hub.start()
         self._gateway.start()
 
-    def warm_up(self) -> None:
-        """Do in idle time what the first turn needs."""
-        self._warm_up.start()
-
     def stop(self) -> None:
         """Stop intake, leave running turns to be resumed, close the store."""
         self._gateway.stop(STOP_SECONDS / 4)
         self._hub.stop(STOP_SECONDS / 2)
         self._shell.close()
-        self._warm_up.stop(STOP_SECONDS / 4)
         self._workers.stop()
         self._transport.close()
         self._store.close()
@@ -183,12 +195,15 @@ class AgentGuest:
         """
         said = self._envelope.startup_status
         reasons = [*said.get("degraded_reasons", ()), *self._workers.degraded()]
+        if self._level == "none":
+            reasons.insert(0, UNCAGED)
         if short := self._short():
             detail = f"Commands are paused: {short}. They run again when there is room."
             reasons.append({"code": "low_disk", "detail": detail})
         return {
             **said,
             "shell_available": bool(said["shell_available"]) and self._shell.alive,
+            "agent_level": self._level,
             "worker_level": self._workers.level,
             "degraded_reasons": reasons,
         }
@@ -196,37 +211,169 @@ class AgentGuest:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the guest until the runner ends it; the exit code is 0 then."""
-    parser = argparse.ArgumentParser(prog="oxydra-vm", description="The agent guest of Oxydra.")
-    parser.add_argument("--bootstrap-stdin", action="store_true", required=True)
-    parser.add_argument("--listen-fd", type=int, required=True, help="the gateway's listener")
-    parser.add_argument("--control-fd", type=int, required=True, help="the stream to the runner")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     install_hooks()
     log.setup("oxydra-vm", sys.stderr)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a descriptor for each client
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides, not a Ctrl+C in its terminal
-    listener = socket.socket(fileno=options.listen_fd)
-    control = socket.socket(fileno=options.control_fd)
-    for inherited in (listener, control):
-        inherited.set_inheritable(False)
-    with control:
+    listener = None
+    if options.listen_fd is not None:
+        listener = socket.socket(fileno=options.listen_fd)
+        listener.set_inheritable(False)
+    with RunnerStream(_connected(options)) as stream:
         try:
-            envelope, credentials = read_bootstrap(sys.stdin.buffer)
+            envelope = _read_bootstrap(options)
             log.setup("oxydra-vm", sys.stderr, scrub=scrubber_of(envelope).logged)
-            guest = AgentGuest(envelope, credentials, listener)
+            level = lock_in(Path(envelope.workspace_root))
+            control = stream.start()
+            guest = AgentGuest(envelope, stream, listener, level)
             guest.start()
         except OxydraError as error:
             logger.error("%s", error)
-            control.sendall(pack("failed", {"message": error.message, "remedy": error.remedy}))
+            with contextlib.suppress(OSError):
+                stream.start().sendall(
+                    pack("failed", {"message": error.message, "remedy": error.remedy})
+                )
             return error.exit_code
         control.sendall(pack("ready", {}))
-        guest.warm_up()
         try:
-            serve(control, guest)
+            serve(control, guest, stream)
         finally:
             guest.stop()
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="oxydra-vm", description="The agent guest of Oxydra.")
+    bootstrap = parser.add_mutually_exclusive_group(required=True)
+    bootstrap.add_argument("--bootstrap-stdin", action="store_true", help="the envelope's frame")
+    bootstrap.add_argument("--bootstrap-file", type=Path, metavar="F", help="a file that holds it")
+    stream = parser.add_mutually_exclusive_group(required=True)
+    stream.add_argument("--stream-fd", type=int, metavar="N", help="the stream to the runner")
+    stream.add_argument("--stream-socket", metavar="PATH", help="where to connect to the runner")
+    parser.add_argument("--listen-fd", type=int, metavar="N", help="the gateway's listener")
+    return parser
+
+
+def _connected(options: argparse.Namespace) -> socket.socket:
+    """The stream to the runner. Raises OSError."""
+    if options.stream_fd is not None:
+        inherited = socket.socket(fileno=options.stream_fd)
+        inherited.set_inheritable(False)
+        return inherited
+    stream = socket.socket(socket.AF_UNIX)
+    stream.connect(options.stream_socket)
+    return stream
+
+
+def _read_bootstrap(options: argparse.Namespace) -> Envelope:
+    """Raises `FrameError`."""
+    if options.bootstrap_file is None:
+        return read_bootstrap(sys.stdin.buffer)
+    try:
+        with options.bootstrap_file.open("rb") as file:
+            return read_bootstrap(file)
+    except OSError as error:
+        raise FrameError(f"The bootstrap file can't be read: {error.strerror}.") from error
+
+
+def lock_in(root: Path) -> str:
+    """Give up everything but the workspace at `root`, for good: "cage", or "none" where the kernel
+    can't hold it. Before any thread is started, which would not be held.
+    """
+    found = cage.probe()
+    if not (found.files and found.seccomp):
+        return "none"
+    os.environ["SQLITE_TMPDIR"] = str(root / "internal")
+    mimetypes.init()  # it reads files of its own accord
+    cage.forbid_privileges()
+    cage.keep_capabilities(KEPT_CAPABILITIES)
+    cage.confine(
+        [*cage.SYSTEM, "/proc", "/usr/share/zoneinfo", *_code(), str(root / "vault")],
+        [*(str(root / name) for name in ("shared", "tmp", "internal")), *cage.DEVICES],
+        landlock=found.landlock,
+    )
+    cage.filter_calls(attributes=False)
+    return "cage"
+
+
+def _code() -> list[str]:
+    """Where the interpreter and the packages are. Of a checkout only the two folders that hold
+    code: beside them may be a configuration, and workspaces.
+    """
+    places = [sys.prefix, sys.base_prefix, sys.exec_prefix]
+    for entry in filter(None, sys.path):
+        if Path(entry, "oxydra", "vm.py").is_file() and Path(entry, "guest").is_dir():
+            places += [f"{entry}/oxydra", f"{entry}/guest"]
+        else:
+            places.append(entry)
+    return [place for place in places if place != "/"]
+
+
+class RunnerStream:
+    """The one stream to the runner, and the channels that the runner opens on it.
+
+    `oxydra-mux` reads it and ends with it; `oxydra-relay` carries forwarded clients.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.on_gateway: Callable[[socket.socket, str], None] = _turn_away
+        self._sock = sock
+        self._mux = Mux(sock, opener=True, accept=self._accept)
+        self._reader = Service("mux", lambda _: self._mux.run(), wake=self._mux.close)
+        self._relay = Relay()
+        self._control: queue.SimpleQueue[Channel] = queue.SimpleQueue()
+        self._shells: queue.SimpleQueue[Channel] = queue.SimpleQueue()
+        self._started: Channel | None = None
+
+    def __enter__(self) -> RunnerStream:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._relay.stop()
+        self._reader.stop()
+        self._sock.close()
+
+    def start(self) -> Channel:
+        """Begin to read; the control channel. Raises `FrameError` if the runner opens none."""
+        if self._started is None:
+            self._reader.start()
+            try:
+                self._started = self._control.get(timeout=CONTROL_SECONDS)
+            except queue.Empty:
+                raise FrameError("The runner opened no control channel.") from None
+        return self._started
+
+    def open(self, info: bytes, data: bytes) -> Channel:
+        """A channel to the runner's broker. Raises OSError."""
+        return self._mux.open(info, data)
+
+    def shell(self) -> Channel | None:
+        """A channel to the shell guest that was opened and not taken yet; the newest."""
+        found = None
+        while not self._shells.empty():
+            found = self._shells.get()
+        return found
+
+    def _accept(self, channel: Channel) -> None:
+        said = channel_info(channel.info)
+        match said.get("kind"):
+            case "control":
+                self._control.put(channel)
+            case "shell":
+                self._shells.put(channel)
+            case "gateway":
+                ours, theirs = socket.socketpair()
+                self._relay.join(ours, channel)
+                self.on_gateway(theirs, str(said.get("peer")))
+            case other:
+                logger.error("the runner opened a channel of the kind %r", other)
+
+
+def _turn_away(client: socket.socket, _peer: str) -> None:
+    """A client that came before the gateway was there."""
+    client.close()
 
 
 def scrubber_of(envelope: Envelope) -> GuestScrubber:
@@ -234,34 +381,29 @@ def scrubber_of(envelope: Envelope) -> GuestScrubber:
     return GuestScrubber(envelope.secret_hashes, envelope.workspace_root)
 
 
-def serve(control: socket.socket, guest: AgentGuest) -> None:
-    """Answer the runner until it says `shutdown` or its end of the stream is closed."""
+def serve(control: Channel, guest: AgentGuest, stream: RunnerStream) -> None:
+    """Answer the runner until it says `shutdown` or the control channel ends."""
     unpacker = Unpacker()
-    streams: list[int] = []  # handed over and not yet taken
     with contextlib.suppress(ConnectionError):
-        while True:
-            data, passed, _flags, _address = socket.recv_fds(control, 65536, 4)
-            streams += passed
-            if not data:
-                break
+        while data := control.recv(65536):
             for op, payload in unpacker.feed(data):
                 if op == "shutdown":
                     return
-                if op == "shell" and streams:
-                    guest.attach_shell(socket.socket(fileno=streams.pop(0)))
+                if op == "shell" and (channel := stream.shell()) is not None:
+                    guest.attach_shell(channel)
                 if op == "health_check":
                     reply = {"request_id": payload.get("request_id"), **guest.health()}
                     control.sendall(pack("health_status", reply))
     logger.warning("the runner is gone: the agent guest ends too")
 
 
-def read_bootstrap(stream: BinaryIO) -> tuple[Envelope, Mapping[str, Json]]:
-    """The envelope, and the credentials by name. Raises `FrameError`."""
+def read_bootstrap(stream: BinaryIO) -> Envelope:
+    """The envelope. Raises `FrameError`."""
     unpacker = Unpacker()
     frames = dict(unpacker.feed(stream.read()))
     if "bootstrap" not in frames or not unpacker.empty:
         raise FrameError("The bootstrap stream ended before the envelope was complete.")
-    return Envelope.from_json(frames["bootstrap"]), frames.get("credentials", {})
+    return Envelope.from_json(frames["bootstrap"])
 
 
 def _die(error: BaseException) -> None:

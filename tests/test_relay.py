@@ -24,7 +24,7 @@ def world() -> Iterator[World]:
     services = [
         Service(f"mux-{i}", lambda _, m=m: m.run()).start() for i, m in enumerate((guest, host))
     ]
-    relay = Relay().start()
+    relay = Relay()
     with left, right:
         yield World(guest, opened, relay)
         assert relay.stop()
@@ -45,7 +45,9 @@ class World:
         ours, theirs = socket.socketpair()
         ours.settimeout(10)
         channel = self.guest.open(b"")
-        self.relay.join(theirs, self._opened.get(timeout=5), lambda *c: self.counts.put(c))
+        self.relay.join(
+            theirs, self._opened.get(timeout=5), on_closed=lambda *c: self.counts.put(c)
+        )
         channel.settimeout(10)
         return ours, channel
 

@@ -626,12 +626,12 @@ def test_without_a_sandbox_but_wanted(home):  # noqa: F811
 def test_variables_for_commands(monkeypatch):
     monkeypatch.setenv("EDITOR_NAME", "ed")
     monkeypatch.setenv("SOME_TOKEN", "a-providers-secret")
-    rows = {"openai": {"value": "a-providers-secret"}}
+    secrets = ["a-providers-secret"]
     config = ShellConfig(env_keys=("EDITOR_NAME", "NOT_SET"))
-    assert runner_shell.environment(config, rows) == {"EDITOR_NAME": "ed"}
+    assert runner_shell.environment(config, secrets) == {"EDITOR_NAME": "ed"}
     for name in ("SOME_TOKEN", "OPENAI_API_KEY"):
         with pytest.raises(ConfigError, match=name):
-            runner_shell.environment(ShellConfig(env_keys=(name,)), rows)
+            runner_shell.environment(ShellConfig(env_keys=(name,)), secrets)
 
 
 def test_variables_reach_a_command(tmp_path):

@@ -28,9 +28,11 @@ from oxydra.transport import (
     DirectTransport,
     HttpRequest,
     HttpStream,
+    Transport,
     origin_of,
     sse,
 )
+from tests.broker_kit import broker_world
 from tests.conftest import eventually
 from tests.fake_model import CUT, STALL, FakeModel, Reply
 
@@ -43,23 +45,28 @@ def fake() -> Iterator[FakeModel]:
         yield server
 
 
-@pytest.fixture
-def transport() -> Iterator[DirectTransport]:
-    direct = DirectTransport()
-    yield direct
-    direct.close()
+@pytest.fixture(params=["direct", "brokered"])
+def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
+    """Both behave alike: the one that dials, and the one that has a broker dial."""
+    if request.param == "direct":
+        direct = DirectTransport()
+        yield direct
+        direct.close()
+    else:
+        with broker_world() as world:
+            yield world.transport
 
 
 def post(url: str, **fields: Any) -> HttpRequest:
     return HttpRequest("POST", url, body=b'{"messages":[]}', **fields)
 
 
-def read(transport: DirectTransport, request: HttpRequest) -> bytes:
+def read(transport: Transport, request: HttpRequest) -> bytes:
     with transport.open(request, CancelToken()) as stream:
         return stream.read()
 
 
-def failure(transport: DirectTransport, request: HttpRequest) -> TransportError:
+def failure(transport: Transport, request: HttpRequest) -> TransportError:
     with pytest.raises(TransportError) as caught:
         read(transport, request)
     shown = f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
@@ -70,7 +77,7 @@ def failure(transport: DirectTransport, request: HttpRequest) -> TransportError:
 # --------------------------------------------------------------------------------------- streaming
 
 
-def test_bytes_arrive_as_they_are_sent(fake: FakeModel, transport: DirectTransport) -> None:
+def test_bytes_arrive_as_they_are_sent(fake: FakeModel, transport: Transport) -> None:
     gate = threading.Event()
     fake.send(Reply([b"one", gate, b"two"]))
     with transport.open(post(fake.url), CancelToken()) as stream:
@@ -86,21 +93,19 @@ def test_bytes_arrive_as_they_are_sent(fake: FakeModel, transport: DirectTranspo
 
 
 @pytest.mark.parametrize("framing", ["chunked", "length", "close"])
-def test_all_ways_to_frame_a_body(
-    fake: FakeModel, transport: DirectTransport, framing: str
-) -> None:
+def test_all_ways_to_frame_a_body(fake: FakeModel, transport: Transport, framing: str) -> None:
     fake.send(Reply([b"a" * 100_000, b"b"], framing=framing))
     assert read(transport, post(fake.url)) == b"a" * 100_000 + b"b"
 
 
-def test_a_compressed_body_is_decoded(fake: FakeModel, transport: DirectTransport) -> None:
+def test_a_compressed_body_is_decoded(fake: FakeModel, transport: Transport) -> None:
     body = gzip.compress(b"hello " * 1000)
     fake.send(Reply([body[:10], body[10:]], headers={"Content-Encoding": "gzip"}))
     assert read(transport, post(fake.url)) == b"hello " * 1000
     assert fake.requests[0].headers["accept-encoding"] == "identity"
 
 
-def test_the_request_goes_out_as_it_is(fake: FakeModel, transport: DirectTransport) -> None:
+def test_the_request_goes_out_as_it_is(fake: FakeModel, transport: Transport) -> None:
     fake.send(Reply([b"x"]))
     request = HttpRequest("POST", f"{fake.origin}/a/b?c=d", {"X-One": "1"}, b"body")
     read(transport, request)
@@ -112,7 +117,7 @@ def test_the_request_goes_out_as_it_is(fake: FakeModel, transport: DirectTranspo
 
 
 def test_a_connection_is_kept_for_the_next_request_on_any_thread(
-    fake: FakeModel, transport: DirectTransport
+    fake: FakeModel, transport: Transport
 ) -> None:
     for _ in range(3):
         fake.reply("a")
@@ -123,7 +128,7 @@ def test_a_connection_is_kept_for_the_next_request_on_any_thread(
 
 
 def test_a_complete_answer_keeps_the_connection_though_its_end_was_not_read(
-    fake: FakeModel, transport: DirectTransport
+    fake: FakeModel, transport: Transport
 ) -> None:
     for _ in range(2):
         fake.reply("a")
@@ -137,7 +142,7 @@ def test_a_complete_answer_keeps_the_connection_though_its_end_was_not_read(
 
 
 def test_an_answer_left_in_the_middle_closes_its_connection(
-    fake: FakeModel, transport: DirectTransport
+    fake: FakeModel, transport: Transport
 ) -> None:
     fake.send(Reply([b"one", STALL]))
     with transport.open(post(fake.url), CancelToken()) as stream:
@@ -149,7 +154,7 @@ def test_an_answer_left_in_the_middle_closes_its_connection(
 
 
 def test_a_connection_that_the_server_closed_meanwhile_is_replaced(
-    fake: FakeModel, transport: DirectTransport
+    fake: FakeModel, transport: Transport
 ) -> None:
     fake.reply("a")
     read(transport, post(fake.url))
@@ -160,7 +165,7 @@ def test_a_connection_that_the_server_closed_meanwhile_is_replaced(
 
 
 def test_simultaneous_requests_get_connections_of_their_own(
-    fake: FakeModel, transport: DirectTransport
+    fake: FakeModel, transport: Transport
 ) -> None:
     gate = threading.Event()
     for _ in range(2):
@@ -197,7 +202,7 @@ def test_a_closed_transport_keeps_nothing(fake: FakeModel) -> None:
 
 
 def test_no_proxy_from_the_environment(
-    fake: FakeModel, transport: DirectTransport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    fake: FakeModel, transport: Transport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -214,7 +219,7 @@ def test_no_proxy_from_the_environment(
 
 @pytest.mark.parametrize(("steps", "framing"), [([b"half", CUT], "chunked"), ([b"half"], "length")])
 def test_a_broken_stream(
-    fake: FakeModel, transport: DirectTransport, steps: list[Any], framing: str
+    fake: FakeModel, transport: Transport, steps: list[Any], framing: str
 ) -> None:
     if framing == "length":
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
@@ -226,14 +231,14 @@ def test_a_broken_stream(
     assert str(fake.port) in error.message
 
 
-def test_no_answer_at_all(fake: FakeModel, transport: DirectTransport) -> None:
+def test_no_answer_at_all(fake: FakeModel, transport: Transport) -> None:
     fake.send(Reply([CUT], framing="raw"))
     error = failure(transport, post(fake.url))
     assert (error.kind, error.retryable) == ("broken", True)
     assert "without an answer" in error.message
 
 
-def test_no_http(fake: FakeModel, transport: DirectTransport) -> None:
+def test_no_http(fake: FakeModel, transport: Transport) -> None:
     fake.send(Reply([b"SSH-2.0-OpenSSH_9.2\r\n"], framing="raw"))
     error = failure(transport, post(fake.url))
     assert (error.kind, error.retryable) == ("broken", False)
@@ -241,7 +246,7 @@ def test_no_http(fake: FakeModel, transport: DirectTransport) -> None:
 
 
 @pytest.mark.parametrize("where", ["headers", "body"])
-def test_a_silent_server(fake: FakeModel, transport: DirectTransport, where: str) -> None:
+def test_a_silent_server(fake: FakeModel, transport: Transport, where: str) -> None:
     fake.send(Reply([STALL], framing="raw") if where == "headers" else Reply([b"x", STALL]))
     error = failure(transport, post(fake.url, idle_timeout=0.05))
     assert (error.kind, error.retryable) == ("idle", True)
@@ -251,7 +256,7 @@ def test_a_silent_server(fake: FakeModel, transport: DirectTransport, where: str
 
 @pytest.mark.parametrize("where", ["headers", "body"])
 def test_a_server_that_trickles_past_the_deadline(
-    fake: FakeModel, transport: DirectTransport, where: str
+    fake: FakeModel, transport: Transport, where: str
 ) -> None:
     """Each byte comes in time, the whole does not."""
     trickle: list[Any] = [part for _ in range(3000) for part in (b"X", 0.01)]
@@ -261,7 +266,7 @@ def test_a_server_that_trickles_past_the_deadline(
     assert (error.kind, error.retryable) == ("deadline", False)
 
 
-def test_nobody_listens(transport: DirectTransport) -> None:
+def test_nobody_listens(transport: Transport) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     error = failure(transport, post(f"http://127.0.0.1:{port}/"))
@@ -297,44 +302,44 @@ def test_the_next_address_is_tried(fake: FakeModel) -> None:
         b"X: " + b"y" * 100_000 + b"\r\n",
     ],
 )
-def test_a_flood_of_headers(fake: FakeModel, transport: DirectTransport, flood: bytes) -> None:
+def test_a_flood_of_headers(fake: FakeModel, transport: Transport, flood: bytes) -> None:
     fake.send(Reply([b"HTTP/1.1 200 OK\r\n" + flood + b"\r\n"], framing="raw"))
     error = failure(transport, post(fake.url))
     assert (error.kind, error.retryable) == ("headers", False)
 
 
 @pytest.mark.parametrize("framing", ["chunked", "length"])
-def test_a_body_above_the_limit(fake: FakeModel, transport: DirectTransport, framing: str) -> None:
+def test_a_body_above_the_limit(fake: FakeModel, transport: Transport, framing: str) -> None:
     fake.send(Reply([b"x" * 65536] * 40, framing=framing))
     error = failure(transport, post(fake.url, max_bytes=2 << 20))
     assert error.kind == "too_large"
     assert "larger than 2 MB" in error.message
 
 
-def test_a_compressed_bomb_is_counted_unpacked(fake: FakeModel, transport: DirectTransport) -> None:
+def test_a_compressed_bomb_is_counted_unpacked(fake: FakeModel, transport: Transport) -> None:
     body = gzip.compress(b"\0" * (20 << 20))
     fake.send(Reply([body], headers={"Content-Encoding": "gzip"}))
     assert failure(transport, post(fake.url, max_bytes=1 << 20)).kind == "too_large"
 
 
-def test_a_damaged_compressed_body(fake: FakeModel, transport: DirectTransport) -> None:
+def test_a_damaged_compressed_body(fake: FakeModel, transport: Transport) -> None:
     fake.send(Reply([b"no gzip at all"], headers={"Content-Encoding": "gzip"}))
     assert failure(transport, post(fake.url)).kind == "encoding"
 
 
 @pytest.mark.parametrize("url", ["", "localhost:1/v1", "ftp://x/", "http://", "http://[", "//x"])
-def test_no_url(transport: DirectTransport, url: str) -> None:
+def test_no_url(transport: Transport, url: str) -> None:
     error = failure(transport, post(url))
     assert error.kind == "url"
     assert "http://" in error.remedy
 
 
-def test_a_url_with_a_password(transport: DirectTransport) -> None:
+def test_a_url_with_a_password(transport: Transport) -> None:
     error = failure(transport, post(f"https://user:{KEY}@example.org/"))
     assert error.kind == "url"
 
 
-def test_a_header_that_cannot_be_sent(fake: FakeModel, transport: DirectTransport) -> None:
+def test_a_header_that_cannot_be_sent(fake: FakeModel, transport: Transport) -> None:
     for value in (f"{KEY}\nEvil: 1", f"{KEY} 😀"):
         assert failure(transport, post(fake.url, headers={"X-A": value})).kind == "url"
     assert fake.requests == []
@@ -354,7 +359,7 @@ def test_origins(url: str, origin: str) -> None:
 
 
 def test_the_text_of_an_error_is_cut_and_survives_a_break(
-    fake: FakeModel, transport: DirectTransport
+    fake: FakeModel, transport: Transport
 ) -> None:
     fake.send(Reply([b"no \xff way", CUT], status=500))
     with transport.open(post(fake.url), CancelToken()) as stream:
@@ -420,9 +425,7 @@ def test_a_redirect_is_refused(fake: FakeModel, keyed: DirectTransport, status: 
         assert other.requests == []
 
 
-def test_a_redirect_within_the_host_is_refused_too(
-    fake: FakeModel, transport: DirectTransport
-) -> None:
+def test_a_redirect_within_the_host_is_refused_too(fake: FakeModel, transport: Transport) -> None:
     fake.redirect("/login")
     assert failure(transport, post(fake.url)).kind == "redirect"
 
@@ -462,7 +465,7 @@ def test_tls(secure: FakeModel, certificate: tuple[Path, Path]) -> None:
     transport.close()
 
 
-def test_a_certificate_of_nobody_we_know(secure: FakeModel, transport: DirectTransport) -> None:
+def test_a_certificate_of_nobody_we_know(secure: FakeModel, transport: Transport) -> None:
     error = failure(transport, post(secure.url))
     assert (error.kind, error.retryable) == ("tls", False)
     assert "certificate" in error.message
@@ -476,7 +479,7 @@ def test_a_certificate_of_another_host(secure: FakeModel, certificate: tuple[Pat
     assert secure.requests == []
 
 
-def test_https_where_http_is_spoken(fake: FakeModel, transport: DirectTransport) -> None:
+def test_https_where_http_is_spoken(fake: FakeModel, transport: Transport) -> None:
     error = failure(transport, post(f"https://127.0.0.1:{fake.port}/"))
     assert error.kind == "tls"
     assert "https://" in error.remedy
@@ -507,7 +510,7 @@ def cancel_when(
     return raised[0] if raised else None
 
 
-def drain(transport: DirectTransport, request: HttpRequest) -> Callable[[CancelToken], None]:
+def drain(transport: Transport, request: HttpRequest) -> Callable[[CancelToken], None]:
     def work(token: CancelToken) -> None:
         with transport.open(request, token) as stream:
             stream.read()
@@ -515,7 +518,7 @@ def drain(transport: DirectTransport, request: HttpRequest) -> Callable[[CancelT
     return work
 
 
-def test_cancel_before_anything(fake: FakeModel, transport: DirectTransport) -> None:
+def test_cancel_before_anything(fake: FakeModel, transport: Transport) -> None:
     token = CancelToken()
     token.cancel("enough")
     with pytest.raises(Cancelled, match="enough"):
@@ -573,7 +576,7 @@ def connecting_to(port: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc/net/tcp")
-def test_cancel_while_connecting(transport: DirectTransport) -> None:
+def test_cancel_while_connecting(transport: Transport) -> None:
     with deaf_port() as port:
         others = connecting_to(port)
         error = cancel_when(
@@ -583,7 +586,7 @@ def test_cancel_while_connecting(transport: DirectTransport) -> None:
     assert isinstance(error, Cancelled)
 
 
-def test_a_connect_that_takes_too_long(transport: DirectTransport) -> None:
+def test_a_connect_that_takes_too_long(transport: Transport) -> None:
     with deaf_port() as port:
         error = failure(transport, post(f"http://127.0.0.1:{port}/", connect_timeout=0.1))
     assert error.kind == "connect"
@@ -595,7 +598,7 @@ def silent_listener() -> socket.socket:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_cancel_while_waiting_for_an_answer(transport: DirectTransport, scheme: str) -> None:
+def test_cancel_while_waiting_for_an_answer(transport: Transport, scheme: str) -> None:
     """Waiting for headers over HTTP, for the server's part of the handshake over HTTPS."""
     accepted: list[socket.socket] = []
 
@@ -635,7 +638,7 @@ def test_cancel_in_the_middle_of_a_stream(
     transport.close()
 
 
-def test_cancel_between_two_reads(fake: FakeModel, transport: DirectTransport) -> None:
+def test_cancel_between_two_reads(fake: FakeModel, transport: Transport) -> None:
     fake.send(Reply([b"x", STALL], framing="close"))
     token = CancelToken()
     with transport.open(post(fake.url), token) as stream:
@@ -647,7 +650,7 @@ def test_cancel_between_two_reads(fake: FakeModel, transport: DirectTransport) -
     assert fake.wait_requests(1)[0].closed.wait(10)
 
 
-def test_cancelling_later_does_no_harm(fake: FakeModel, transport: DirectTransport) -> None:
+def test_cancelling_later_does_no_harm(fake: FakeModel, transport: Transport) -> None:
     token = CancelToken()
     fake.reply("a")
     with transport.open(post(fake.url), token) as stream:
@@ -679,9 +682,7 @@ def test_a_stream_may_be_opened_by_hand() -> None:
     assert released == [True]
 
 
-def test_whoever_reads_is_told_before_each_wait(
-    fake: FakeModel, transport: DirectTransport
-) -> None:
+def test_whoever_reads_is_told_before_each_wait(fake: FakeModel, transport: Transport) -> None:
     gate = threading.Event()
     fake.reply("a", "b", gate, "c")
     seen: list[str] = []

@@ -17,8 +17,8 @@ from oxydra.policy.network import Egress
 from oxydra.threads import CancelToken, Deadline
 from oxydra.tools import FunctionTool, web
 from oxydra.tools.registry import TOOLS, ToolRegistry
-from oxydra.tools.web import Web, search_credentials, web_fetch, web_search
-from oxydra.transport import Credential, DirectConfig, DirectTransport, HttpRequest, line
+from oxydra.tools.web import Web, search_routes, web_fetch, web_search
+from oxydra.transport import Credential, DirectConfig, DirectTransport, HttpRequest, Routes, line
 from oxydra.types import SafetyTier, ToolContext, ToolResult
 from oxydra.worker import Workers
 from tests.fake_web import Asked, FakeWeb, Page, serving
@@ -361,7 +361,7 @@ def test_google_gets_its_key_from_the_transport(place: Place) -> None:
     place.search = WebSearchConfig(
         provider="google_cse", base_urls=(place.fake.url + "/v1",), engine_id="cx1", max_results=30
     )
-    place.credentials |= search_credentials(place.search, "the-google-key")
+    place.credentials |= Routes(search_routes(place.search, "the-google-key")).credentials
     assert place.searched() == "1. T\n   https://x.org/\n   "
     (asked,) = place.fake.asked
     assert asked.query == {"q": "ducks", "cx": "cx1", "num": "10"}

@@ -19,7 +19,7 @@ from oxydra.errors import EXIT_FAILED, NoDaemonError, OxydraError
 from oxydra.scrub import printable
 
 if TYPE_CHECKING:  # imported when a command needs them
-    from oxydra.runner.daemon import RunnerSettings
+    from oxydra.runner.settings import RunnerSettings
     from oxydra.runner.workspace import Workspace
 
 Json = dict[str, Any]
@@ -260,47 +260,9 @@ def _restart(options: argparse.Namespace, user: str = "") -> int:
 
 def _runner_settings(options: argparse.Namespace) -> RunnerSettings:
     """Configuration and keys, read and resolved: what a daemon is started with."""
-    from dataclasses import asdict
-
     from oxydra import config
-    from oxydra.catalog import Catalog
-    from oxydra.providers import registry
-    from oxydra.runner.daemon import RunnerSettings
+    from oxydra.runner.settings import from_config
 
     insecure = {"default_tier": "process", "behavior.sandbox_tier": "process"}
-    settings = config.load(
-        options.config, options.user, overrides=insecure if options.insecure else None
-    )
-    catalog = Catalog.load(home=settings.home)
-    chain = [config.select(settings, catalog)]
-    chain += [
-        config.select(settings, catalog, wanted=choice)
-        for choice in settings.agent.selection.fallback
-    ]
-    credentials: dict[str, Json] = {}
-    for selection in chain:
-        if selection.credential is not None:
-            entry = settings.agent.providers.registry[selection.provider]
-            provider = registry.settings(selection.provider, entry)
-            sent = registry.credential(provider, selection.credential.value)
-            credentials[selection.provider] = asdict(sent)
-    if (found := config.search_key(settings)) is not None:
-        from oxydra.tools.web import search_credentials
-
-        keys = search_credentials(settings.agent.tools.web_search, found.value)
-        credentials |= {name: asdict(credential) for name, credential in keys.items()}
-    notices: list[Json] = []
-    if chain[0].provider == "offline":
-        notices.append({"code": "no_model", "detail": chain[0].reason})
-    isolation = config.isolation(settings)
-    return RunnerSettings(
-        workspace=workspace_of(settings, isolation.mounts),
-        tier=settings.tier,
-        config=config.effective(settings, chain[0], chain[1:]),
-        credentials=credentials,
-        port=settings.agent.gateway.port,
-        notices=tuple(notices),
-        policy=config.runtime_policy(settings),
-        isolation=isolation,
-        git_tokens={host: token.value for host, token in config.git_tokens(settings).items()},
-    )
+    overrides = insecure if options.insecure else None
+    return from_config(config.load(options.config, options.user, overrides=overrides))

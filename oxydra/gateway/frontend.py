@@ -75,14 +75,14 @@ class Client:
 
 
 class Gateway(Handler):
-    """Serves one user's hub on an inherited listener.
+    """Serves one user's hub on an inherited listener, or for clients that `adopt` is given.
 
     `tokens` are rows `{name, sha256, scopes}`; `startup_status` is what `health_status` reports.
     """
 
     def __init__(
         self,
-        listener: socket.socket,
+        listener: socket.socket | None,
         hub: Hub,
         store: Store,
         config: GatewayConfig,
@@ -125,6 +125,10 @@ class Gateway(Handler):
     def start(self) -> None:
         self._requests.start()
         self._server.start()
+
+    def adopt(self, client: socket.socket, peer: str) -> None:
+        """Serve a client that the runner has accepted; from any thread."""
+        self._server.adopt(client, peer)
 
     def stop(self, timeout: float) -> bool:
         """Say good-bye to every client (1001) and end both threads."""

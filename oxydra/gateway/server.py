@@ -99,13 +99,15 @@ def peer_network(peer: str) -> str:
 
 
 class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no types
-    """Serves `handler` on `listener`, a bound TCP socket, which it owns from here on."""
+    """Serves `handler` on `listener`, a bound TCP socket, which it owns from here on, and for what
+    it is given by `adopt`; without a listener for that alone.
+    """
 
     request_queue_size = 1024
 
     def __init__(
         self,
-        listener: socket.socket,
+        listener: socket.socket | None,
         handler: Handler,
         limits: ServerLimits | None = None,
         *,
@@ -122,6 +124,7 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
         self._timers: list[tuple[float, int]] = []  # a heap of moments and keys of:
         self._timed: dict[int, Connection] = {}
         self._next_timer = itertools.count(1)
+        self._adopted: deque[tuple[socket.socket, str]] = deque()  # by whatever thread
         self._dirty: deque[Connection] = deque()  # something was queued, by whatever thread
         self._backlog: deque[Connection] = deque()  # complete messages wait for their turn
         self._full = self._starved = False  # so that each is logged once
@@ -162,6 +165,11 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
         if threading.get_ident() != self._ident:
             self._wake()
 
+    def adopt(self, sock: socket.socket, peer: str) -> None:
+        """Serve a client that was accepted elsewhere; `peer` is its address. From any thread."""
+        self._adopted.append((sock, peer))
+        self._wake()
+
     def _wake(self) -> None:
         if not self._woken:
             self._woken = True
@@ -172,10 +180,14 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
     # ---- the loop
 
     def _listen(self) -> None:
-        self.serversocket.setblocking(False)
-        self.serversocket.listen(self.request_queue_size)
-        self._selector.register(self.serversocket, selectors.EVENT_READ)
         self._selector.register(self._wake_in, selectors.EVENT_READ)
+        if self.serversocket is None:
+            return
+        self.serversocket.setblocking(False)
+        # an inherited one listens already, and a cage refuses to say it again
+        if not self.serversocket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            self.serversocket.listen(self.request_queue_size)
+        self._selector.register(self.serversocket, selectors.EVENT_READ)
 
     def serve_forever(self, service: Service) -> None:
         self._ident = threading.get_ident()
@@ -197,6 +209,8 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
                 self._awake()
             else:
                 self._ready(key.data, events)
+        for _ in range(len(self._adopted)):
+            self._take_in(*self._adopted.popleft())
         for _ in range(len(self._backlog)):
             conn = self._backlog.popleft()
             if not conn.dead:
@@ -226,6 +240,7 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
     # ---- accepting
 
     def _accept(self) -> None:
+        assert self.serversocket is not None
         for _ in range(_ACCEPTS_PER_TURN):
             try:
                 sock, address = self.serversocket.accept()
@@ -237,20 +252,24 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
             except OSError as error:  # no descriptors or no memory: trying again at once is a spin
                 self._pause_accepting(error)
                 return
-            try:
-                self._admit(sock, str(address[0]))
-            except OSError:  # the peer is gone already
-                sock.close()
+            self._take_in(sock, str(address[0]))
+
+    def _take_in(self, sock: socket.socket, peer: str) -> None:
+        try:
+            self._admit(sock, peer)
+        except OSError:  # the peer is gone already
+            sock.close()
 
     def _pause_accepting(self, error: OSError) -> None:
         if not self._starved:
             self._starved = True
             log.error("no connections are accepted for now: %s", error)
+        assert self.serversocket is not None
         self._selector.unregister(self.serversocket)
         self._accept_at = time.monotonic() + _ACCEPT_PAUSE
 
     def _resume_accepting(self) -> None:
-        if self._accept_at is not None:
+        if self._accept_at is not None and self.serversocket is not None:
             self._accept_at = None
             self._selector.register(self.serversocket, selectors.EVENT_READ)
 
@@ -268,7 +287,8 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
         if len(self._pending) >= limits.max_pending:
             self._cut_pending(next(iter(self._pending)), 429, "Too many unfinished handshakes.")
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:  # one that was forwarded
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         conn = self._construct_websocket(sock, peer)
         self._selector.register(sock, selectors.EVENT_READ, conn)
         self.connections[sock.fileno()] = conn
@@ -468,10 +488,11 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
         """Take nobody in any more; ask everybody to leave."""
         code, grace = self._drain
         self._until = time.monotonic() + grace
-        if self._accept_at is None:
-            self._selector.unregister(self.serversocket)
+        if self.serversocket is not None:
+            if self._accept_at is None:
+                self._selector.unregister(self.serversocket)
+            self.serversocket.close()
         self._accept_at = None
-        self.serversocket.close()
         for conn in list(self.connections.values()):
             if conn.handshaked:
                 conn.close(code, "The gateway is stopping.")
@@ -484,8 +505,11 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
         for conn in list(self.connections.values()):
             self._drop(conn)
         self._selector.close()
+        while self._adopted:
+            self._adopted.popleft()[0].close()
         for sock in (self.serversocket, self._wake_in, self._wake_out):
-            sock.close()
+            if sock is not None:
+                sock.close()
 
 
 def _turn_away(sock: socket.socket, response: Response) -> None:

@@ -6,34 +6,44 @@ Also the one place that knows how each type sends its key.
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from oxydra.config import ProviderConfig
 from oxydra.config.schema import BASE_URLS, VARIABLES
 from oxydra.errors import ConfigError
 from oxydra.providers.base import ProviderSettings
-from oxydra.transport import Credential, Transport, origin_of
+from oxydra.transport import Credential, Route, Transport, origin_of
 from oxydra.types import Provider
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderType:
-    """`target` is `module:Class`, called with settings and transport; `key_header` and `key_prefix`
-    say how the type's key is sent.
+    """`target` is `module:Class`, called with settings and transport; `path` a pattern of what
+    follows the version in the addresses it posts to; `key_header` and `key_prefix` say how the
+    type's key is sent.
     """
 
     target: str
+    path: str
     key_header: str = "Authorization"
     key_prefix: str = "Bearer "
 
 
 PROVIDERS = {
-    "openai": ProviderType("oxydra.providers.openai:OpenAI"),
-    "openai_responses": ProviderType("oxydra.providers.responses:Responses"),
-    "anthropic": ProviderType("oxydra.providers.anthropic:Anthropic", "x-api-key", ""),
-    "gemini": ProviderType("oxydra.providers.gemini:Gemini", "x-goog-api-key", ""),
-    "offline": ProviderType("oxydra.providers.offline:Offline"),
+    "openai": ProviderType("oxydra.providers.openai:OpenAI", "/chat/completions"),
+    "openai_responses": ProviderType("oxydra.providers.responses:Responses", "/responses"),
+    "anthropic": ProviderType("oxydra.providers.anthropic:Anthropic", "/messages", "x-api-key", ""),
+    "gemini": ProviderType(
+        "oxydra.providers.gemini:Gemini",
+        r"/models/[\w.@-]+:streamGenerateContent",
+        "x-goog-api-key",
+        "",
+    ),
+    "offline": ProviderType("oxydra.providers.offline:Offline", ""),
 }
+_VERSION = r"(?:/v\d\w*)?"
 
 
 def provider_type(name: str) -> ProviderType:
@@ -72,6 +82,20 @@ def settings(name: str, entry: ProviderConfig, *, credential: str = "") -> Provi
         extra_headers=entry.extra_headers,
         store=entry.store,
     )
+
+
+def route(settings: ProviderSettings, key: str = "") -> Route | None:
+    """Where this provider's requests may go, with its key if it has one; None for one that makes
+    none.
+    """
+    kind = provider_type(settings.provider_type)
+    address = settings.base_url or BASE_URLS[settings.provider_type]
+    if not kind.path:
+        return None
+    base = re.sub(rf"{kind.path}/*$", "", urlsplit(address).path.rstrip("/"))
+    path = re.escape(base) + _VERSION + kind.path
+    sent = credential(settings, key) if key else None
+    return Route(settings.name, origin_of(address), path, credential=sent)
 
 
 def credential(settings: ProviderSettings, key: str) -> Credential:

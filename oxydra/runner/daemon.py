@@ -16,23 +16,29 @@ import queue
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
-from oxydra.config import Isolation, from_effective
+from oxydra.broker import AuditLog, Broker, Destinations, Quota, today
+from oxydra.config import from_effective
 from oxydra.config.schema import ShellConfig
 from oxydra.errors import ConfigError, OxydraError
 from oxydra.frames import Envelope
+from oxydra.mux import Channel
+from oxydra.policy.network import Egress
+from oxydra.relay import Relay
 from oxydra.runner import logs, shell
 from oxydra.runner.control import ControlServer
+from oxydra.runner.forward import Forwarder
 from oxydra.runner.guest import Guest
-from oxydra.runner.workspace import Workspace
+from oxydra.runner.settings import RunnerSettings
 from oxydra.scrub.exact import ExactScrubber
 from oxydra.scrub.guest import describe
 from oxydra.threads import Service
 from oxydra.tiers import registry
 from oxydra.tiers.base import GuestSpec, Tier
+from oxydra.transport import Routes
 from oxydra.types import Json
 
 log = logging.getLogger(__name__)
@@ -42,32 +48,6 @@ HEALTH_SECONDS = 2.0
 BACKOFF_SECONDS = (0.2, 30.0)  # first and longest pause before a guest that died is started again
 STEADY_SECONDS = 60.0  # a guest that lived this long starts again without a pause
 BACKLOG = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerSettings:
-    """What a daemon is started with.
-
-    `config` is the effective configuration without secrets, as the guest gets it; `credentials` are
-    the values by name, `git_tokens` those of git hosts; `port` 0 takes any free one; `policy` is
-    what limits the user's agent, `isolation` what holds the guests.
-    """
-
-    workspace: Workspace
-    tier: str
-    config: Json
-    credentials: Mapping[str, Json] = field(repr=False)
-    isolation: Isolation
-    git_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
-    port: int = 0
-    notices: tuple[Json, ...] = ()
-    policy: Json = field(default_factory=dict)
-
-    def secrets(self) -> list[str]:
-        """Every value that must not be seen outside: keys, and headers that carry them."""
-        values = [str(row["value"]) for row in self.credentials.values()]
-        values += self.git_tokens.values()
-        return [*values, *(value.rpartition(" ")[2] for value in values)]
 
 
 Event = tuple[Literal["stop", "guest_ended", "shell_ended", "due"], str]
@@ -116,6 +96,8 @@ class Runner:
         self._started_at = time.time()
         self._endpoint = ""
         self._tier: Tier | None = None
+        self._broker: Broker | None = None
+        self._relay = Relay()  # between clients, the shell guest and the agent guest
         self._lock = -1
 
     def run(self, on_ready: Callable[[str], None]) -> None:
@@ -142,13 +124,20 @@ class Runner:
             )
             control.start()
             stack.callback(control.stop)
+            stack.callback(self._start_broker().stop)
+            stack.callback(self._relay.stop)
             stack.callback(self._stop_shell)
             self._first_shell(self._tier)
             self._start_guest(listener)
             stack.callback(self._stop_guest)
+            if self._tier.forwards:
+                forwarder = Forwarder(listener, self._open_gateway, self._relay)
+                forwarder.start()
+                stack.callback(forwarder.stop)
             self._workspace.write_ipc("gateway-endpoint", self._endpoint + "\n")
             on_ready(self._endpoint)
             log.info("ready at %s", self._endpoint)
+            self._broker_warm_up(stack)
             self._serve(listener)
 
     def stop(self, why: str) -> None:
@@ -157,27 +146,56 @@ class Runner:
 
     # ----------------------------------------------------------------------------------- the guest
 
+    def _start_broker(self) -> Broker:
+        settings, folder = self._settings, self._workspace.audit
+        destinations = Destinations(
+            routes=Routes(settings.routes),
+            egress=Egress.parse(settings.policy.get("egress_allowlist", ())),
+            shell=settings.isolation.egress,
+            git=settings.git_tokens,
+        )
+        quota = Quota(settings.isolation.egress.limits, *today(folder))
+        self._broker = Broker(destinations, quota, AuditLog(folder), settings.secrets())
+        return self._broker
+
+    def _broker_warm_up(self, stack: contextlib.ExitStack) -> None:
+        """Do in idle time what the first request would wait for."""
+        if self._broker is not None:
+            broker = self._broker
+            warming = Service("warm-up", lambda _service: broker.warm()).start()
+            stack.callback(warming.stop)
+
     def _start_guest(self, listener: socket.socket) -> None:
-        if self._tier is None:
+        if self._tier is None or self._broker is None:
             raise RuntimeError("run() was not called")
-        ours, theirs = socket.socketpair()
-        guest = Guest(ours, on_exit=lambda how: self._events.put(("guest_ended", how)))
+        guest = Guest(
+            serve=partial(self._broker.accept, "agent"),
+            on_exit=lambda how: self._events.put(("guest_ended", how)),
+        )
+        uid, gid = shell.owner(self._workspace)
         output = self._workspace.open_log("runtime.log")
         try:
             spec = GuestSpec(
+                workspace=self._workspace.path,
+                uid=uid,
+                gid=gid,
                 envelope=self._envelope(self._tier),
-                credentials=self._settings.credentials,
                 listener=listener,
-                control=theirs,
                 lock=self._lock,
                 log=output,
+                isolation=self._settings.isolation,
             )
             guest.start(self._tier, spec)
         finally:
-            theirs.close()
             os.close(output)
         self._guest = guest
         self._hand_over_shell()
+
+    def _open_gateway(self, peer: str) -> Channel:
+        """A channel to the gateway for a client at `peer`. Raises OSError."""
+        if self._guest is None:
+            raise ConnectionError("the agent guest is being started again")
+        return self._guest.open("gateway", peer=peer)
 
     def _envelope(self, tier: Tier) -> Envelope:
         token = self._workspace.token()
@@ -193,7 +211,7 @@ class Runner:
         return Envelope(
             user_id=self._workspace.user,
             sandbox_tier=tier.name,
-            workspace_root=str(self._workspace.path),
+            workspace_root=tier.guest_root(self._workspace.path),
             config=self._settings.config,
             startup_status=status,
             gateway_token_hashes=[
@@ -238,7 +256,7 @@ class Runner:
             tier,
             self._workspace,
             self._shell_config,
-            self._settings.credentials,
+            self._settings.secrets(),
             on_exit=lambda how: self._events.put(("shell_ended", how)),
             levels=levels,
         )
@@ -260,8 +278,14 @@ class Runner:
         if self._shell is None or self._guest is None:
             return
         try:
-            with self._shell.stream() as stream:
-                self._guest.hand_over("shell", stream)
+            stream = self._shell.stream()
+            try:
+                channel = self._guest.open("shell")
+            except BaseException:
+                stream.close()
+                raise
+            self._relay.join(stream, channel)
+            self._guest.tell("shell", {})
         except OSError as error:
             log.warning("the shell's stream could not be handed over: %s", error)
 
@@ -324,6 +348,8 @@ class Runner:
             "shell_pid": 0 if self._shell is None else self._shell.pid,
             "shell_restarts": self._shell_restarts.count,
         }
+        if self._broker is not None:
+            answer["egress"] = self._broker.used()
         if self._last_end:
             answer["last_guest_end"] = self._last_end
         try:

@@ -1,7 +1,7 @@
-"""The runner's side of one agent guest: its process and its stream.
+"""The runner's side of one agent guest: its process, and the channels of its one stream.
 
-One thread, `oxydra-guest-stream`, reads what the guest says; one, `oxydra-guest-wait`, waits for
-its end and reports it. Both end when the guest does.
+`oxydra-guest-mux` reads the stream, `oxydra-guest-control` what the guest says on the control
+channel, and `oxydra-guest-wait` waits for its end and reports it. All end when the guest does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import threading
 from collections.abc import Callable
 
 from oxydra.errors import DeadlineExceeded, FrameError, OxydraError
-from oxydra.frames import Unpacker, pack
+from oxydra.frames import Unpacker, channel_info, compact, pack
+from oxydra.mux import Channel, Mux
 from oxydra.threads import Service
 from oxydra.tiers.base import GuestProcess, GuestSpec, Tier
 from oxydra.types import Json
@@ -24,25 +25,29 @@ from oxydra.types import Json
 log = logging.getLogger(__name__)
 
 READY_SECONDS = 30.0
-SEND_SECONDS = 2  # a guest that does not read for so long is not answering
+SEND_SECONDS = 5  # a guest that does not read for so long has lost its stream
+
+Serve = Callable[[Json, Channel], None]
+"""Takes what a guest said of a channel that it opened, and the channel; must not block."""
 
 
 class Guest:
     """A running agent guest. `on_exit(how)` is called once, on a thread of this class's."""
 
-    def __init__(self, stream: socket.socket, on_exit: Callable[[str], None]) -> None:
-        # The kernel's own limit on sending: a Python timeout would also end the reader's wait.
-        limit = struct.pack("ll", SEND_SECONDS, 0)
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        self._stream = stream
+    def __init__(self, serve: Serve, on_exit: Callable[[str], None]) -> None:
+        self._serve = serve
         self._on_exit = on_exit
         self._process: GuestProcess | None = None
+        self._mux: Mux | None = None
+        self._control: Channel | None = None
         self._numbers = itertools.count(1)
         self._replies: dict[str, queue.SimpleQueue[Json]] = {}
         self._lock = threading.Lock()
         self._started: queue.SimpleQueue[tuple[str, Json]] = queue.SimpleQueue()
         self._ended = threading.Event()
-        self._reader = Service("guest-stream", self._read, wake=self._hang_up)
+        self._heard = threading.Event()  # all that it said
+        self._streamer = Service("guest-mux", self._stream, wake=self._hang_up)
+        self._reader = Service("guest-control", self._read, wake=self._hang_up)
         self._waiter = Service("guest-wait", self._wait)
 
     @property
@@ -54,11 +59,19 @@ class Guest:
         died.
         """
         self._process = tier.start(spec)
-        spec.control.close()  # the guest has its own copy; ours would hide its end
-        self._reader.start()
+        # The kernel's own limit on sending: a Python timeout would also end the reader's wait.
+        limit = struct.pack("ll", SEND_SECONDS, 0)
+        self._process.stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._mux = Mux(self._process.stream, opener=False, accept=self._accept)
+        self._streamer.start()
         self._waiter.start()
         try:
+            self._control = self.open("control")
+            self._reader.start()
             op, payload = self._started.get(timeout=READY_SECONDS)
+        except OSError:
+            self._heard.set()
+            op, payload = "ended", {}
         except queue.Empty:
             self.kill()
             raise DeadlineExceeded(
@@ -72,29 +85,39 @@ class Guest:
                 remedy=str(payload.get("remedy", "Its log is logs/runtime.log in the workspace.")),
             )
 
+    def open(self, kind: str, **said: str) -> Channel:
+        """A new channel to the guest. Raises OSError."""
+        if self._mux is None:
+            raise ConnectionError("the guest has not started")
+        return self._mux.open(compact({"kind": kind, **said}).encode())
+
     def request(self, op: str, payload: Json, timeout: float) -> Json:
         """Ask the guest. Raises `DeadlineExceeded` if it does not answer."""
         number = str(next(self._numbers))
         reply: queue.SimpleQueue[Json] = queue.SimpleQueue()
         self._replies[number] = reply
         try:
-            with self._lock:
-                self._stream.sendall(pack(op, {**payload, "request_id": number}))
+            self.tell(op, {**payload, "request_id": number})
             return reply.get(timeout=timeout)
         except (OSError, queue.Empty):
             raise DeadlineExceeded("The agent guest does not answer.") from None
         finally:
             del self._replies[number]
 
-    def hand_over(self, op: str, stream: socket.socket) -> None:
-        """Give the guest a stream: frame `op`, and the descriptor beside it. Raises OSError."""
+    def tell(self, op: str, payload: Json) -> None:
+        """Say something on the control channel. Raises OSError."""
+        if self._control is None:
+            raise ConnectionError("the guest has not started")
+        data = pack(op, payload)
         with self._lock:
-            socket.send_fds(self._stream, [pack(op, {})], [stream.fileno()])
+            if self._control.offer(data) < len(data):  # it has not read what was said before
+                self._hang_up()
+                raise ConnectionError("the guest does not read its control channel")
 
     def stop(self, timeout: float) -> bool:
         """Ask it to end, then make it end; True if it ended by itself."""
-        with contextlib.suppress(OSError), self._lock:
-            self._stream.sendall(pack("shutdown", {}))
+        with contextlib.suppress(OSError):
+            self.tell("shutdown", {})
         willing = self._ended.wait(timeout)
         if not willing:
             log.error("the agent guest did not end within %g s and is killed", timeout)
@@ -106,33 +129,48 @@ class Guest:
         if self._process is not None:
             self._process.kill()
             self._waiter.stop()
+        self._streamer.stop()
         self._reader.stop()
-        self._stream.close()
+        if self._process is not None:
+            self._process.stream.close()
 
     def _hang_up(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.shutdown(socket.SHUT_RDWR)
+        if self._mux is not None:
+            self._mux.close("the runner has hung up")
 
     def _wait(self, service: Service) -> None:
         if self._process is None:
             return
         how = self._process.wait()
         self._process.kill()  # what it may have left in its process group
+        self._heard.wait(SEND_SECONDS)  # its last words may still be under way
         self._ended.set()
         self._started.put(("ended", {}))
         if not service.stopping.is_set():
             self._on_exit(how)
 
+    def _stream(self, _service: Service) -> None:
+        if self._mux is not None:
+            self._mux.run()
+            log.debug("the agent guest's stream ended: %s", self._mux.error)
+
+    def _accept(self, channel: Channel) -> None:
+        self._serve(channel_info(channel.info), channel)
+
     def _read(self, _service: Service) -> None:
         unpacker = Unpacker()
+        if self._control is None:
+            return
         try:
-            while data := self._stream.recv(65536):
+            while data := self._control.recv(65536):
                 for op, payload in unpacker.feed(data):
                     self._take(op, payload)
         except FrameError as error:
             log.error("the agent guest broke the protocol: %s", error)
         except OSError as error:
-            log.debug("the agent guest's stream ended: %s", error)
+            log.debug("the agent guest's control channel ended: %s", error)
+        finally:
+            self._heard.set()
 
     def _take(self, op: str, payload: Json) -> None:
         if op in ("ready", "failed"):

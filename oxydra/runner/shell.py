@@ -12,7 +12,7 @@ import os
 import pwd
 import socket
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from oxydra.config.schema import VARIABLES, ShellConfig
@@ -105,14 +105,14 @@ def start(
     tier: Tier,
     workspace: Workspace,
     config: ShellConfig,
-    secrets: Mapping[str, Json],
+    secrets: Sequence[str],
     on_exit: Callable[[str], None],
     levels: tuple[str, ...] = (),
 ) -> ShellGuest:
     """Start the shell guest as well caged as it can be here, or at one of `levels`.
 
     Raises `OxydraError` with the remedy if it can't be; `ConfigError` if `env_keys` would give a
-    key away. `secrets` are the providers' credentials.
+    key away. `secrets` are the keys that are configured.
     """
     env = environment(config, secrets)
     uid, gid = owner(workspace)
@@ -148,12 +148,11 @@ def allowed_levels(config: ShellConfig) -> tuple[str, ...]:
     return (*sandboxed, "rlimits") if config.allow_unsandboxed else sandboxed
 
 
-def environment(config: ShellConfig, secrets: Mapping[str, Json]) -> dict[str, str]:
+def environment(config: ShellConfig, secrets: Sequence[str]) -> dict[str, str]:
     """The variables that `env_keys` names. Raises `ConfigError` if one holds a provider's key."""
     env = {name: os.environ[name] for name in config.env_keys if name in os.environ}
-    keys = {value for row in secrets.values() for value in row.values() if isinstance(value, str)}
     for name in config.env_keys:
-        if name in VARIABLES.values() or (env.get(name, "") in keys and len(env[name]) > 8):
+        if name in VARIABLES.values() or (env.get(name, "") in secrets and len(env[name]) > 8):
             raise ConfigError(
                 f"{name} holds a provider's key, which no command may see.",
                 remedy="Take it out of env_keys.",

@@ -4,6 +4,7 @@
         shared/ tmp/ vault/           the paths a model sees as /shared, /tmp, /vault, where
                                       `[mounts]` names no others
         internal/                     the database, and `daemon.lock`
+        audit/                        0700, the runner's own: what left this machine
         logs/                         runtime.log (the agent guest), runner.log (the runner)
         ipc/                          0700, written by the runner only: gateway-endpoint,
                                       gateway-token, runner-control.sock, audit.json
@@ -29,7 +30,7 @@ from oxydra.config import Mounts
 from oxydra.config.fields import USER
 from oxydra.errors import ConfigError, OxydraError
 
-FOLDERS = ("shared", "tmp", "vault", "ipc", "logs", "internal")
+FOLDERS = ("shared", "tmp", "vault", "ipc", "logs", "internal", "audit")
 LOG_BYTES = 8 << 20  # a log larger than this is set aside when a daemon starts
 TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
 
@@ -61,6 +62,7 @@ class Workspace:
         self.counted = tuple(f for f in (self.shared, self.tmp) if f.parent == self.path)
         self.ipc = self.path / "ipc"
         self.logs = self.path / "logs"
+        self.audit = self.path / "audit"
         self.internal = self.path / "internal"
         self.database = self.internal / "oxydra.db"
         self.control_socket = self.ipc / "runner-control.sock"
@@ -90,7 +92,7 @@ class Workspace:
                 f"{folder} belongs to another user (uid {state.st_uid}).",
                 remedy="Run Oxydra as that user, or set another workspace_root.",
             )
-        if stat.S_IMODE(state.st_mode) & 0o077 and folder in (self.path, self.ipc):
+        if stat.S_IMODE(state.st_mode) & 0o077 and folder in (self.path, self.ipc, self.audit):
             folder.chmod(0o700)
 
     # --------------------------------------------------------------------------------- the lock

@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from oxydra.config import Isolation
 from oxydra.errors import OxydraError
 from oxydra.frames import Envelope
 from oxydra.types import Json
@@ -18,20 +19,21 @@ LEVELS = ("bwrap+cage", "cage", "rlimits")  # how well commands are locked in, b
 
 @dataclass(frozen=True, slots=True)
 class GuestSpec:
-    """Everything a guest is started with.
+    """Everything an agent guest is started with.
 
-    `listener` is the gateway's bound socket, `control` the guest's end of its one stream to the
-    runner, `lock` the descriptor of `internal/daemon.lock`, which the guest holds as long as it
-    lives, `log` the descriptor its output goes to. `credentials` are handed over on the bootstrap
-    stream.
+    `listener` is the gateway's bound and listening socket; `lock` the descriptor of
+    `internal/daemon.lock`, which a guest that can holds as long as it lives; `log` the descriptor
+    its output goes to. `uid` and `gid` own the workspace: a tier that can runs the guest as them.
     """
 
+    workspace: Path
+    uid: int
+    gid: int
     envelope: Envelope
-    credentials: Mapping[str, Json] = field(repr=False)
     listener: socket.socket
-    control: socket.socket
     lock: int
     log: int
+    isolation: Isolation
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,12 @@ class ShellSpec:
 
 
 class GuestProcess(Protocol):
-    """A started guest, seen from outside."""
+    """A started agent guest, seen from outside. `stream` is the runner's end of its one stream,
+    over which both run a mux (`oxydra/mux.py`); the guest counts as the one that opened it.
+    """
 
     pid: int
+    stream: socket.socket
 
     def wait(self) -> str:
         """Block until it has ended; says how, as in `exit 1` or `killed by SIGKILL`."""
@@ -89,9 +94,17 @@ class ShellProcess(Protocol):
 
 
 class Tier(Protocol):
-    """A registry entry of `tiers/registry.py`."""
+    """A registry entry of `tiers/registry.py`.
+
+    `forwards`: the runner takes the gateway's connections and forwards each over the guest's
+    stream; else the guest inherits the listener.
+    """
 
     name: str
+    forwards: bool
+
+    def guest_root(self, workspace: Path) -> str:
+        """Where a guest of this tier finds the folders of a workspace."""
 
     def degraded(self) -> list[Json]:
         """What this tier does not protect here: rows `{code, detail}` for `startup_status`."""

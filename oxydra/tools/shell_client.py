@@ -21,7 +21,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from oxydra.errors import FrameError, ToolError
 from oxydra.frames import Unpacker, pack
@@ -74,10 +74,24 @@ class _Lost(Exception):
     """The stream ended before the answer came."""
 
 
+class ByteStream(Protocol):
+    """A connected socket, or a channel of the guest's stream to the runner."""
+
+    def recv(self, nbytes: int, /) -> bytes: ...
+
+    def sendall(self, data: bytes, /) -> object: ...
+
+    def setsockopt(self, level: int, option: int, value: bytes, /) -> object: ...
+
+    def shutdown(self, how: int, /) -> object: ...
+
+    def close(self) -> object: ...
+
+
 class _Connection:
     """One stream to the daemon and the requests that wait on it."""
 
-    def __init__(self, stream: socket.socket) -> None:
+    def __init__(self, stream: ByteStream) -> None:
         # the kernel's own limit: a Python timeout would also end the reader's wait
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         self._stream = stream
@@ -173,7 +187,7 @@ class ShellClient:
         connection = self._connection
         return connection is not None and not connection.lost
 
-    def connect(self, stream: socket.socket) -> None:
+    def connect(self, stream: ByteStream) -> None:
         """Go on with another stream; what waits on the old one is told that it is lost."""
         fresh = _Connection(stream)
         with self._changed:

@@ -22,6 +22,7 @@ from oxydra.threads import Deadline
 from oxydra.tools.base import tool
 from oxydra.tools.schema import Bounds, Parse
 from oxydra.transport.base import Credential, HttpRequest, HttpStream, Transport
+from oxydra.transport.route import Route
 from oxydra.types import Json, SafetyTier, ToolContext, ToolResult
 from oxydra.worker import Workers
 from oxydra.worker.readable import decode
@@ -289,10 +290,16 @@ def web_search(
     )
 
 
-def search_credentials(search: WebSearchConfig, key: str) -> dict[str, Credential]:
-    """The search service's key under the names by which `web_search` asks the transport for it."""
-    origins = {base.origin for base in _bases(search)}
-    return {_key_name(origin): Credential("X-Goog-Api-Key", key, origin) for origin in origins}
+def search_routes(search: WebSearchConfig, key: str) -> list[Route]:
+    """The search service with its key, under the names by which `web_search` asks the transport for
+    it.
+    """
+    routes = []
+    for base in _bases(search):
+        credential = Credential("X-Goog-Api-Key", key, base.origin)
+        path = re.escape(base.path.partition("?")[0])
+        routes.append(Route(_key_name(base.origin), base.origin, path, ("GET",), credential))
+    return routes
 
 
 def _key_name(origin: str) -> str:

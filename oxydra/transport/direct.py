@@ -130,6 +130,23 @@ class DirectTransport:
             secret=secret,
         )
 
+    def dial(self, host: str, port: int, seconds: float, token: CancelToken) -> socket.socket:
+        """A guarded connection for whoever speaks another protocol than HTTP over it; the caller
+        closes it. Raises `PolicyDenied`, `TransportError` or `Cancelled`.
+        """
+        token.check()
+        self.warm()
+        from oxydra.transport.line import Line
+
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        line = Line(where, self._context, self._resolve, self._config.egress.check)
+        with token.on_cancel(line.abort):
+            try:
+                return line.dial(host, port, seconds)
+            except TransportError:
+                token.check()
+                raise
+
     def close(self) -> None:
         """Close the idle connections; those in use close when their streams do."""
         with self._lock:

@@ -96,6 +96,11 @@ class Line:
         self._encoded = "content-encoding" in self._response.headers
         return self._response
 
+    def dial(self, host: str, port: int, seconds: float) -> socket.socket:
+        """A plain connected socket, which is the caller's from here on."""
+        self._connect_by = Deadline.after(seconds)
+        return socket.socket(fileno=self.connect(host, port).detach())
+
     def read1(self) -> bytes:
         """The next bytes of the body, b"" at its end."""
         assert self._response is not None

@@ -1,0 +1,76 @@
+"""What a daemon is started with: configuration, keys and model, read and resolved once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from oxydra import config
+from oxydra.catalog import Catalog
+from oxydra.config import Config, Isolation
+from oxydra.providers import registry
+from oxydra.runner.workspace import Workspace
+from oxydra.transport import Route
+from oxydra.types import Json
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSettings:
+    """What a daemon is started with.
+
+    `config` is the effective configuration without secrets, as the guest gets it; `routes` are the
+    services it may reach through the broker, with their keys, `git_tokens` those of git hosts;
+    `port` 0 takes any free one; `policy` is what limits the user's agent, `isolation` what holds
+    the guests.
+    """
+
+    workspace: Workspace
+    tier: str
+    config: Json
+    routes: tuple[Route, ...]
+    isolation: Isolation
+    git_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
+    port: int = 0
+    notices: tuple[Json, ...] = ()
+    policy: Json = field(default_factory=dict)
+
+    def secrets(self) -> list[str]:
+        """Every value that must not be seen outside: keys, and headers that carry them."""
+        values = [r.credential.value for r in self.routes if r.credential is not None]
+        values += self.git_tokens.values()
+        return [*values, *(value.rpartition(" ")[2] for value in values)]
+
+
+def from_config(settings: Config) -> RunnerSettings:
+    """Raises `ConfigError`."""
+    catalog = Catalog.load(home=settings.home)
+    wanted = settings.agent.selection.fallback
+    chain = [config.select(settings, catalog)]
+    chain += [config.select(settings, catalog, wanted=choice) for choice in wanted]
+    routes: list[Route] = []
+    for selection in chain:
+        entry = settings.agent.providers.registry[selection.provider]
+        key = selection.credential.value if selection.credential is not None else ""
+        route = registry.route(registry.settings(selection.provider, entry), key)
+        if route is not None:
+            routes.append(route)
+    keys = [route.name for route in routes if route.credential is not None]
+    if (found := config.search_key(settings)) is not None:
+        from oxydra.tools.web import search_routes
+
+        routes += search_routes(settings.agent.tools.web_search, found.value)
+    notices: list[Json] = []
+    if chain[0].provider == "offline":
+        notices.append({"code": "no_model", "detail": chain[0].reason})
+    isolation = config.isolation(settings)
+    return RunnerSettings(
+        workspace=Workspace(settings.workspace_root, settings.user_id, isolation.mounts),
+        tier=settings.tier,
+        config=config.effective(settings, chain[0], chain[1:]),
+        routes=tuple(routes),
+        port=settings.agent.gateway.port,
+        notices=tuple(notices),
+        policy={**config.runtime_policy(settings), "keys": sorted(set(keys))},
+        isolation=isolation,
+        git_tokens={host: token.value for host, token in config.git_tokens(settings).items()},
+    )
