@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from urllib.parse import parse_qs, urlsplit
 
 
@@ -31,19 +32,45 @@ class Page:
     length: int | None = None
 
 
+class _Recorded:
+    """A connection's stream, whose bytes are kept when they are read."""
+
+    def __init__(self, stream: BufferedIOBase, received: list[bytes]) -> None:
+        self._stream = stream
+        self._received = received
+
+    def readline(self, size: int = -1) -> bytes:
+        return self._kept(self._stream.readline(size))
+
+    def read(self, size: int = -1) -> bytes:
+        return self._kept(self._stream.read(size))
+
+    def _kept(self, data: bytes) -> bytes:
+        self._received.append(data)
+        return data
+
+    def close(self) -> None:
+        self._stream.close()
+
+
 Route = Page | Callable[[Asked], Page]
 
 
 class FakeWeb:
-    """`pages` by path; anything else is 404."""
+    """`pages` by path; anything else is 404. `received` has every byte that came."""
 
     def __init__(self) -> None:
         self.pages: dict[str, Route] = {}
         self.asked: list[Asked] = []
+        self.received: list[bytes] = []
         web = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                self.rfile = _Recorded(self.rfile, web.received)  # type: ignore[assignment]
 
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
@@ -65,6 +92,10 @@ class FakeWeb:
                     self.wfile.write(page.body)
                 except ConnectionError:
                     self.close_connection = True
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                self.do_GET()
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
