@@ -64,11 +64,15 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """`[approvals]`: the runner's rules and the user's, `layers`; the strictest layer counts."""
+    """`[approvals]`: the runner's rules and the user's, `layers`; the strictest layer counts.
+
+    `private` are the files and folders, by virtual path, that hold private data.
+    """
 
     layers: tuple[tuple[Rule, ...], ...] = ()
     exfiltration: str = "ask"
     expiry_secs: float = 600.0
+    private: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, policy: Json | None) -> Rules:
@@ -78,7 +82,8 @@ class Rules:
         if policy is None:
             return cls()
         layers = tuple(tuple(Rule(**row) for row in layer) for layer in policy["rules"])
-        return cls(layers, policy["exfiltration"], policy["expiry_secs"])
+        private = tuple(policy.get("private", ()))
+        return cls(layers, policy["exfiltration"], policy["expiry_secs"], private)
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +298,7 @@ class Approvals:
         circumstances = Circumstances(
             sandboxed=self._sandboxed,
             attended=scope.attended,
-            sensitive=scope.sensitive,
+            sensitive=scope.sensitive or item.tool.sensitive,
             tainted=scope.tainted,
             egress=item.tool.egress,
         )

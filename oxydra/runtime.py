@@ -20,6 +20,7 @@ from oxydra.config import RuntimeConfig
 from oxydra.errors import Cancelled, OxydraError, StoreFullError
 from oxydra.frames import message_json, usage_json
 from oxydra.log import fields
+from oxydra.policy import VirtualPath
 from oxydra.store import Store
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline
 from oxydra.tools.gate import Gate, TurnScope
@@ -50,6 +51,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 CONVERSATIONS = 64  # conversations kept in memory
+MADE = VirtualPath("shared", ("made",))  # where files go that a model made
 FULL_DISK_WAIT = (1.0, 10.0)  # seconds, first and longest, between attempts to write
 
 SYSTEM_PROMPT = """\
@@ -111,7 +113,7 @@ class Runtime:
         reasoning: str = "",
         keep: Callable[[Attachment], str] | None = None,
     ) -> None:
-        """`keep` puts a file that a model made where the person finds it, and says where."""
+        """`keep` puts a file that a model made into `MADE`, and says under which path."""
         self.keep = keep
         self.store = store
         self.provider = provider
@@ -296,6 +298,8 @@ class _Run:
         message = completed.message
         if self.runtime.keep is None or not message.attachments:
             return completed
+        if marks := self._marks():
+            self.mark_files([str(MADE)], marks)
         said = [f"[{a.mime_type}: {self.runtime.keep(a)}]" for a in message.attachments]
         text = ("\n\n" if message.content else "") + "\n".join(said)
         self.unsent.append(text)
@@ -321,6 +325,7 @@ class _Run:
     def _scope(self, calls: Sequence[ToolCall]) -> TurnScope:
         """What the gate is told of the turn that makes these calls."""
         self.calling = {call.id: call for call in calls}
+        marks = self._marks()
         return TurnScope(
             session_id=self.turn.session_id,
             turn_id=self.turn.turn_id,
@@ -329,8 +334,8 @@ class _Run:
             deadline=self.deadline,
             step=self.steps,
             max_steps=self.runtime.config.max_turns,
-            tainted=any(message.tainted for message in self.conversation.messages),
-            sensitive=any(message.sensitive for message in self.conversation.messages),
+            tainted=marks.tainted,
+            sensitive=marks.sensitive,
         )
 
     def _execute(self, calls: Sequence[ToolCall]) -> None:
@@ -343,6 +348,11 @@ class _Run:
                 remedy="Say it in another way, or raise [runtime.loop_guard] stop_after.",
                 code="loop",
             )
+
+    def _marks(self) -> Marks:
+        """What the conversation holds so far."""
+        messages = self.conversation.messages
+        return Marks(any(m.tainted for m in messages), any(m.sensitive for m in messages))
 
     # ------------------------------------------------------------------- the gate's journal
 

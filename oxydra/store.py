@@ -159,10 +159,16 @@ def m003_file_marks(db: apsw.Connection) -> None:
     )
 
 
+def m004_foreign_prompts(db: apsw.Connection) -> None:
+    """Whether a message holds what others wrote: forwarded, quoted, or from a third person."""
+    db.execute("ALTER TABLE turns ADD COLUMN tainted INTEGER NOT NULL DEFAULT 0")
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
     m003_file_marks,
+    m004_foreign_prompts,
 )
 """In order, append-only: a migration that was released is never changed."""
 
@@ -399,9 +405,11 @@ class Store:
         request_id: str,
         prompt: str,
         attachments: tuple[Attachment, ...] = (),
+        *,
+        tainted: bool = False,
     ) -> tuple[Turn, bool]:
         """Store a person's message and its turn in one transaction: only then may it be
-        acknowledged.
+        acknowledged. `tainted` says that others wrote some of it; attachments count as such.
 
         The same `turn_id` again returns the turn that is there, and False. Raises `UsageError` when
         that turn belongs to another session or had another prompt, `StoreFullError` when the disk
@@ -422,13 +430,21 @@ class Store:
                     "The disk is full: no new message is accepted.",
                     remedy="Free some disk space; work then goes on.",
                 )
-            turn = Turn(turn_id, session_id, request_id, TurnState.QUEUED, prompt, attachments)
+            turn = Turn(
+                turn_id,
+                session_id,
+                request_id,
+                TurnState.QUEUED,
+                prompt,
+                attachments,
+                tainted=tainted or bool(attachments),
+            )
             now = _now()
             db.execute(
-                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, NULL, ?, ?)",
+                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, NULL, ?, ?, ?)",
                 (
                     *(turn_id, session_id, request_id, turn.state, _clean(prompt)),
-                    *(compact(attachments_json(attachments)), now, now),
+                    *(compact(attachments_json(attachments)), now, now, turn.tainted),
                 ),
             )
             _keep_blobs(db, attachments)
@@ -454,7 +470,9 @@ class Store:
         """
         with self._transaction() as db:
             _move_turn(db, turn.turn_id, TurnState.RUNNING)
-            message = Message("user", turn.prompt, attachments=turn.attachments)
+            message = Message(
+                "user", turn.prompt, attachments=turn.attachments, tainted=turn.tainted
+            )
             return self._append(db, turn.session_id, turn.turn_id, message)
 
     def add_step(self, turn: Turn, message: Message) -> Event:
@@ -614,7 +632,7 @@ class Store:
         return found
 
 
-_TURN = "turn_id, session_id, request_id, state, prompt, attachments, terminal"
+_TURN = "turn_id, session_id, request_id, state, prompt, attachments, terminal, tainted"
 
 
 def _turn(db: apsw.Connection, turn_id: str) -> Turn | None:
@@ -625,7 +643,10 @@ def _turn(db: apsw.Connection, turn_id: str) -> Turn | None:
 def _turn_from(db: apsw.Connection, row: Row) -> Turn:
     attachments = attachments_from_json(json.loads(row[5]), partial(_blob, db))
     terminal = json.loads(row[6]) if row[6] else None
-    return Turn(row[0], row[1], row[2], TurnState(row[3]), row[4], attachments, terminal)
+    state = TurnState(row[3])
+    turn_id, session_id, request_id, _, prompt = row[:5]
+    tainted = bool(row[7])
+    return Turn(turn_id, session_id, request_id, state, prompt, attachments, terminal, tainted)
 
 
 def _keep_blobs(db: apsw.Connection, attachments: Sequence[Attachment]) -> None:

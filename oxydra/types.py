@@ -347,7 +347,8 @@ class Tool(Protocol):
     no harm; `timeout` is in seconds.
 
     `egress`: the arguments leave the machine for a place that the model chose. `taints`: the result
-    holds what strangers wrote. `sensitive`: it moves or shows private data, whatever the arguments.
+    holds what strangers wrote, unless all of it is from the vault. `sensitive`: it moves or shows
+    private data, whatever the arguments.
 
     `validate` takes what the model sent and returns what `run` takes, or raises `ToolError`; it is
     pure and decides by policy as well. `run` never raises: a failure is a result.
@@ -430,7 +431,8 @@ class Session:
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One exchange. `turn_id` is the client's idempotency key, `request_id` what its frames echo;
-    `terminal` is the stored last frame, `{"type", "payload"}`.
+    `terminal` is the stored last frame, `{"type", "payload"}`; `tainted`: others wrote some of what
+    the person sent.
     """
 
     turn_id: str
@@ -440,6 +442,7 @@ class Turn:
     prompt: str
     attachments: tuple[Attachment, ...] = ()
     terminal: Json | None = None
+    tainted: bool = False
 
 
 class ApprovalState(enum.StrEnum):

@@ -36,12 +36,12 @@ from oxydra.frames import Envelope, Unpacker, channel_info, pack, usage_json
 from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import Hub
 from oxydra.mux import Channel, Mux
-from oxydra.policy import VirtualPath
+from oxydra.policy import parse_virtual
 from oxydra.policy.network import Egress
 from oxydra.providers import registry
 from oxydra.providers.reliable import Choice, Reliable
 from oxydra.relay import Relay
-from oxydra.runtime import Runtime
+from oxydra.runtime import MADE, Runtime
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Store
 from oxydra.threads import Service, install_hooks
@@ -89,9 +89,10 @@ class AgentGuest:
         self._short = partial(shortage, internal, root / "shared", root / "tmp")
         self._store = Store(internal / "oxydra.db", Ballast(internal / "ballast"))
         self._workspace = Workspace.at(root)
+        rules = Rules.from_json(envelope.runtime_policy.get("approvals"))
         self._approvals = Approvals(
             self._store,
-            Rules.from_json(envelope.runtime_policy.get("approvals")),
+            rules,
             sandboxed=envelope.startup_status.get("sandbox_level") not in UNSANDBOXED,
         )
         self._shell = ShellClient(self._short)
@@ -110,6 +111,7 @@ class AgentGuest:
                 },
                 approve=self._approvals.check,
                 scrubber=scrubber_of(envelope),
+                private=[parse_virtual(path) for path in rules.private],
             ),
             tools=tools.specs,
             config=settings.runtime,
@@ -132,7 +134,7 @@ class AgentGuest:
     def _keep(self, attachment: Attachment) -> str:
         """Put a file that a model made into the workspace; returns where, or why it is nowhere."""
         ending = mimetypes.guess_extension(attachment.mime_type) or ""
-        path = VirtualPath("shared", ("made", f"{attachment.sha256[:16]}{ending}"))
+        path = MADE.child(f"{attachment.sha256[:16]}{ending}")
         try:
             self._workspace.write(path, attachment.data)
         except ToolError as error:
@@ -144,8 +146,9 @@ class AgentGuest:
         said = self._envelope.startup_status
         if not said["shell_available"]:
             return []
-        named = str(said["sandbox_level"]).startswith("bwrap")
-        return [ShellTool(settings.tools.shell, named_paths=named)]
+        level = said["sandbox_level"]
+        named, contained = str(level).startswith("bwrap"), level not in UNSANDBOXED
+        return [ShellTool(settings.tools.shell, named_paths=named, contained=contained)]
 
     def attach_shell(self, channel: Channel) -> None:
         """Take the channel to a shell guest that was started, again or for the first time."""

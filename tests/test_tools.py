@@ -201,7 +201,8 @@ def test_what_is_right_arrives_as_it_is() -> None:
         "either": [1, 2],
         "extra": {"a": [1]},
     }
-    assert check(**values) == {"text": "a", "count": 1} | values
+    left_out = {"shape": None, "end": None, "path": VirtualPath("shared")}
+    assert check(**values) == {"text": "a", "count": 1} | left_out | values
     shape = {"name": "box", "corners": [{"x": 1, "y": 2}, {"x": 3}], "colour": "green"}
     assert check(shape=shape)["shape"] == Shape("box", [Point(1, 2), Point(3)], Colour.GREEN)
     assert check(path="a/b")["path"] == VirtualPath("shared", ("a", "b"))
@@ -233,7 +234,11 @@ def test_slips_with_one_meaning_are_repaired(name: str, sent: Any, got: Any) -> 
 
 @pytest.mark.parametrize("name", ["ratio", "on", "unit", "names", "shape", "end", "path"])
 def test_null_for_what_may_be_left_out_leaves_it_out(name: str) -> None:
-    assert name not in check(**{name: None})
+    assert check(**{name: None}) == check()
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    assert check()["path"] == VirtualPath("shared") and check()["ratio"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -324,7 +329,7 @@ def test_whatever_is_sent_is_taken_or_refused_in_words(sent: Json) -> None:
     assert {"text", "count"} <= set(read) <= set(everything.spec.parameters["properties"])
     assert 1 <= len(read["text"]) <= 10 and type(read["count"]) is int and 1 <= read["count"] <= 100
     assert all(isinstance(name, str) for name in read.get("names", []))
-    assert isinstance(read.get("shape", Shape("", [])), Shape)
+    assert isinstance(read["shape"], Shape | None)
     everything(context(), **read)
 
 
@@ -348,7 +353,9 @@ points = st.fixed_dictionaries({"x": st.integers()}, optional={"y": st.integers(
     )
 )
 def test_what_the_schema_allows_is_never_changed(sent: Json) -> None:
-    assert compact(everything.validate(sent)) == compact(sent)
+    read = everything.validate(sent)
+    assert compact({name: read[name] for name in sent}) == compact(sent)
+    assert all(read[name] == default for name, default in check().items() if name not in sent)
 
 
 # --------------------------------------------------------------------------------------- results

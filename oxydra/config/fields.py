@@ -210,6 +210,14 @@ def is_path(value: str) -> str:
     return "is empty: write the path of a folder" if not value.strip() else ""
 
 
+def is_workspace(value: tuple[str, ...]) -> str:
+    for path in value:
+        names = path.split("/")[2:]
+        if not re.fullmatch(r"/(?:shared|tmp)(?:/.*[^/])?", path) or {"", ".", ".."} & set(names):
+            return f"holds {path!r}; a path is written like /shared/taxes"
+    return ""
+
+
 def is_variables(value: tuple[str, ...]) -> str:
     wrong = [name for name in value if not re.fullmatch(VARIABLE, name)]
     return f"holds {wrong[0]!r}, which is no name of an environment variable" if wrong else ""

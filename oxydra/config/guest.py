@@ -80,7 +80,8 @@ def runtime_policy(config: Config) -> dict[str, Any]:
 
     `approvals.rules` has the runner's rules and the user's: both have a say and the stricter
     counts, so that a user's file can narrow and never widen. `exfiltration` and `expiry_secs` are
-    the stricter of the two. `egress_allowlist` has the local services that web tools may reach.
+    the stricter of the two, `private` is what either names. `egress_allowlist` has the local
+    services that web tools may reach.
     """
     both = (config.runner.approvals, config.user.approvals)
     decisions = [a.exfiltration or "ask" for a in both[:1]]
@@ -91,6 +92,7 @@ def runtime_policy(config: Config) -> dict[str, Any]:
             "rules": [dump(approvals, for_guest=True)["rules"] for approvals in both],
             "exfiltration": max(decisions, key=STRICTNESS.index),
             "expiry_secs": min(seconds, default=EXPIRY_SECS),
+            "private": sorted({path for approvals in both for path in approvals.private}),
         },
         "egress_allowlist": list(_allowed_services(config)),
     }

@@ -29,6 +29,7 @@ from oxydra.config.fields import (
     is_url,
     is_variable,
     is_variables,
+    is_workspace,
     key,
     section,
 )
@@ -356,6 +357,11 @@ class ApprovalsConfig(Section):
         "Seconds after which a request that nobody answered counts as denied; left out: 600.",
         least=5,
         most=86_400,
+    )
+    private: tuple[str, ...] = key(
+        (),
+        "Files and folders below /shared or /tmp that hold private data, as the vault does.",
+        check=is_workspace,
     )
 
 

@@ -220,8 +220,11 @@ class Hub:
         request_id: str,
         prompt: str,
         attachments: tuple[Attachment, ...] = (),
+        *,
+        tainted: bool = False,
     ) -> tuple[Turn, bool]:
         """Accept a message durably and queue its turn; False if this turn id was accepted before.
+        `tainted` says that others wrote some of it: it is forwarded, quoted, or not the person's.
 
         Raises `NotFoundError` for an unknown session and `BusyError` when its queue is full.
         """
@@ -236,7 +239,9 @@ class Hub:
                 f"{QUEUE} messages already wait in this session.",
                 remedy="Wait for an answer, or cancel the running turn.",
             )
-        turn, created = self.store.accept_turn(session_id, turn_id, request_id, prompt, attachments)
+        turn, created = self.store.accept_turn(
+            session_id, turn_id, request_id, prompt, attachments, tainted=tainted
+        )
         if created:
             with self._lock:
                 self._enqueue(live, turn)

@@ -63,8 +63,11 @@ class FunctionTool:
         return self._function(*args, **kwargs)
 
     def validate(self, arguments: Json) -> Json:
-        """The arguments as the function takes them. Raises `ToolError` naming each problem."""
-        return validate(self._arguments, arguments, self.spec.name)
+        """The arguments as the function takes them, with the defaults of those that were left out:
+        a rule on an argument holds for its default too. Raises `ToolError` naming each problem.
+        """
+        checked = validate(self._arguments, arguments, self.spec.name)
+        return {**self._arguments.defaults, **checked}
 
     def run(self, arguments: Json, context: ToolContext) -> ToolResult:
         """Call the function with what `validate` returned. Never raises: a failure is a result."""

@@ -92,7 +92,7 @@ def workers_of(context: ToolContext) -> Workers:
 # --------------------------------------------------------------------------------------- reading
 
 
-@tool(tier=SafetyTier.READ_ONLY, timeout=TIMEOUT)
+@tool(tier=SafetyTier.READ_ONLY, timeout=TIMEOUT, taints=True)
 def file_read(
     context: ToolContext,
     path: ReadPath,
@@ -235,7 +235,7 @@ def file_write(context: ToolContext, path: WritePath, content: str) -> ToolResul
     return ToolResult(done, summary=done)
 
 
-@tool(timeout=TIMEOUT)
+@tool(timeout=TIMEOUT, taints=True)
 def file_edit(
     context: ToolContext,
     path: WritePath,
@@ -307,7 +307,7 @@ def vault_copyto(context: ToolContext, path: VaultPath, destination: WritePath) 
 # ------------------------------------------------------------------------------ listing, searching
 
 
-@tool(tier=SafetyTier.READ_ONLY, timeout=TIMEOUT)
+@tool(tier=SafetyTier.READ_ONLY, timeout=TIMEOUT, taints=True)
 def file_list(
     context: ToolContext,
     path: ReadPath = SHARED,
@@ -348,7 +348,7 @@ def _enters(folder: VirtualPath) -> bool:
     return folder.name not in SKIPPED
 
 
-@tool(tier=SafetyTier.READ_ONLY, timeout=TIMEOUT)
+@tool(tier=SafetyTier.READ_ONLY, timeout=TIMEOUT, taints=True)
 def file_search(
     context: ToolContext,
     pattern: Annotated[str, Bounds(None, 500), "literal text in one line; empty: list files"],

@@ -14,6 +14,11 @@ of calls that ran side by side share a transaction too.
 What needs an approval is asked about before any call of the step starts, so that nothing waits for
 a person with its result unwritten. Results are scrubbed before they are cut: no half of a secret is
 left at the cut, and a saved output holds none.
+
+Results are marked with where they come from, and what a call writes with what the conversation
+holds, before it is written. A command can copy any file it reaches to any other, and what it left
+running does so later: so marks of private data spread to all that commands reach as soon as one has
+been run, or while a shell is open.
 """
 
 from __future__ import annotations
@@ -21,9 +26,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -33,8 +38,9 @@ from oxydra.scrub.guest import GuestScrubber
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, parallel
 from oxydra.tools.base import failure
 from oxydra.tools.outputs import FOLDER as OUTPUTS
-from oxydra.tools.outputs import cap
+from oxydra.tools.outputs import cap, fits
 from oxydra.tools.registry import ToolRegistry
+from oxydra.tools.shell_client import ShellClient
 from oxydra.types import (
     CallState,
     Emit,
@@ -52,7 +58,6 @@ log = logging.getLogger(__name__)
 
 SUMMARY_CHARS = 120
 OVERRUN = 2.0  # seconds past its deadline after which a tool is said to ignore it
-
 
 WORKSPACE = ["/shared", "/tmp"]  # what a command can reach
 
@@ -153,16 +158,19 @@ class Gate:
         *,
         approve: Approve = allow_all,
         scrubber: GuestScrubber | None = None,
+        private: Sequence[VirtualPath] = (),
     ) -> None:
         """`services` are what tools find in their context, by name; `workspace` also takes the
         outputs that were too long. `approve` decides on calls, `scrubber` removes secrets from what
-        they say.
+        they say. `private` are files and folders that the person said hold private data.
         """
         self._registry = registry
         self._services = services
         self._limits = limits or GateLimits()
         self._approve = approve
         self._scrubber = scrubber or GuestScrubber()
+        self._private = [str(path) for path in private]
+        self._spread = Marks()  # what all of the workspace was marked with since the start
 
     def may_repeat(self, name: str) -> bool:
         """Whether a call that may have started may be started again."""
@@ -204,6 +212,7 @@ class Gate:
             for outcome, result in finished:
                 emit("tool_event", _ended_event(outcome, result))
                 outcomes.append(outcome)
+                scope = _marked(scope, outcome.message)
         return outcomes
 
     def recover(self, calls: Sequence[ToolCall], scope: TurnScope, emit: Emit) -> None:
@@ -225,6 +234,7 @@ class Gate:
             if found is None:
                 outcome = replace(outcome, state=CallState.UNKNOWN)
             scope.journal.calls_finished([(outcome.state, outcome.message)])
+            scope = _marked(scope, outcome.message)
             emit("tool_event", _ended_event(outcome, result))
 
     # ------------------------------------------------------------------------------- before
@@ -301,12 +311,14 @@ class Gate:
         """Run one call; returns its result and the milliseconds it took."""
         call, tool = wanted.call, wanted.tool
         context = self._context(wanted, scope)
-        _mark_written(wanted, scope)
+        self._mark_written(wanted, scope)
         began = time.monotonic()
         try:
             result = tool.run(wanted.arguments, context)
         except Exception as error:  # a tool that breaks its contract ends its call, not the turn
             result = failure(call.name, error)
+        if _is_command(wanted):  # a file may have got its marks from another turn meanwhile
+            self._mark_written(wanted, scope)
         ended = time.monotonic()
         log.info("tool %s took %d ms", call.name, (ended - began) * 1000)
         overrun = ended - context.deadline.at
@@ -326,6 +338,8 @@ class Gate:
             found = failure(wanted.call.name, error)
         except Exception as error:
             log.warning("%s could not be asked after its call: %s", wanted.call.name, error)
+        if _is_command(wanted):
+            self._mark_written(wanted, scope)
         elapsed_ms = int((time.monotonic() - began) * 1000)
         return None if found is None else self._scrubbed(found), elapsed_ms
 
@@ -357,13 +371,13 @@ class Gate:
         self, planned: _Planned, result: ToolResult, elapsed_ms: int, scope: TurnScope
     ) -> Outcome:
         call = planned.call
-        marks = _marks_of(planned.wanted, scope) if planned.wanted is not None else Marks()
+        marks = self._marks_of(planned.wanted, scope) if planned.wanted is not None else Marks()
         # ids may come again in another turn, and the earlier output was promised to be there
         name = f"{scope.turn_id}-{call.id}"
         workspace = self._services.get("workspace")
-        content = cap(result.content, self._limits.output_bytes, name, workspace)
-        if marks and content != result.content:  # the whole was saved there
+        if marks and not fits(result.content, self._limits.output_bytes):  # the whole goes there
             scope.journal.mark_files([str(OUTPUTS)], marks)
+        content = cap(result.content, self._limits.output_bytes, name, workspace)
         message = Message(
             "tool",
             content or "(no output)",
@@ -376,31 +390,87 @@ class Gate:
         state = CallState.FAILED if result.is_error else CallState.DONE
         return Outcome(call, state, message, elapsed_ms)
 
+    # --------------------------------------------------------------------------------- marks
+
+    def _marks_of(self, wanted: Wanted, scope: TurnScope) -> Marks:
+        """What a result is marked with: by its tool, by the vault, by the marks of the files.
+
+        Whatever lies in the workspace may have come from strangers; what is in the vault, the
+        person put there.
+        """
+        paths = _named(wanted)
+        vaulted = [path.startswith("/vault") for path in paths]
+        foreign = wanted.tool.taints and not (paths and all(vaulted))
+        own = Marks(foreign, wanted.tool.sensitive or any(vaulted))
+        return own | self._file_marks(paths, scope)
+
+    def _file_marks(self, paths: Sequence[str], scope: TurnScope) -> Marks:
+        """The marks that files got, and those of what the person called private."""
+        if not paths:
+            return Marks()
+        private = any(_overlap(path, one) for path in paths for one in self._private)
+        return Marks(sensitive=private) | scope.journal.marks_of(paths)
+
+    def _mark_written(self, wanted: Wanted, scope: TurnScope) -> None:
+        """What a call may write gets the conversation's marks: they come back with the file, in
+        whatever session it is read.
+        """
+        tool = wanted.tool
+        written = [path for path in _named(wanted) if not path.startswith("/vault")]
+        if tool.tier is SafetyTier.READ_ONLY or not written:
+            return
+        marks = Marks(scope.tainted, scope.sensitive) | Marks(tool.taints, tool.sensitive)
+        if _is_command(wanted):
+            marks |= self._file_marks(WORKSPACE, scope)
+        elif marks.sensitive and self._shell_open():
+            written = WORKSPACE
+        if written is not WORKSPACE and marks:
+            scope.journal.mark_files(written, marks)
+        elif self._spread | marks != self._spread:  # they stay: once is enough
+            scope.journal.mark_files(WORKSPACE, marks)
+            self._spread |= marks
+
+    def _shell_open(self) -> bool:
+        """Whether a command may be running, or what it left behind."""
+        shell = self._services.get("shell")
+        return isinstance(shell, ShellClient) and shell.open
+
 
 def _named(wanted: Wanted) -> list[str]:
     """The files that a call may touch: those it names, or for a command all that it can reach."""
-    named = [str(value) for value in wanted.arguments.values() if isinstance(value, VirtualPath)]
-    return named or (WORKSPACE if wanted.tool.tier is SafetyTier.PRIVILEGED else [])
+    return list(map(str, _paths(list(wanted.arguments.values())))) or (
+        WORKSPACE if wanted.tool.tier is SafetyTier.PRIVILEGED else []
+    )
 
 
-def _marks_of(wanted: Wanted, scope: TurnScope) -> Marks:
-    """What a result is marked with: by its tool, by the vault, by the marks of the files."""
-    paths = _named(wanted)
-    in_vault = any(path.startswith("/vault") for path in paths)
-    own = Marks(wanted.tool.taints, wanted.tool.sensitive or in_vault)
-    return own | (scope.journal.marks_of(paths) if paths else Marks())
+def _paths(value: object) -> Iterator[VirtualPath]:
+    """The paths among arguments, however deep."""
+    if isinstance(value, VirtualPath):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _paths(item)
+    elif isinstance(value, dict):
+        yield from _paths(list(value.values()))
+    elif is_dataclass(value):
+        yield from _paths([getattr(value, one.name) for one in fields(value)])
 
 
-def _mark_written(wanted: Wanted, scope: TurnScope) -> None:
-    """What a call may write gets the conversation's marks, before it does: they come back with the
-    file, in whatever session it is read.
-    """
-    if wanted.tool.tier is SafetyTier.READ_ONLY:
-        return
-    marks = Marks(scope.tainted, scope.sensitive) | Marks(wanted.tool.taints, wanted.tool.sensitive)
-    written = [path for path in _named(wanted) if not path.startswith("/vault")]
-    if marks and written:
-        scope.journal.mark_files(written, marks)
+def _is_command(wanted: Wanted) -> bool:
+    return _named(wanted) is WORKSPACE
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one path is the other's, or is in it."""
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
+
+
+def _marked(scope: TurnScope, result: Message) -> TurnScope:
+    """The scope of what comes after a result: its marks are the conversation's now."""
+    tainted, sensitive = scope.tainted or result.tainted, scope.sensitive or result.sensitive
+    if (tainted, sensitive) == (scope.tainted, scope.sensitive):
+        return scope
+    return replace(scope, tainted=tainted, sensitive=sensitive)
 
 
 @dataclass(slots=True)
@@ -421,9 +491,15 @@ class _Planned:
 
     @property
     def summary(self) -> str:
-        """The beginning of the arguments in one line, for people."""
-        arguments = self.wanted.arguments if self.wanted is not None else {}
-        return ", ".join(f"{name}={_beginning(value)}" for name, value in arguments.items())
+        """The beginning of the arguments that were given, in one line, for people."""
+        if self.wanted is None:
+            return ""
+        given, arguments = self.wanted.given, self.wanted.arguments
+        return ", ".join(
+            f"{name}={_beginning(value)}"
+            for name, value in arguments.items()
+            if given.get(name) is not None
+        )
 
 
 def _beginning(value: object) -> str:

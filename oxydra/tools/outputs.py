@@ -17,6 +17,11 @@ MAX_FILES = 200
 MAX_TOTAL_BYTES = 64 * 1024 * 1024  # of all saved outputs; the oldest go first
 
 
+def fits(text: str, limit: int) -> bool:
+    """Whether `cap` leaves it as it is."""
+    return 4 * len(text) <= limit or len(text.encode("utf-8", "replace")) <= limit
+
+
 def cap(text: str, limit: int, name: str, workspace: Workspace | None) -> str:
     """`text` as it is if its UTF-8 has at most `limit` bytes. Otherwise its first two thirds and
     last third of that, and in between where the whole was saved (under `name`).

@@ -321,6 +321,7 @@ class Object(Kind):
     def __init__(self, fields: list[Field], build: Callable[..., Any] | None = None) -> None:
         self.fields = {field.name: field for field in fields}
         self.required = [field.name for field in fields if field.required]
+        self.defaults = {field.name: field.default for field in fields if not field.required}
         self.build = build
 
     def read(self, value: Any, where: str, problems: list[str], lenient: bool) -> Any:

@@ -48,19 +48,25 @@ def shell_exec(
 
 
 class ShellTool(FunctionTool):
-    """`shell_exec` as it is configured. `named_paths`: commands find `/shared` and `/tmp` there."""
+    """`shell_exec` as it is configured. `named_paths`: commands find `/shared` and `/tmp` there;
+    `contained`: a sandbox keeps them from the network and from all other files.
+    """
 
-    def __init__(self, config: ShellConfig, *, named_paths: bool) -> None:
+    def __init__(self, config: ShellConfig, *, named_paths: bool, contained: bool = True) -> None:
         super().__init__(
             shell_exec,
             tier=SafetyTier.PRIVILEGED,
             repeatable=False,
             timeout=config.command_timeout_secs + SLACK_SECONDS,
+            egress=not contained,
+            taints=True,
+            sensitive=not contained,
         )
+        network = "There is no network and no input" if contained else "There is no input"
         description = (
             "Run a command in bash and return what it prints, with its exit code. The conversation"
-            " keeps one shell: working directory and variables stay. There is no network and no"
-            f" input; a command has {config.command_timeout_secs:g} seconds."
+            f" keeps one shell: working directory and variables stay. {network};"
+            f" a command has {config.command_timeout_secs:g} seconds."
         )
         paths = NAMED_PATHS if named_paths else RELATIVE_PATHS
         self.spec = dataclasses.replace(self.spec, description=f"{description} {paths}")

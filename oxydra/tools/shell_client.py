@@ -187,6 +187,12 @@ class ShellClient:
         connection = self._connection
         return connection is not None and not connection.lost
 
+    @property
+    def open(self) -> bool:
+        """Whether a conversation has a shell, in which something may still run."""
+        connection = self._connection
+        return connection is not None and not connection.lost and bool(connection.sessions)
+
     def connect(self, stream: ByteStream) -> None:
         """Go on with another stream; what waits on the old one is told that it is lost."""
         fresh = _Connection(stream)
