@@ -105,6 +105,7 @@ def state_with(*entries: tuple[str, str], **more: Any) -> State:
 
 @given(TEXTS, st.integers(1, 40))
 @example("⺀\x7f\x7f🏻", 17)
+@example("000000000000\t\u094d00000000", 8)
 def test_wrapped_lines_fit_and_lose_no_word(text: str, columns: int) -> None:
     cleaned = clean(text)
     lines = wrap(cleaned, columns)

@@ -7,6 +7,7 @@ character) is never split. Widths are those of the `wcwidth` package.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 
@@ -98,7 +99,7 @@ def _wrap_wide(line: str, columns: int) -> list[str]:
         while taken and used + cells > columns:
             keep = len(taken) if cluster == " " or not best else best
             lines.append("".join(taken[:keep]).rstrip(" "))
-            taken = clusters("".join(taken[keep:]).lstrip(" "))
+            taken = list(itertools.dropwhile(" ".__eq__, taken[keep:]))  # a space with a mark stays
             used = sum(map(width, taken))
             best = 0
         if cluster == " " and lines and not taken:
