@@ -124,6 +124,14 @@ def tasks_of(uid: int) -> int:
     return count
 
 
+def drop_root(uid: int, gid: int) -> None:
+    """Become `uid` for good, where this process is root and `uid` is not."""
+    if os.geteuid() == 0 and uid != 0:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+
+
 def forbid_privileges() -> None:
     """no_new_privs: no setuid program raises anything from here on."""
     _call(_libc.prctl(38, 1, 0, 0, 0), "no_new_privs")
@@ -469,11 +477,15 @@ def _program(attributes: bool, signals: bool) -> list[_Step]:
 # ----------------------------------------------------------------------------------- a guest's cage
 
 
+NAMESPACED = ("container+cage", "bwrap+cage")
+"""The levels at which a guest has namespaces of its own and its folders the names a model knows."""
+
+
 class GuestCage:
     """The cage of a guest that runs commands in two `folders` (descriptors): what its own process
     gives up by `enter`, and a session of commands by `give_up_more`.
 
-    `level` is a rung of the ladder: `bwrap+cage` stands in namespaces of its own, `cage` on the
+    `level`: `container+cage` and `bwrap+cage` stand in namespaces of their own, `cage` on the
     host's tree, `rlimits` has no cage at all. `attributes` as in `filter_calls`; nothing newer than
     version `newest_landlock` is used.
     """
@@ -502,7 +514,7 @@ class GuestCage:
 
     def give_up_more(self) -> None:
         """The guest's own process, other sessions, and the terminals of other people."""
-        if self._level == "bwrap+cage":
+        if self._level in NAMESPACED:
             self._confine(("/proc",), ("/dev/ptmx", "/dev/pts"))
         elif self._level == "cage":
             self._confine(FACTS, ())
@@ -512,7 +524,7 @@ class GuestCage:
     def _confine(self, read: tuple[str, ...], write: tuple[str, ...]) -> None:
         if not self.features.files:
             return
-        scratch = ("/var/tmp", "/dev/shm") if self._level == "bwrap+cage" else ()
+        scratch = ("/var/tmp", "/dev/shm") if self._level in NAMESPACED else ()
         confine(
             (*SYSTEM, *read),
             (*self._folders, *DEVICES, *scratch, *write),

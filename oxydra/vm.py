@@ -147,7 +147,7 @@ class AgentGuest:
         if not said["shell_available"]:
             return []
         level = said["sandbox_level"]
-        named, contained = str(level).startswith("bwrap"), level not in UNSANDBOXED
+        named, contained = level in cage.NAMESPACED, level not in UNSANDBOXED
         return [ShellTool(settings.tools.shell, named_paths=named, contained=contained)]
 
     def attach_shell(self, channel: Channel) -> None:
@@ -228,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             envelope = _read_bootstrap(options)
             log.setup("oxydra-vm", sys.stderr, scrub=scrubber_of(envelope).logged)
-            level = lock_in(Path(envelope.workspace_root))
+            contained = options.stream_socket is not None
+            level = lock_in(Path(envelope.workspace_root), contained)
             control = stream.start()
             guest = AgentGuest(envelope, stream, listener, level)
             guest.start()
@@ -260,13 +261,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _connected(options: argparse.Namespace) -> socket.socket:
-    """The stream to the runner. Raises OSError."""
+    """The stream to the runner. Raises OSError.
+
+    Behind a socket file the runner first passes the descriptor of the workspace's lock, which is
+    held from then on as long as this process lives.
+    """
     if options.stream_fd is not None:
         inherited = socket.socket(fileno=options.stream_fd)
         inherited.set_inheritable(False)
         return inherited
     stream = socket.socket(socket.AF_UNIX)
     stream.connect(options.stream_socket)
+    for lock in socket.recv_fds(stream, 1, 1)[1]:
+        os.set_inheritable(lock, False)
     return stream
 
 
@@ -281,23 +288,29 @@ def _read_bootstrap(options: argparse.Namespace) -> Envelope:
         raise FrameError(f"The bootstrap file can't be read: {error.strerror}.") from error
 
 
-def lock_in(root: Path) -> str:
+def lock_in(root: Path, contained: bool) -> str:
     """Give up everything but the workspace at `root`, for good: "cage", or "none" where the kernel
     can't hold it. Before any thread is started, which would not be held.
+
+    `contained` in a container: "container+cage", or "container" where a part of the cage is
+    missing.
     """
     found = cage.probe()
-    if not (found.files and found.seccomp):
-        return "none"
+    if not (found.seccomp and (found.files or contained)):
+        return "container" if contained else "none"
     os.environ["SQLITE_TMPDIR"] = str(root / "internal")
     mimetypes.init()  # it reads files of its own accord
     cage.forbid_privileges()
     cage.keep_capabilities(KEPT_CAPABILITIES)
-    cage.confine(
-        [*cage.SYSTEM, "/proc", "/usr/share/zoneinfo", *_code(), str(root / "vault")],
-        [*(str(root / name) for name in ("shared", "tmp", "internal")), *cage.DEVICES],
-        landlock=found.landlock,
-    )
+    if found.files:
+        cage.confine(
+            [*cage.SYSTEM, "/proc", "/usr/share/zoneinfo", *_code(), str(root / "vault")],
+            [*(str(root / name) for name in ("shared", "tmp", "internal")), *cage.DEVICES],
+            landlock=found.landlock,
+        )
     cage.filter_calls(attributes=False)
+    if contained:
+        return "container+cage" if found.files else "container"
     return "cage"
 
 

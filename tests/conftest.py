@@ -29,7 +29,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "oxydra")
 # ------------------------------------------------------------------------------------------ markers
 
 
-def _docker_missing() -> str:
+def docker_missing() -> str:
     """Why no Docker engine can be used; empty if one answers."""
     path = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
     try:
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = "" if os.environ.get("SLOW") == "1" else "slow: set SLOW=1 (make test SLOW=1)"
     probes: dict[str, Callable[[], str]] = {
         "slow": lambda: slow,
-        "docker": _docker_missing,
+        "docker": docker_missing,
         "microvm": _microvm_missing,
     }
     verdicts: dict[str, str] = {}

@@ -55,6 +55,11 @@ def secret_in(path):
         return P["secret"].encode() in file.read(1 << 16)
 
 
+def contents(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def ran(*command):
     done = subprocess.run(command, capture_output=True, timeout=5, stdin=subprocess.DEVNULL)
     return done.stdout
@@ -82,6 +87,14 @@ ATTEMPTS.update(
     read_the_database=lambda: secret_in("../internal/oxydra.db"),
     read_the_database_by_its_path=lambda: secret_in(P["workspace"] + "/internal/oxydra.db"),
     read_the_token=lambda: secret_in(P["workspace"] + "/ipc/gateway-token"),
+    read_another_users_vault=lambda: secret_in(P["other"] + "/vault/secret.txt"),
+    list_another_users_workspace=lambda: os.listdir(P["other"]),
+    list_all_workspaces=lambda: os.listdir(os.path.dirname(P["other"])),
+    read_another_users_token=lambda: secret_in(P["other"] + "/ipc/gateway-token"),
+    read_the_bootstrap=lambda: contents("/run/oxydra/bootstrap"),
+    read_the_engines_files=lambda: os.listdir("/var/lib/docker"),
+    read_the_first_environment=lambda: contents("/proc/1/environ"),
+    read_the_first_memory=lambda: os.open("/proc/1/mem", os.O_RDONLY),
     read_shared_memory_files=lambda: secret_in("/dev/shm/" + P["shm_file"]),
     read_the_kernel_log=lambda: succeeded(103, 116, 10, None, 0),  # SYSLOG_ACTION_SIZE_BUFFER
 )
@@ -267,6 +280,25 @@ def tamper_with_the_endpoint_by_its_path():
 
 
 @attempt
+def write_to_the_images_files():
+    with open("/opt/oxydra/shell-daemon", "a") as file:
+        return file.write("spoiled")
+
+
+@attempt
+def write_a_kernel_setting():
+    with open("/proc/sys/kernel/core_pattern", "w") as file:
+        return file.write("|/bin/true")
+
+
+@attempt
+def leave_by_a_control_group():
+    os.mkdir("/sys/fs/cgroup/memory/out")
+    with open("/sys/fs/cgroup/memory/release_agent", "w") as file:
+        return file.write("/bin/true")
+
+
+@attempt
 def replace_the_control_socket():
     os.unlink(P["control"])
     return True
@@ -337,6 +369,15 @@ ATTEMPTS.update(
     kernel_crypto=lambda: socket.socket(38, socket.SOCK_SEQPACKET),  # AF_ALG
     the_control_socket=lambda: unix(P["control"]),
     the_docker_socket=lambda: unix(P["docker"]),
+    the_engines_own_socket=lambda: unix("/var/run/docker.sock"),
+    the_engines_other_socket=lambda: unix("/run/docker.sock"),
+    containerd=lambda: unix("/run/containerd/containerd.sock"),
+    the_stream_to_the_runner=lambda: unix("/run/oxydra/stream"),
+    the_bridges_address=lambda: tcp(("172.17.0.1", P["bridge_port"])),
+    the_bridges_address_by_udp=lambda: udp(("172.17.0.1", P["udp_port"])),
+    a_network_device=lambda: set(os.listdir("/sys/class/net")) - {"lo"},
+    routes=lambda: contents("/proc/net/route").count(b"\n") > 1,
+    the_machine_over_vsock=lambda: connects(40, socket.SOCK_STREAM, (2, 1024)),
     an_abstract_socket=lambda: unix("\0" + P["abstract"]),
     a_datagram_socket=lambda: connects(socket.AF_UNIX, socket.SOCK_DGRAM, P["datagram"]),
     io_uring=lambda: succeeded(425, 425, 4, ctypes.create_string_buffer(256)),

@@ -1,4 +1,7 @@
-"""A shell guest for tests: started as the runner starts it, spoken to as the agent guest does."""
+"""A shell guest for tests: started as the runner starts it, spoken to as the agent guest does.
+
+At the level `container+cage` it is a container, else a child of this process.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,62 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from oxydra.config import Isolation, Mounts
+from oxydra.config.egress import EgressLimits, EgressPolicy
+from oxydra.config.schema import GuestImagesConfig, ResourcesConfig
 from oxydra.errors import OxydraError
 from oxydra.threads import CancelToken
-from oxydra.tiers import ladder
+from oxydra.tiers import registry
 from oxydra.tiers.base import ShellSpec
 from oxydra.tools.shell_client import Ran, ShellClient
+from tests.conftest import docker_missing
+from tests.docker_images import agent_image, shell_image
 
 UID = 61777 if os.geteuid() == 0 else os.geteuid()
 
 
+def isolation(folder: Path, images: bool = True, **resources: float) -> Isolation:
+    """What a user's guests get who have set nothing else, with the `images` of this checkout."""
+    made = {"agent": agent_image(), "shell": shell_image()} if images else {}
+    return Isolation(
+        mounts=Mounts(*(folder / name for name in ("shared", "tmp", "vault"))),
+        resources=ResourcesConfig(**resources),
+        egress=EgressPolicy("none", (), EgressLimits(600, 50_000, 20_000)),
+        guest_images=GuestImagesConfig(**made),
+        shell_enabled=True,
+    )
+
+
 class Sandbox:
-    """One guest at `level`; `folder` holds its `shared` and `tmp`."""
+    """One guest at `level`; `folder` is its workspace."""
 
     def __init__(self, folder: Path, level: str, **options: object) -> None:
         self.folder = folder
-        for name in ("shared", "tmp"):
+        for name in ("shared", "tmp", "ipc"):
             (folder / name).mkdir(exist_ok=True)
             os.chown(folder / name, UID, UID if os.geteuid() == 0 else -1)
         if os.geteuid() == 0:  # pytest's folders are root's alone
             for parent in (folder, *folder.parents):
                 parent.chmod(parent.stat().st_mode | 0o011)
         self.log = os.open(folder / "shell.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        tier = "container" if level == "container+cage" else "process"
         settings: dict[str, object] = {
             "uid": UID,
             "gid": UID if os.geteuid() == 0 else os.getegid(),
             "dedicated": os.geteuid() == 0,
             "env": {},
+            "isolation": isolation(folder, images=tier == "container"),
             "levels": (level,),
             **options,
         }
-        self.process = ladder.start(
-            ShellSpec(shared=folder / "shared", tmp=folder / "tmp", log=self.log, **settings)
+        self.process = registry.create(tier).start_shell(
+            ShellSpec(
+                workspace=folder,
+                shared=folder / "shared",
+                tmp=folder / "tmp",
+                log=self.log,
+                **settings,
+            )
         )
         self.client = ShellClient()
         self.client.connect(self.stream())
@@ -81,6 +109,8 @@ def sandbox(folder: Path, level: str, **options: object) -> Iterator[Sandbox]:
 @cache
 def missing(level: str) -> str:
     """Why this machine can't hold a level, found by trying; empty if it can."""
+    if level == "container+cage" and docker_missing():
+        return docker_missing()
     with TemporaryDirectory() as folder:
         try:
             with sandbox(Path(folder), level) as box:

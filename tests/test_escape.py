@@ -29,6 +29,7 @@ AS_USER = {"user": UID, "group": UID, "extra_groups": []} if os.geteuid() == 0 e
 # Attempts that would harm an ordinary process's surroundings, or that any process may make.
 NOT_UNCAGED = {"renice_everybody", "signal_everybody", "signal_the_guest", "many_processes"}
 LEVELS = {
+    "container+cage": {"levels": ("container+cage",)},
     "bwrap+cage": {"levels": ("bwrap+cage",)},
     "cage": {"levels": ("cage",), "dedicated": False},
     "cage, Landlock 2": {"levels": ("cage",), "dedicated": False, "newest_landlock": 2},
@@ -52,6 +53,7 @@ class Outside:
     def __init__(self, workspace: Path) -> None:
         self.folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
         self.workspace = workspace
+        self.other = workspace.parent / f"{workspace.name}-bob"
         self.close = contextlib.ExitStack()
         self.close.callback(shutil.rmtree, self.folder)
         self._make_files()
@@ -84,11 +86,14 @@ class Outside:
             ("internal/oxydra.db", SECRET),
             ("ipc/gateway-token", SECRET),
             ("ipc/gateway-endpoint", "ws://127.0.0.1:1/ws"),
+            (f"{self.other}/vault/secret.txt", SECRET),
+            (f"{self.other}/ipc/gateway-token", SECRET),
         ):
             path = self.workspace / name
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True, parents=True)
             path.write_text(text)
-        for path in (*self.folder.iterdir(), self.folder, *self.workspace.rglob("*")):
+        mine = (*self.workspace.rglob("*"), *self.other.rglob("*"), self.other)
+        for path in (*self.folder.iterdir(), self.folder, *mine):
             os.chown(path, UID, -1)
         self.folder.chmod(0o755)
 
@@ -110,6 +115,8 @@ class Outside:
             "docker": bound(socket.AF_UNIX, stream, f"{self.folder}/docker.sock"),
             "abstract": bound(socket.AF_UNIX, stream, f"\0{self.abstract}"),
         }
+        with contextlib.suppress(OSError):  # where an engine has made its bridge
+            self.listeners["bridge"] = bound(socket.AF_INET, stream, ("172.17.0.1", 0))
         self.inboxes = {
             "udp": bound(socket.AF_INET, datagram, ("127.0.0.1", 0)),
             "datagram": bound(socket.AF_UNIX, datagram, f"{self.folder}/datagram.sock"),
@@ -148,6 +155,8 @@ class Outside:
             "datagram": f"{self.folder}/datagram.sock",
             "abstract": self.abstract,
             "tcp_port": self.listeners["tcp"].getsockname()[1],
+            "bridge_port": self.listeners.get("bridge", self.listeners["tcp"]).getsockname()[1],
+            "other": str(self.other),
             "udp_port": self.inboxes["udp"].getsockname()[1],
             "victim": self.victim.pid,
             "address": self.address,
@@ -217,7 +226,7 @@ def test_nothing_gets_out(tmp_path, outside, case):
     with sandbox(tmp_path, level, **options) as box:
         shutil.copy(KIT, tmp_path / "shared")
         guest = guest_processes(box.process.pid)
-        parameters = outside.parameters(guest=guest, isolated=level == "bwrap+cage")
+        parameters = outside.parameters(guest=guest, isolated=level != "cage")
         (tmp_path / "shared" / "parameters.json").write_text(json.dumps(parameters))
         ran = box.run("python3 -I -S escape_kit.py parameters.json", seconds=120)
         assert ran.exit_code == 0, ran
@@ -264,7 +273,7 @@ def guest_processes(root: int) -> list[int]:
     return [root, *descendants(root)]
 
 
-@pytest.mark.parametrize("level", ["bwrap+cage", "cage"])
+@pytest.mark.parametrize("level", ["container+cage", "bwrap+cage", "cage"])
 def test_no_daemon_outlives_its_session(tmp_path, level):
     if missing(level):
         pytest.skip(missing(level))
@@ -286,7 +295,7 @@ def test_no_daemon_outlives_its_session(tmp_path, level):
     assert not processes_with(f"sleep {mark}")
 
 
-@pytest.mark.parametrize("level", ["bwrap+cage", "cage"])
+@pytest.mark.parametrize("level", ["container+cage", "bwrap+cage", "cage"])
 def test_a_killed_guest_leaves_nothing(tmp_path, level):
     """Killed from outside, at its root: what ran in it goes as well."""
     if missing(level):
@@ -295,12 +304,12 @@ def test_a_killed_guest_leaves_nothing(tmp_path, level):
     with sandbox(tmp_path, level) as box:
         box.run(f"(setsid sleep {mark} &); true")
         eventually(lambda: len(processes_with(f"sleep {mark}")) == 1)
-        number = signal.SIGKILL if level == "bwrap+cage" else signal.SIGTERM
+        number = signal.SIGTERM if level == "cage" else signal.SIGKILL
         os.kill(box.process.pid, number)
         eventually(lambda: not processes_with(f"sleep {mark}"))
 
 
-@pytest.mark.parametrize("level", ["bwrap+cage", "cage"])
+@pytest.mark.parametrize("level", ["container+cage", "bwrap+cage", "cage"])
 def test_a_fork_bomb_ends_with_its_time(tmp_path, level):
     if missing(level):
         pytest.skip(missing(level))
@@ -311,7 +320,7 @@ def test_a_fork_bomb_ends_with_its_time(tmp_path, level):
         assert box.text("echo fine; ls >/dev/null && echo too") == "fine\ntoo\n"
 
 
-@pytest.mark.parametrize("level", ["bwrap+cage", "cage"])
+@pytest.mark.parametrize("level", ["container+cage", "bwrap+cage", "cage"])
 def test_no_key_is_in_the_guest(tmp_path, level, monkeypatch):
     """Neither in the environment nor in the memory of any of its processes."""
     if missing(level):

@@ -18,7 +18,7 @@ from oxydra.frames import Unpacker, pack
 from oxydra.runner import shell as runner_shell
 from oxydra.runner.workspace import Workspace as UserWorkspace
 from oxydra.threads import CancelToken, Deadline, Service
-from oxydra.tiers import ladder
+from oxydra.tiers import ladder, shell_line
 from oxydra.tools.shell import NAMED_PATHS, RELATIVE_PATHS, ShellTool, request_id, result
 from oxydra.tools.shell_client import SESSIONS, Ran, ShellClient
 from oxydra.types import SafetyTier, ToolContext
@@ -26,11 +26,12 @@ from tests.conftest import eventually
 from tests.sandbox import UID, missing, processes_with, sandbox
 from tests.test_daemon import SCRIPT, home, running  # noqa: F401
 
-LEVELS = ("bwrap+cage", "cage", "rlimits")
+LEVELS = ("container+cage", "bwrap+cage", "cage", "rlimits")
 
 
 def best() -> str:
-    return next((level for level in LEVELS if not missing(level)), "rlimits")
+    """The best level of the process tier that this machine can hold."""
+    return next((level for level in LEVELS[1:] if not missing(level)), "rlimits")
 
 
 @pytest.fixture(params=LEVELS)
@@ -704,7 +705,7 @@ def test_the_ladder_says_what_was_tried(tmp_path, monkeypatch):
 
 def test_a_guest_that_says_nothing_is_no_guest(tmp_path, monkeypatch):
     """What starts in its place ends at once, or never speaks."""
-    monkeypatch.setattr(ladder, "READY_SECONDS", 0.3)
+    monkeypatch.setattr(shell_line, "READY_SECONDS", 0.3)
     for program in ("/bin/true", "/bin/cat"):
         monkeypatch.setattr(ladder, "interpreter", lambda _uid, p=program: (p, ()))
         with pytest.raises(ladder.NoShell), sandbox(tmp_path, "rlimits"):

@@ -11,15 +11,14 @@ import contextlib
 import logging
 import os
 import socket
-import struct
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from oxydra.errors import FrameError, NoDaemonError, OxydraError
 from oxydra.frames import Unpacker, pack
 from oxydra.threads import Service
+from oxydra.tiers.door import address, peer_uid
 from oxydra.types import Json
 
 log = logging.getLogger(__name__)
@@ -31,25 +30,12 @@ Handler = Callable[[Json], tuple[str, Json]]
 """Takes a request's payload, returns the response's op and payload."""
 
 
-@contextlib.contextmanager
-def _address(path: Path) -> Iterator[str]:
-    """A name for `path` that fits into a socket address, whose limit is about 100 bytes."""
-    if len(os.fsencode(path)) < 100 or not sys.platform.startswith("linux"):
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
-
-
 def call(path: Path, op: str, payload: Json, *, timeout: float = 5.0) -> Json:
     """Ask a running runner. Raises `NoDaemonError` if none answers, `OxydraError` for a refusal."""
-    with socket.socket(socket.AF_UNIX) as client, _address(path) as address:
+    with socket.socket(socket.AF_UNIX) as client, address(path) as place:
         client.settimeout(timeout)
         try:
-            client.connect(address)
+            client.connect(place)
             client.sendall(pack(op, payload))
             unpacker = Unpacker()
             while data := client.recv(65536):
@@ -70,10 +56,10 @@ class ControlServer:
     def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
         self._handlers = handlers
         self._listener = socket.socket(socket.AF_UNIX)
-        with _address(path) as address:
+        with address(path) as place:
             old = os.umask(0o177)
             try:
-                self._listener.bind(address)
+                self._listener.bind(place)
             finally:
                 os.umask(old)
         self._listener.listen(CONNECTIONS)
@@ -142,8 +128,5 @@ class ControlServer:
 
 def _trusted(connection: socket.socket) -> bool:
     """Whether the peer runs as the same user, or as root."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return True  # the socket's mode and its folder's stand alone here
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _pid, uid, _gid = struct.unpack("3i", raw)
-    return uid in (os.geteuid(), 0)
+    # where the system can't tell, the socket's mode and its folder's stand alone
+    return peer_uid(connection) in (None, os.geteuid(), 0)

@@ -48,7 +48,7 @@ HEALTH_SECONDS = 2.0
 BACKOFF_SECONDS = (0.2, 30.0)  # first and longest pause before a guest that died is started again
 STEADY_SECONDS = 60.0  # a guest that lived this long starts again without a pause
 BACKLOG = 1024
-
+ROOTS_OWN = ("vault", "internal")  # where root may put files that the guest must be able to read
 
 Event = tuple[Literal["stop", "guest_ended", "shell_ended", "due"], str]
 
@@ -173,6 +173,11 @@ class Runner:
             on_exit=lambda how: self._events.put(("guest_ended", how)),
         )
         uid, gid = shell.owner(self._workspace)
+        if self._tier.as_owner:
+            mounts = self._workspace.mounts
+            for folder in (mounts.shared, mounts.tmp, mounts.vault, self._workspace.internal):
+                if folder.parent == self._workspace.path:  # the user's own stay the user's
+                    shell.give(folder, uid, gid, again=folder.name in ROOTS_OWN)
         output = self._workspace.open_log("runtime.log")
         try:
             spec = GuestSpec(
@@ -235,7 +240,7 @@ class Runner:
         """Start the shell guest and note how well it is caged; without one, note why. Raises
         `ConfigError`.
         """
-        if not self._shell_config.enabled:
+        if not self._settings.isolation.shell_enabled:
             return
         try:
             self._shell = self._started_shell(tier)
@@ -256,6 +261,7 @@ class Runner:
             tier,
             self._workspace,
             self._shell_config,
+            self._settings.isolation,
             self._settings.secrets(),
             on_exit=lambda how: self._events.put(("shell_ended", how)),
             levels=levels,

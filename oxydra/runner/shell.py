@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from oxydra.config import Isolation
 from oxydra.config.schema import VARIABLES, ShellConfig
 from oxydra.errors import ConfigError, OxydraError
 from oxydra.runner.walk import Walk, opened
@@ -85,7 +86,8 @@ class ShellGuest:
 
     def degraded(self) -> list[Json]:
         """What it does not protect here."""
-        rows = [] if memory_is_capped() else [UNCAPPED]
+        contained = self.level == "container+cage"  # what its engine can't limit, the tier says
+        rows = [] if contained or memory_is_capped() else [UNCAPPED]
         if self.level == "rlimits":
             return [UNSANDBOXED, *rows]
         if self._process.landlock == 0:
@@ -105,6 +107,7 @@ def start(
     tier: Tier,
     workspace: Workspace,
     config: ShellConfig,
+    isolation: Isolation,
     secrets: Sequence[str],
     on_exit: Callable[[str], None],
     levels: tuple[str, ...] = (),
@@ -122,6 +125,8 @@ def start(
             if folder.parent == workspace.path:  # the user's own stay the user's
                 give(folder, uid, gid)
         spec = ShellSpec(
+            workspace=workspace.path,
+            isolation=isolation,
             shared=workspace.shared,
             tmp=workspace.tmp,
             uid=uid,
@@ -194,15 +199,16 @@ def _is_known(uid: int) -> bool:
     return True
 
 
-def give(folder: Path, uid: int, gid: int) -> None:
+def give(folder: Path, uid: int, gid: int, *, again: bool = False) -> None:
     """Make a folder of root's, and what root owns in it, another's.
 
     By descriptors and without following links; of files only regular ones with one name: another
-    name may lie anywhere. A folder that is not root's was given before and is left as it is. Raises
-    OSError.
+    name may lie anywhere. A folder that is not root's was given before and is left as it is, unless
+    `again`: then what root has made in it since is given too. Raises OSError.
     """
     with opened(folder) as top:
-        if os.fstat(top).st_uid != 0 or uid == 0:
+        fresh = os.fstat(top).st_uid == 0
+        if uid == 0 or os.geteuid() != 0 or not (fresh or again):
             return
         for entry in Walk(top):
             if entry.state.st_uid == 0 and (entry.is_folder or entry.is_plain):
@@ -212,7 +218,8 @@ def give(folder: Path, uid: int, gid: int) -> None:
                         os.fchown(descriptor, uid, gid)
                     finally:
                         os.close(descriptor)
-        os.fchown(top, uid, gid)  # last: an interrupted walk is begun again
+        if fresh:
+            os.fchown(top, uid, gid)  # last: an interrupted walk is begun again
 
 
 def memory_is_capped() -> bool:

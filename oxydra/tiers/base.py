@@ -14,7 +14,9 @@ from oxydra.errors import OxydraError
 from oxydra.frames import Envelope
 from oxydra.types import Json
 
-LEVELS = ("bwrap+cage", "cage", "rlimits")  # how well commands are locked in, best first
+# how well commands are locked in, best first; the first is the container tier's, the others the
+# process tier's
+LEVELS = ("container+cage", "bwrap+cage", "cage", "rlimits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,14 @@ class GuestSpec:
 class ShellSpec:
     """What a shell guest is started with.
 
-    `uid` and `gid` are whom it runs as, `dedicated` where that owns nothing else. `env` are
-    variables its sessions get besides the usual ones. `log` is a descriptor for what the guest
-    itself has to say. `levels` are the rungs that may be tried, `newest_landlock` the newest
-    version of it to use.
+    `workspace` is the user's folder on the host, `isolation` what its guests may have. `uid` and
+    `gid` are whom it runs as, `dedicated` where that owns nothing else. `env` are variables its
+    sessions get besides the usual ones. `log` is a descriptor for what the guest itself has to say.
+    `levels` are the rungs that may be tried, `newest_landlock` the newest version of it to use.
     """
 
+    workspace: Path
+    isolation: Isolation
     shared: Path
     tmp: Path
     uid: int
@@ -53,7 +57,7 @@ class ShellSpec:
     dedicated: bool
     env: Mapping[str, str]
     log: int
-    levels: Sequence[str] = LEVELS[:2]
+    levels: Sequence[str] = LEVELS[1:3]
     newest_landlock: int = 99
 
 
@@ -97,11 +101,13 @@ class Tier(Protocol):
     """A registry entry of `tiers/registry.py`.
 
     `forwards`: the runner takes the gateway's connections and forwards each over the guest's
-    stream; else the guest inherits the listener.
+    stream; else the guest inherits the listener. `as_owner`: the agent guest runs as the owner of
+    the workspace, who must be able to use all of it; else as the runner.
     """
 
     name: str
     forwards: bool
+    as_owner: bool
 
     def guest_root(self, workspace: Path) -> str:
         """Where a guest of this tier finds the folders of a workspace."""

@@ -24,15 +24,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import oxydra.cage
-from oxydra.errors import FrameError, OxydraError
-from oxydra.frames import Unpacker, pack
+from oxydra.errors import OxydraError
 from oxydra.tiers.base import ShellSpec, ending, guest_script
-from oxydra.types import Json
+from oxydra.tiers.shell_line import STOP_SECONDS, ShellLine
 
 log = logging.getLogger(__name__)
 
-READY_SECONDS = 10.0
-STOP_SECONDS = 3.0
 SCRATCH_BYTES = 64 << 20  # of /var/tmp and /dev/shm in a namespace
 SYSTEM_PYTHONS = (
     *(f"/usr/bin/python3.{minor}" for minor in (13, 12, 11, 10)),
@@ -53,21 +50,13 @@ class NoShell(OxydraError):
         self.reasons = tuple(reasons)
 
 
-class LadderProcess:
+class LadderProcess(ShellLine):
     """A shell guest that is ready, seen from outside."""
 
-    def __init__(
-        self, child: subprocess.Popen[bytes], control: socket.socket, level: str, said: Json
-    ) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], control: socket.socket, level: str) -> None:
+        super().__init__(control, level)
         self._child = child
-        self._control = control
         self.pid = child.pid
-        self.level = level
-        self.landlock = int(said.get("landlock", 0))
-
-    def attach(self, stream: socket.socket) -> None:
-        """Let whoever holds the other end of `stream` use it. Raises OSError if it has ended."""
-        socket.send_fds(self._control, [pack("attach", {})], [stream.fileno()])
 
     def wait(self) -> str:
         """Block until it has ended; says how."""
@@ -77,11 +66,9 @@ class LadderProcess:
         """End it and everything it started: by its own means, which leave nothing behind, then by
         force.
         """
-        with contextlib.suppress(OSError):
-            self._control.sendall(pack("shutdown", {}))
-            self._control.shutdown(socket.SHUT_RDWR)
+        self.hang_up()
         _end(self._child)
-        self._control.close()
+        self.close()
 
 
 def start(spec: ShellSpec) -> LadderProcess:
@@ -153,45 +140,23 @@ def _start(spec: ShellSpec, level: str, namespaces: list[str]) -> LadderProcess:
             group=spec.gid if drop else None,
             extra_groups=[] if drop else None,
         )
+    guest = LadderProcess(child, ours, level)
+    inside = level in oxydra.cage.NAMESPACED
     try:
-        said = _configure(ours, spec, level, folders)
+        guest.configure(
+            spec,
+            shared=folders[0],
+            tmp=folders[1],
+            shared_path="/shared" if inside else str(spec.shared),
+            tmp_path="/tmp" if inside else str(spec.tmp),
+            shell=shutil.which("bash") or "/bin/bash",
+            attributes=inside or spec.dedicated,
+        )
     except BaseException:
         _end(child)
         ours.close()
         raise
-    return LadderProcess(child, ours, level, said)
-
-
-def _configure(control: socket.socket, spec: ShellSpec, level: str, folders: list[int]) -> Json:
-    """Tell the daemon what it is to do; what it says once it is ready. Raises `OxydraError`."""
-    inside = level == "bwrap+cage"
-    said = {
-        "level": level,
-        "uid": spec.uid,
-        "gid": spec.gid,
-        "shell": shutil.which("bash") or "/bin/bash",
-        "env": dict(spec.env),
-        "shared": folders[0],
-        "tmp": folders[1],
-        "shared_path": "/shared" if inside else str(spec.shared),
-        "tmp_path": "/tmp" if inside else str(spec.tmp),
-        "running": oxydra.cage.tasks_of(spec.uid),
-        "attributes": inside or spec.dedicated,
-        "newest_landlock": spec.newest_landlock,
-    }
-    control.settimeout(READY_SECONDS)
-    unpacker = Unpacker(limit=1 << 16)
-    try:
-        control.sendall(pack("configure", said))
-        while data := control.recv(4096):
-            for op, payload in unpacker.feed(data):
-                if op == "ready":
-                    control.settimeout(STOP_SECONDS)
-                    return payload
-                raise OxydraError(str(payload.get("message", op))[:500])
-    except (OSError, FrameError) as error:
-        raise OxydraError(f"it does not get ready ({error})") from error
-    raise OxydraError("it ended at once; logs/shell.log says why")
+    return guest
 
 
 def _mounts(prefixes: Sequence[str], folders: list[int]) -> list[str]:

@@ -44,6 +44,7 @@ class ProcessTier:
 
     name = "process"
     forwards = False
+    as_owner = False
 
     def guest_root(self, workspace: Path) -> str:
         return str(workspace)

@@ -8,6 +8,7 @@ from oxydra.errors import ConfigError
 from oxydra.tiers.base import Tier
 
 TIERS = {
+    "container": "oxydra.tiers.container:ContainerTier",
     "process": "oxydra.tiers.process:ProcessTier",
 }
 

@@ -1,0 +1,67 @@
+"""The runner's line to a shell guest, the same in every tier: it is told what it is to be, streams
+are handed to it, and hanging up ends it. No thread runs here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+from oxydra.cage import tasks_of
+from oxydra.errors import FrameError, OxydraError
+from oxydra.frames import Unpacker, pack
+from oxydra.tiers.base import ShellSpec
+from oxydra.types import Json
+
+READY_SECONDS = 10.0
+STOP_SECONDS = 3.0
+
+
+class ShellLine:
+    """What `ShellProcess` wants that needs nothing but the line. `landlock` is known once it is
+    configured.
+    """
+
+    def __init__(self, control: socket.socket, level: str) -> None:
+        self._control = control
+        self.level = level
+        self.landlock = 0
+
+    def configure(self, spec: ShellSpec, **more: Json | str | int | bool) -> None:
+        """Tell the daemon what it is to do; returns once it is ready. Raises `OxydraError`."""
+        said = {
+            "level": self.level,
+            "uid": spec.uid,
+            "gid": spec.gid,
+            "env": dict(spec.env),
+            "running": tasks_of(spec.uid),
+            "newest_landlock": spec.newest_landlock,
+            **more,
+        }
+        self._control.settimeout(READY_SECONDS)
+        unpacker = Unpacker(limit=1 << 16)
+        try:
+            self._control.sendall(pack("configure", said))
+            while data := self._control.recv(4096):
+                for op, payload in unpacker.feed(data):
+                    if op == "ready":
+                        self._control.settimeout(STOP_SECONDS)
+                        self.landlock = int(payload.get("landlock", 0))
+                        return
+                    raise OxydraError(str(payload.get("message", op))[:500])
+        except (OSError, FrameError) as error:
+            raise OxydraError(f"it does not get ready ({error})") from error
+        raise OxydraError("it ended at once; logs/shell.log says why")
+
+    def attach(self, stream: socket.socket) -> None:
+        """Let whoever holds the other end of `stream` use it. Raises OSError if it has ended."""
+        socket.send_fds(self._control, [pack("attach", {})], [stream.fileno()])
+
+    def hang_up(self) -> None:
+        """Ask it to end everything; it does so too when the line is cut."""
+        with contextlib.suppress(OSError):
+            self._control.sendall(pack("shutdown", {}))
+            self._control.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._control.close()
