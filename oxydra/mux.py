@@ -14,8 +14,9 @@ the other end even ones; none is used twice, and OPENs leave in rising order.
 
 Three rules keep it free of deadlock: the thread that reads the stream (`Mux.run`, which the owner
 runs on a thread of its own) never writes and never waits for a channel, since what it takes in is
-bounded by credit; credit is sent by whoever consumed; the write lock is held for one write. A peer
-that breaks a rule loses the whole stream.
+bounded by credit; credit is sent by whoever consumed; frames are queued, and whoever finds nobody
+writing writes all that are there, so that many small ones leave as one. A peer that breaks a rule
+loses the whole stream.
 """
 
 from __future__ import annotations
@@ -313,7 +314,9 @@ class Mux:
         self._next = 1 if opener else 2
         self._highest = 0  # number that the peer has opened
         self._lock = threading.Lock()
-        self._writing = threading.Lock()
+        self._writing = threading.Lock()  # guards the two below
+        self._queued: list[bytes] = []  # what credit allows of each channel, at most
+        self._busy = False  # somebody is writing
         self._channels: dict[int, Channel] = {}
         self._error = ""
 
@@ -328,14 +331,13 @@ class Mux:
         """
         if len(info) > MAX_INFO or len(data) > CHUNK:
             raise ValueError("too much for one OPEN")
-        with self._writing:  # numbers have to leave in rising order
-            with self._lock:
-                if self._error:
-                    raise MuxError(self._error)
-                if len(self._channels) >= CHANNELS // 2:
-                    raise MuxError("too many channels are open")
-                channel = self._channels[self._next] = Channel(self, self._next, info)
-                self._next += 2
+        with self._lock:  # numbers have to leave in rising order
+            if self._error:
+                raise MuxError(self._error)
+            if len(self._channels) >= CHANNELS // 2:
+                raise MuxError("too many channels are open")
+            channel = self._channels[self._next] = Channel(self, self._next, info)
+            self._next += 2
             frames = [_frame(OPEN, channel.number, info)]
             if data:
                 channel._credit -= len(data) + COST
@@ -343,7 +345,9 @@ class Mux:
             if fin:
                 channel._sent_fin = True
                 frames.append(_frame(FIN, channel.number))
-            self._write(b"".join(frames))
+            mine = self._queue(b"".join(frames))
+        if mine:
+            self._write()
         return channel
 
     def close(self, why: str = "the stream was closed") -> None:
@@ -374,22 +378,37 @@ class Mux:
     # ------------------------------------------------------------------- the channels', above
 
     def send(self, kind: int, number: int, payload: Any = b"") -> None:
-        with self._writing:
-            self._write(_frame(kind, number, payload))
+        """Queue a frame, and write unless somebody does. Raises `BrokenPipeError`."""
+        if self._queue(_frame(kind, number, payload)):
+            self._write()
 
     def forget(self, number: int) -> Channel | None:
         with self._lock:
             return self._channels.pop(number, None)
 
-    def _write(self, frames: bytes) -> None:
-        if self._error:
-            raise BrokenPipeError(self._error)
-        try:
-            self._stream.sendall(frames)
-        except OSError as error:
-            # half a frame may be out: nothing can follow it
-            self._fail(f"the peer does not read ({error.strerror or error})")
-            raise BrokenPipeError(self._error) from error
+    def _queue(self, frames: bytes) -> bool:
+        """Whether it is for the caller to write."""
+        with self._writing:
+            if self._error:
+                raise BrokenPipeError(self._error)
+            self._queued.append(frames)
+            mine, self._busy = not self._busy, True
+        return mine
+
+    def _write(self) -> None:
+        """Write what is queued until nothing is."""
+        while True:
+            with self._writing:
+                frames, self._queued = self._queued, []
+                if not frames:
+                    self._busy = False
+                    return
+            try:
+                self._stream.sendall(frames[0] if len(frames) == 1 else b"".join(frames))
+            except OSError as error:
+                # half a frame may be out: nothing can follow it
+                self._fail(f"the peer does not read ({error.strerror or error})")
+                raise BrokenPipeError(self._error) from error
 
     # ------------------------------------------------------------------------------- its thread
 

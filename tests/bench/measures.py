@@ -235,6 +235,11 @@ def wire(server: LoadServer, runs: int) -> Figures:
     return alone("tests.bench.wire", server.base_url, str(runs))
 
 
+def egress(server: LoadServer) -> Figures:
+    """The broker between a guest and the model server, by `tests/bench/egress.py`."""
+    return alone("tests.bench.egress", server.base_url)
+
+
 def alone(module: str, *words: str) -> Figures:
     """The figures that a module measures in a process of its own."""
     done = subprocess.run(

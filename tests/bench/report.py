@@ -116,6 +116,19 @@ GROUPS = (
         ),
     ),
     Group(
+        "The broker",
+        "a guest's process and a broker's, and the model server: one small answer on a kept "
+        "connection, direct and through the broker by turns; then 200 streams at once, 100 deltas "
+        "each, 20 ms apart",
+        (
+            Row("egress_direct_ms", "a small answer, direct, p50", "ms", None, 2),
+            Row("egress_brokered_ms", "the same through the broker, p50", "ms", None, 2),
+            Row("egress_added_ms", "what the broker adds", "ms", 1.5, 2),
+            Row("egress_lag_p50_ms", "200 streams: delta lag p50", "ms", None, 1),
+            Row("egress_lag_p99_ms", "200 streams: delta lag p99", "ms", 150, 1),
+        ),
+    ),
+    Group(
         "Commands",
         "user and system time of the process; the bytecode is there already. Import: everything an "
         "agent guest imports, and for the floor its two packages",
