@@ -167,6 +167,22 @@ class Channel:
             self._mux.send(DATA, self.number, view[:size])
         return size
 
+    def finish(self, data: bytes = b"") -> None:
+        """Send the last of it and the end, in one write where they fit. Raises as `sendall`."""
+        with self._changed:
+            fits = bool(data) and len(data) <= min(CHUNK, self._credit - COST)
+            if fits:
+                self._reserve(len(data))
+                self._sent_fin = True
+                over = self._got_fin
+        if not fits:
+            self.sendall(data)
+            self.shutdown(socket.SHUT_WR)
+            return
+        if over:
+            self._mux.forget(self.number)
+        self._mux.send_all(_frame(DATA, self.number, data) + _frame(FIN, self.number))
+
     def _may_send(self) -> bool:
         return self._credit > COST or self._sent_fin
 
@@ -379,7 +395,10 @@ class Mux:
 
     def send(self, kind: int, number: int, payload: Any = b"") -> None:
         """Queue a frame, and write unless somebody does. Raises `BrokenPipeError`."""
-        if self._queue(_frame(kind, number, payload)):
+        self.send_all(_frame(kind, number, payload))
+
+    def send_all(self, frames: bytes) -> None:
+        if self._queue(frames):
             self._write()
 
     def forget(self, number: int) -> Channel | None:

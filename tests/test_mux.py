@@ -105,6 +105,17 @@ def test_an_open_carries_data_and_an_end(ends: Ends) -> None:
         read_all(ours)
 
 
+@pytest.mark.parametrize("size", [0, 10, CHUNK, CHUNK + 1, 2 * WINDOW])
+def test_the_last_data_brings_the_end_along(ends: Ends, size: int) -> None:
+    ours, theirs = ends.channel(fin=True)
+    with beside(lambda: theirs.finish(b"x" * size)):
+        assert read_all(ours) == b"x" * size
+    assert read_all(theirs) == b""
+    with pytest.raises(BrokenPipeError):
+        theirs.finish(b"more")
+    assert not ends.host._channels
+
+
 def test_both_ends_open_channels() -> None:
     left, right = socket.socketpair()
     seen: queue.SimpleQueue[Channel] = queue.SimpleQueue()

@@ -14,10 +14,10 @@ import datetime
 import itertools
 import json
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from oxydra.broker.audit import AuditLog, Exchange
@@ -149,22 +149,20 @@ class Broker:
         self._quota.admit(time.monotonic(), _today())
         self._quota.count(len(request.body))
         exchange.sent = len(request.body)
+        request = replace(request, on_wait=exchange.flush)
         with self._transport.open(request, exchange.token) as stream:
             exchange.status = stream.status
-            channel = exchange.channel
-            channel.settimeout(ANSWER_SECONDS)
+            exchange.channel.settimeout(ANSWER_SECONDS)
             head = {"status": stream.status, "headers": self._passed_on(stream.headers)}
             exchange.begun = True
-            channel.sendall(pack("response", head))
+            exchange.pending.append(pack("response", head))
             clean = self._scrubber.stream()
             for chunk in stream:
                 exchange.received += len(chunk)
                 self._quota.count(len(chunk))
-                if data := clean.feed(chunk):
-                    channel.sendall(data)
-            if rest := clean.close():
-                channel.sendall(rest)
-            channel.shutdown(socket.SHUT_WR)
+                exchange.pending.append(clean.feed(chunk))
+            exchange.pending.append(clean.close())
+            exchange.flush(end=True)
 
     def _read_request(self, exchange: _Exchange) -> HttpRequest:
         """What the guest asks for. Raises `FrameError`, `TransportError` or OSError."""
@@ -234,6 +232,7 @@ class _Exchange:
         self.length = 0  # bytes that its body takes of `MAX_BODIES`
         self.begun = False  # a response is under way
         self.handed_over = False
+        self.pending: list[bytes] = []  # of the answer: what arrived together leaves together
         self.destination = self.route = self.reason = ""
         self.verdict = "failed"
         self.status = self.sent = self.received = 0
@@ -243,6 +242,17 @@ class _Exchange:
         """The channel was reset: whoever waits for the answer is not there any more."""
         if self.channel.error:
             self.token.cancel(self.channel.error)
+
+    def flush(self, end: bool = False) -> None:
+        """Pass on what there is of the answer: whenever more has to be waited for, and at the end.
+        Raises OSError.
+        """
+        data = b"".join(self.pending)
+        self.pending.clear()
+        if end:
+            self.channel.finish(data)
+        elif data:
+            self.channel.sendall(data)
 
     def refuse(self, error: OxydraError, clean: Callable[[str], str]) -> None:
         """Tell the guest, in a frame or, once the answer has begun, by the reset's reason."""
@@ -259,10 +269,10 @@ class _Exchange:
         }
         with contextlib.suppress(OSError):
             if self.begun:
+                self.flush()
                 self.channel.reset(json.dumps(said))
             else:
-                self.channel.sendall(pack("error", said))
-                self.channel.shutdown(socket.SHUT_WR)
+                self.channel.finish(pack("error", said))
 
     def row(self) -> Exchange:
         return Exchange(
