@@ -191,6 +191,7 @@ SYSTEM = (
     "/etc/passwd",
     "/etc/pki/tls/certs",
     "/etc/protocols",
+    *(f"/etc/python3.{minor}" for minor in range(9, 20)),
     "/etc/services",
     "/etc/ssl/certs",
     "/etc/ssl/openssl.cnf",

@@ -29,6 +29,7 @@ from pathlib import Path
 from oxydra.config import Mounts
 from oxydra.config.fields import USER
 from oxydra.errors import ConfigError, OxydraError
+from oxydra.tiers import door
 
 FOLDERS = ("shared", "tmp", "vault", "ipc", "logs", "internal", "audit")
 LOG_BYTES = 8 << 20  # a log larger than this is set aside when a daemon starts
@@ -156,10 +157,11 @@ class Workspace:
         temporary.replace(self.ipc / name)
 
     def forget_ipc(self) -> None:
-        """Remove what would make a dead daemon look alive."""
+        """Remove what would make a dead daemon look alive, and what it was about to hand over."""
         for name in ("gateway-endpoint", "runner-control.sock"):
             with contextlib.suppress(FileNotFoundError):
                 (self.ipc / name).unlink()
+        door.clear(self.ipc)
 
     def open_log(self, name: str) -> int:
         """A descriptor that appends to `logs/<name>`; an overlong one is first set aside as

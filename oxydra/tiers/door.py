@@ -89,7 +89,7 @@ class Door:
 
 
 def clear(folder: Path) -> None:
-    """Remove the doors that a killed runner has left in `folder`."""
-    for path in folder.glob(".*-*.sock"):
+    """Remove the doors, and what is read behind them, that a killed runner has left in `folder`."""
+    for path in (*folder.glob(".*-*.sock"), *folder.glob(".bootstrap-*")):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
