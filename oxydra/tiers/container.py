@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oxydra.config import Mount as Extra
 from oxydra.errors import OxydraError
 from oxydra.frames import pack
 from oxydra.threads import Service
@@ -335,7 +334,6 @@ class ContainerTier:
         resources = spec.isolation.resources
         memory = resources.max_memory_mib << 20
         mounts = [_mount(path, inside, write) for inside, (path, write) in folders.items()]
-        mounts += [_mount(extra.path, extra.virtual, extra.writable) for extra in _extra(spec)]
         return {
             "name": f"oxydra-{spec.workspace.name}-{role}-{secrets.token_hex(4)}",
             "hostname": "oxydra",
@@ -401,10 +399,6 @@ def remove(client: APIClient, identity: str) -> None:
                 raise
             with contextlib.suppress(NotFound):
                 client.wait(identity, timeout=END_SECONDS, condition="removed")
-
-
-def _extra(spec: GuestSpec | ShellSpec) -> Sequence[Extra]:
-    return spec.isolation.mounts.extra
 
 
 def _mount(path: Path, inside: str, writable: bool) -> Mount:
