@@ -212,11 +212,12 @@ FACTS = (
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
 
 
-def confine(read: Iterable[Place], write: Iterable[Place], *, landlock: int) -> None:
+def confine(read: Iterable[Place], write: Iterable[Place], *, landlock: int, port: int = 0) -> None:
     """Landlock: reading and executing only below `read` and `write`, writing only below `write`.
 
-    From version 4 of `landlock` on no TCP either, and from 6 on no abstract socket and no signal to
-    a process outside. What does not exist is passed over. Raises OSError.
+    From version 4 of `landlock` on no TCP either, but for connecting to `port`, and from 6 on no
+    abstract socket and no signal to a process outside. What does not exist is passed over. Raises
+    OSError.
     """
     files = (1 << 13) - 1
     for version, right in ((2, _REFER), (3, _TRUNCATE), (5, _IOCTL_DEV)):
@@ -234,6 +235,9 @@ def confine(read: Iterable[Place], write: Iterable[Place], *, landlock: int) -> 
             _allow(rules, place, _READ)
         for place in write:
             _allow(rules, place, files & ~(_MAKE_CHAR | _MAKE_BLOCK))
+        if port and network:  # LANDLOCK_RULE_NET_PORT, LANDLOCK_ACCESS_NET_CONNECT_TCP
+            rule = ctypes.c_char_p(struct.pack("=QQ", 2, port))
+            _call(_libc.syscall(_LANDLOCK_ADD_RULE, rules, 2, rule, 0), "landlock_add_rule")
         _call(_libc.syscall(_LANDLOCK_RESTRICT_SELF, rules, 0), "landlock_restrict_self")
     finally:
         os.close(rules)
@@ -406,20 +410,21 @@ def _argument(index: int, high: bool = False) -> _Step:
     return (_LOAD, 0, 0, 16 + 8 * index + 4 * high)  # struct seccomp_data; both are little-endian
 
 
-def filter_calls(*, attributes: bool = True, signals: bool = True) -> None:
+def filter_calls(*, attributes: bool = True, signals: bool = True, streams: bool = False) -> None:
     """seccomp: refuse the calls by which a process reaches what Landlock does not cover.
 
     Without `attributes` nothing can be changed about a file by its path, without `signals` none can
-    be sent but to the own process group. For good, and for every child. Raises OSError.
+    be sent but to the own process group; with `streams` TCP sockets can be made and connected. For
+    good, and for every child. Raises OSError.
     """
-    program = _program(attributes, signals)
+    program = _program(attributes, signals, streams)
     code = b"".join(struct.pack("HBBI", *step) for step in program)
     buffer = ctypes.create_string_buffer(code)
     head = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
     _call(_libc.prctl(22, 2, ctypes.c_char_p(head), 0, 0), "seccomp")
 
 
-def _program(attributes: bool, signals: bool) -> list[_Step]:
+def _program(attributes: bool, signals: bool, streams: bool) -> list[_Step]:
     architecture = _architecture()
     steps: list[_Step] = [
         (_LOAD, 0, 0, 4),
@@ -439,6 +444,13 @@ def _program(attributes: bool, signals: bool) -> list[_Step]:
 
     allow, refuse = (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _EPERM)
     refused = {**NEVER, **({} if attributes else ATTRIBUTES), **({} if signals else SIGNALS)}
+    if streams:  # AF_INET or AF_INET6, and SOCK_STREAM
+        on(
+            refused.pop("socket"),
+            *(_argument(0), (_EQUAL, 1, 0, 2), (_EQUAL, 0, 3, 10)),
+            *(_argument(1), (_AND, 0, 0, 0xF), (_EQUAL, 1, 0, 1), refuse, allow),
+        )
+        del refused["connect"]
     for numbers in refused.values():
         on(numbers, refuse)
     for numbers in _SCHEDULING.values():
@@ -488,17 +500,25 @@ class GuestCage:
 
     `level`: `container+cage` and `bwrap+cage` stand in namespaces of their own, `cage` on the
     host's tree, `rlimits` has no cage at all. `attributes` as in `filter_calls`; nothing newer than
-    version `newest_landlock` is used.
+    version `newest_landlock` is used. `proxy` is a TCP port that commands may connect to, 0 for
+    none.
     """
 
     def __init__(
-        self, *, level: str, folders: tuple[int, int], attributes: bool, newest_landlock: int
+        self,
+        *,
+        level: str,
+        folders: tuple[int, int],
+        attributes: bool,
+        newest_landlock: int,
+        proxy: int = 0,
     ) -> None:
         found = probe()
         self.features = Features(min(found.landlock, newest_landlock), found.seccomp)
         self._level = level
         self._folders = folders
         self._attributes = attributes
+        self._proxy = proxy
 
     def enter(self) -> None:
         """Raises OSError where the kernel can't hold this level."""
@@ -511,7 +531,7 @@ class GuestCage:
         forbid_privileges()
         interpreter = (sys.prefix, sys.base_prefix)
         self._confine(("/proc", *interpreter), ("/dev/ptmx", "/dev/pts"))
-        filter_calls(attributes=self._attributes)
+        filter_calls(attributes=self._attributes, streams=bool(self._proxy))
 
     def give_up_more(self) -> None:
         """The guest's own process, other sessions, and the terminals of other people."""
@@ -530,6 +550,7 @@ class GuestCage:
             (*SYSTEM, *read),
             (*self._folders, *DEVICES, *scratch, *write),
             landlock=self.features.landlock,
+            port=self._proxy,
         )
 
 
@@ -542,6 +563,12 @@ def die_with_parent(how: int = signal.SIGKILL) -> None:
     """
     if sys.platform == "linux":
         _libc.prctl(1, how, 0, 0, 0)
+
+
+def volunteer() -> None:
+    """When memory is short, this process and its children are the first to go; Linux only."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("800")
 
 
 def adopt_orphans() -> None:

@@ -148,7 +148,12 @@ class AgentGuest:
             return []
         level = said["sandbox_level"]
         named, contained = level in cage.NAMESPACED, level not in UNSANDBOXED
-        return [ShellTool(settings.tools.shell, named_paths=named, contained=contained)]
+        networked = bool(said.get("shell_network"))
+        return [
+            ShellTool(
+                settings.tools.shell, named_paths=named, contained=contained, networked=networked
+            )
+        ]
 
     def attach_shell(self, channel: Channel) -> None:
         """Take the channel to a shell guest that was started, again or for the first time."""

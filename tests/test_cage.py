@@ -285,8 +285,8 @@ def test_both_architectures_make_sound_programs(monkeypatch):
     for machine in ("x86_64", "aarch64"):
         monkeypatch.setattr(platform, "machine", lambda m=machine: m)
         for attributes in (True, False):
-            for signals in (True, False):
-                program = cage._program(attributes, signals)
+            for signals, streams in ((True, True), (True, False), (False, False)):
+                program = cage._program(attributes, signals, streams)
                 assert len(program) < 4096
                 for place, (code, yes, no, _value) in enumerate(program):
                     if code & 7 == 5:

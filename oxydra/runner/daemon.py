@@ -91,6 +91,7 @@ class Runner:
         self._shell: shell.ShellGuest | None = None
         self._shell_restarts = Restarts()
         self._shell_level = "none"  # decided when it first starts
+        self._shell_network = False
         self._shell_rows: list[Json] = []
         self._last_end = ""
         self._started_at = time.time()
@@ -209,6 +210,7 @@ class Runner:
             "sandbox_level": self._shell_level,
             "sidecar_available": self._shell_level != "none",
             "shell_available": self._shell_level != "none",
+            "shell_network": self._shell_network,
             "browser_available": False,
             "degraded_reasons": [*self._shell_rows, *tier.degraded(), *self._settings.notices],
         }
@@ -251,6 +253,7 @@ class Runner:
             self._shell_rows = [{"code": error.code, "detail": f"There is no shell. {error}"}]
             return
         self._shell_level = self._shell.level
+        self._shell_network = self._shell.networked
         self._shell_rows = self._shell.degraded()
         log.info("the shell guest runs at level %s", self._shell_level)
         for row in self._shell_rows:
@@ -265,6 +268,7 @@ class Runner:
             self._settings.secrets(),
             on_exit=lambda how: self._events.put(("shell_ended", how)),
             levels=levels,
+            serve=None if self._broker is None else partial(self._broker.accept, "shell"),
         )
 
     def _restart_shell(self) -> None:

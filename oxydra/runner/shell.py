@@ -11,19 +11,24 @@ import contextlib
 import os
 import pwd
 import socket
+import struct
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from oxydra.cage import NAMESPACED
 from oxydra.config import Isolation
 from oxydra.config.schema import VARIABLES, ShellConfig
 from oxydra.errors import ConfigError, OxydraError
+from oxydra.frames import channel_info
+from oxydra.mux import Channel, Mux
 from oxydra.runner.walk import Walk, opened
 from oxydra.runner.workspace import Workspace
 from oxydra.threads import Service
 from oxydra.tiers.base import ShellProcess, ShellSpec, Tier
 from oxydra.types import Json
 
+SEND_SECONDS = 5
 DEDICATED = range(61184, 65520)  # what systemd keeps for dynamic users: no package takes one
 
 UNCAPPED = {
@@ -40,6 +45,11 @@ NO_LANDLOCK = {
     "code": "no_landlock",
     "detail": "This kernel has no Landlock: commands are held by namespaces and seccomp alone.",
 }
+NO_EGRESS = {
+    "code": "no_shell_egress",
+    "detail": "Commands have no network, though [egress] allows one: only a sandbox with a network "
+    "of its own can offer it. Install bubblewrap, or use the container tier.",
+}
 UNSANDBOXED = {
     "code": "shell_unsandboxed",
     "detail": "WARNING: THE SHELL IS NOT SANDBOXED. Commands that the model chooses run as your "
@@ -48,12 +58,46 @@ UNSANDBOXED = {
 }
 
 
+class EgressLine:
+    """Our end of the stream by which commands reach the broker; `theirs` is the guest's.
+
+    `oxydra-shell-mux` reads it, from `start` until it ends or is closed.
+    """
+
+    def __init__(self, serve: Callable[[Json, Channel], None]) -> None:
+        self._ours, self.theirs = socket.socketpair()
+        limit = struct.pack("ll", SEND_SECONDS, 0)  # who does not read for so long has lost it
+        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._mux = Mux(self._ours, opener=False, accept=lambda c: serve(channel_info(c.info), c))
+        self._service = Service("shell-mux", lambda _: self._mux.run(), wake=self._mux.close)
+
+    def start(self) -> None:
+        self.theirs.close()  # the guest has its own copy; ours would hide its end
+        self._service.start()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._service.stop()
+        self._ours.close()
+        self.theirs.close()
+
+
 class ShellGuest:
     """A running shell guest. `on_exit(how)` is called once, on a thread of this class's, unless it
     was stopped.
     """
 
-    def __init__(self, process: ShellProcess, on_exit: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        process: ShellProcess,
+        on_exit: Callable[[str], None],
+        egress: EgressLine | None = None,
+    ) -> None:
+        """`egress` is for commands that may have a network; what can't have one does without."""
+        self._egress = egress
+        self._offline = egress is not None and process.level not in NAMESPACED
+        if egress is not None:
+            (egress.close if self._offline else egress.start)()
         self._process = process
         self._on_exit = on_exit
         self._waiter = Service("shell-wait", self._wait)
@@ -66,6 +110,11 @@ class ShellGuest:
     @property
     def level(self) -> str:
         return self._process.level
+
+    @property
+    def networked(self) -> bool:
+        """Whether its commands have a way to the broker."""
+        return self._egress is not None and not self._offline
 
     def stream(self) -> socket.socket:
         """A new stream to it, to be handed on. Raises OSError if it has ended."""
@@ -83,11 +132,15 @@ class ShellGuest:
         self._waiter.stopping.set()
         self._process.stop()
         self._waiter.stop()
+        if self._egress is not None:
+            self._egress.close()
 
     def degraded(self) -> list[Json]:
         """What it does not protect here."""
         contained = self.level == "container+cage"  # what its engine can't limit, the tier says
         rows = [] if contained or memory_is_capped() else [UNCAPPED]
+        if self._offline:
+            rows.append(NO_EGRESS)
         if self.level == "rlimits":
             return [UNSANDBOXED, *rows]
         if self._process.landlock == 0:
@@ -111,12 +164,15 @@ def start(
     secrets: Sequence[str],
     on_exit: Callable[[str], None],
     levels: tuple[str, ...] = (),
+    serve: Callable[[Json, Channel], None] | None = None,
 ) -> ShellGuest:
     """Start the shell guest as well caged as it can be here, or at one of `levels`.
 
     Raises `OxydraError` with the remedy if it can't be; `ConfigError` if `env_keys` would give a
-    key away. `secrets` are the keys that are configured.
+    key away. `secrets` are the keys that are configured; `serve` takes the channels that commands
+    open to the broker, where `[egress]` lets them.
     """
+    egress = EgressLine(serve) if serve is not None and isolation.egress.shell != "none" else None
     env = environment(config, secrets)
     uid, gid = owner(workspace)
     output = workspace.open_log("shell.log")
@@ -135,8 +191,14 @@ def start(
             env=env,
             log=output,
             levels=levels or allowed_levels(config),
+            egress=None if egress is None else egress.theirs,
         )
-        return ShellGuest(tier.start_shell(spec), on_exit)
+        with contextlib.ExitStack() as undo:
+            if egress is not None:
+                undo.callback(egress.close)
+            process = tier.start_shell(spec)
+            undo.pop_all()
+        return ShellGuest(process, on_exit, egress)
     except OSError as error:
         raise OxydraError(
             f"The shell guest cannot be started: {error.strerror}.",

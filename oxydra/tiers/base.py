@@ -46,6 +46,8 @@ class ShellSpec:
     `gid` are whom it runs as, `dedicated` where that owns nothing else. `env` are variables its
     sessions get besides the usual ones. `log` is a descriptor for what the guest itself has to say.
     `levels` are the rungs that may be tried, `newest_landlock` the newest version of it to use.
+    `egress` is the guest's end of a stream to the broker, for commands that may have a network;
+    only a level with a network namespace of its own takes it.
     """
 
     workspace: Path
@@ -59,6 +61,7 @@ class ShellSpec:
     log: int
     levels: Sequence[str] = LEVELS[1:3]
     newest_landlock: int = 99
+    egress: socket.socket | None = None
 
 
 class GuestProcess(Protocol):

@@ -49,6 +49,7 @@ OPEN_FILES = 4096
 LOG_BYTES = 64 << 20  # of what one container prints
 
 RUN = "/run/oxydra"
+CODE = "/opt/oxydra"  # in the images
 UNCAPPED = "totals_uncapped"
 
 
@@ -249,7 +250,8 @@ class ContainerTier:
         """At its one level, whatever the levels of `spec` are."""
         mounts = spec.isolation.mounts
         folders = {"/shared": (mounts.shared, True), "/tmp": (mounts.tmp, True)}
-        arguments = ["--control", f"{RUN}/stream", "--cage", "/opt/oxydra/cage.py"]
+        arguments = ["--control", f"{RUN}/stream", "--cage", f"{CODE}/cage.py"]
+        arguments += ["--egress", f"{CODE}/mux.py", f"{CODE}/egress-forwarder"]
         guest = ContainerShell(*self._start("shell", spec, folders, arguments))
         most = spec.isolation.resources.max_processes
         try:

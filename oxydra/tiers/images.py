@@ -37,7 +37,8 @@ def files(role: str) -> dict[str, Path]:
     """Our own files in that image, by their paths below /opt/oxydra."""
     package = Path(__file__).resolve().parent.parent
     if role == "shell":
-        return {"shell-daemon": guest_script("shell-daemon"), "cage.py": package / "cage.py"}
+        scripts = {name: guest_script(name) for name in ("shell-daemon", "egress-forwarder")}
+        return scripts | {name: package / name for name in ("cage.py", "mux.py")}
     found = {"guest/oxydra-vm": guest_script("oxydra-vm")}
     for name in ("__init__.py", "tool-worker"):
         found[f"oxydra/guest/{name}"] = guest_script(name)

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import oxydra.cage
+import oxydra.mux
 from oxydra.errors import OxydraError
 from oxydra.tiers.base import ShellSpec, ending, guest_script
 from oxydra.tiers.shell_line import STOP_SECONDS, ShellLine
@@ -120,10 +121,15 @@ def _start(spec: ShellSpec, level: str, namespaces: list[str]) -> LadderProcess:
         daemon = _open_source(stack, guest_script("shell-daemon"))
         cage = _open_source(stack, Path(oxydra.cage.__file__))
         folders = [_open_folder(stack, path) for path in (spec.shared, spec.tmp)]
-        kept = (theirs.fileno(), daemon, cage, *folders)
+        kept = [theirs.fileno(), daemon, cage, *folders]
         python, prefixes = interpreter(spec.uid)
         command = [python, "-I", "-S", f"/proc/self/fd/{daemon}"]
         command += ["--control", str(theirs.fileno()), "--cage", f"/proc/self/fd/{cage}"]
+        if namespaces and spec.egress is not None:
+            files = (Path(oxydra.mux.__file__), guest_script("egress-forwarder"))
+            forwarder = [_open_source(stack, file) for file in files]
+            kept += forwarder
+            command += ["--egress", *(f"/proc/self/fd/{file}" for file in forwarder)]
         if namespaces:
             command = [*namespaces, *_mounts(prefixes, folders), "--", *command]
         drop = os.geteuid() == 0 and not namespaces

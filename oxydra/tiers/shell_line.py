@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Iterable
 
-from oxydra.cage import tasks_of
+from oxydra.cage import NAMESPACED, tasks_of
 from oxydra.errors import FrameError, OxydraError
 from oxydra.frames import Unpacker, pack
 from oxydra.tiers.base import ShellSpec
@@ -15,6 +16,8 @@ from oxydra.types import Json
 
 READY_SECONDS = 10.0
 STOP_SECONDS = 3.0
+PROXY_PORT = 3128  # as in guest/egress-forwarder
+FORWARDER_TASKS = 72  # its threads count against the user's
 
 
 class ShellLine:
@@ -28,20 +31,31 @@ class ShellLine:
         self.landlock = 0
 
     def configure(self, spec: ShellSpec, **more: Json | str | int | bool) -> None:
-        """Tell the daemon what it is to do; returns once it is ready. Raises `OxydraError`."""
+        """Tell the daemon what it is to do; returns once it is ready. Raises `OxydraError`.
+
+        Its stream to the broker goes along where it has a network of its own to offer a proxy on.
+        """
+        egress = spec.egress if self.level in NAMESPACED else None
         said = {
             "level": self.level,
             "uid": spec.uid,
             "gid": spec.gid,
-            "env": dict(spec.env),
-            "running": tasks_of(spec.uid),
+            "env": {
+                **spec.env,
+                **(_proxy_variables(spec.isolation.egress.git_hosts) if egress else {}),
+            },
+            "running": tasks_of(spec.uid) + (FORWARDER_TASKS if egress else 0),
+            "proxy": PROXY_PORT if egress else 0,
             "newest_landlock": spec.newest_landlock,
             **more,
         }
         self._control.settimeout(READY_SECONDS)
         unpacker = Unpacker(limit=1 << 16)
         try:
-            self._control.sendall(pack("configure", said))
+            passed = [egress.fileno()] if egress else []
+            frame = pack("configure", said)
+            sent = socket.send_fds(self._control, [frame], passed)
+            self._control.sendall(frame[sent:])
             while data := self._control.recv(4096):
                 for op, payload in unpacker.feed(data):
                     if op == "ready":
@@ -65,3 +79,15 @@ class ShellLine:
 
     def close(self) -> None:
         self._control.close()
+
+
+def _proxy_variables(git_hosts: Iterable[str]) -> dict[str, str]:
+    """How programs find the proxy; git asks those hosts by http, whose token the broker adds."""
+    proxy = f"http://127.0.0.1:{PROXY_PORT}"
+    names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+    found = dict.fromkeys(names, proxy) | {"no_proxy": "localhost,127.0.0.1,::1"}
+    hosts = sorted(git_hosts)
+    for number, host in enumerate(hosts):
+        found[f"GIT_CONFIG_KEY_{number}"] = f"url.http://{host}/.insteadOf"
+        found[f"GIT_CONFIG_VALUE_{number}"] = f"https://{host}/"
+    return found | ({"GIT_CONFIG_COUNT": str(len(hosts))} if hosts else {})

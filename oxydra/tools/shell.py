@@ -49,20 +49,30 @@ def shell_exec(
 
 class ShellTool(FunctionTool):
     """`shell_exec` as it is configured. `named_paths`: commands find `/shared` and `/tmp` there;
-    `contained`: a sandbox keeps them from the network and from all other files.
+    `contained`: a sandbox keeps them from all other files and, unless they are `networked`, from
+    the network.
     """
 
-    def __init__(self, config: ShellConfig, *, named_paths: bool, contained: bool = True) -> None:
+    def __init__(
+        self,
+        config: ShellConfig,
+        *,
+        named_paths: bool,
+        contained: bool = True,
+        networked: bool = False,
+    ) -> None:
         super().__init__(
             shell_exec,
             tier=SafetyTier.PRIVILEGED,
             repeatable=False,
             timeout=config.command_timeout_secs + SLACK_SECONDS,
-            egress=not contained,
+            egress=networked or not contained,
             taints=True,
             sensitive=not contained,
         )
         network = "There is no network and no input" if contained else "There is no input"
+        if networked:
+            network = "The network is what the proxy in $http_proxy lets through; there is no input"
         description = (
             "Run a command in bash and return what it prints, with its exit code. The conversation"
             f" keeps one shell: working directory and variables stay. {network};"
