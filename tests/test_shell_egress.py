@@ -19,10 +19,10 @@ from oxydra.policy.network import Egress, Url, parse_url
 from oxydra.runner.shell import EgressLine
 from oxydra.transport import HttpRequest
 from tests.conftest import eventually
-from tests.sandbox import Sandbox, isolation, missing
+from tests.sandbox import Sandbox, isolation, missing, sandbox
 
-LEVEL = "bwrap+cage"
-pytestmark = pytest.mark.skipif(bool(missing(LEVEL)), reason=missing(LEVEL) or "it is there")
+LEVELS = ["bwrap+cage", pytest.param("container+cage", marks=pytest.mark.docker)]
+each_level = pytest.mark.parametrize("level", LEVELS)
 TOKEN = "git-token-0123456789"
 
 
@@ -75,13 +75,18 @@ def server() -> Iterator[http.server.ThreadingHTTPServer]:
 
 
 @contextlib.contextmanager
-def networked(folder: Path, policy: EgressPolicy, port: int, audit: Path) -> Iterator[Sandbox]:
+def networked(
+    level: str, folder: Path, policy: EgressPolicy, port: int, audit: Path
+) -> Iterator[Sandbox]:
+    if missing(level):
+        pytest.skip(missing(level))
+    folder.mkdir()
     audit.mkdir()
     destinations = Reachable(egress=Egress.parse([f"127.0.0.1:{port}"]), shell=policy)
     broker = Broker(destinations, Quota(EgressLimits(0, 0, 0)), AuditLog(audit), [TOKEN])
     line = EgressLine(lambda info, channel: broker.accept("shell", info, channel))
-    held = replace(isolation(folder), egress=policy)
-    box = Sandbox(folder, LEVEL, egress=line.theirs, isolation=held)
+    held = replace(isolation(folder, images=level == "container+cage"), egress=policy)
+    box = Sandbox(folder, level, egress=line.theirs, isolation=held)
     line.start()
     try:
         yield box
@@ -118,11 +123,11 @@ def fetch(url: str, *, connect: bool = False, body: str = "None") -> str:
     return f"python3 -c '{script}' 2>&1 | tail -3"
 
 
-def test_commands_reach_what_is_listed_and_nothing_else(tmp_path: Path, server) -> None:
+@each_level
+def test_commands_reach_what_is_listed_and_nothing_else(tmp_path: Path, server, level: str) -> None:
     port = server.server_port
     folder = tmp_path / "w"
-    folder.mkdir()
-    with networked(folder, listed(f"127.0.0.1:{port}"), port, tmp_path / "audit") as box:
+    with networked(level, folder, listed(f"127.0.0.1:{port}"), port, tmp_path / "audit") as box:
         assert "200 a page from outside" in box.text(fetch(f"http://127.0.0.1:{port}/a"))
         tunnelled = box.text(fetch(f"http://127.0.0.1:{port}/b", connect=True))
         assert "200 a page from outside" in tunnelled
@@ -147,11 +152,11 @@ def test_commands_reach_what_is_listed_and_nothing_else(tmp_path: Path, server) 
     assert {("http", "allowed"), ("connect", "allowed"), ("http", "denied")} <= verdicts
 
 
-def test_the_proxy_is_the_only_way(tmp_path: Path, server) -> None:
+@each_level
+def test_the_proxy_is_the_only_way(tmp_path: Path, server, level: str) -> None:
     """No other socket, no other address, no listener, no name."""
     port = server.server_port
     folder = tmp_path / "w"
-    folder.mkdir()
     attempts = {
         "direct": f"s=socket.socket(); s.settimeout(3); s.connect(('127.0.0.1',{port}))",
         "metadata": "s=socket.socket(); s.settimeout(3); s.connect(('169.254.169.254',80))",
@@ -165,7 +170,7 @@ def test_the_proxy_is_the_only_way(tmp_path: Path, server) -> None:
         "dns": "socket.getaddrinfo('example.org', 443)[0]",
         "packet": "socket.socket(17, socket.SOCK_STREAM)",
     }
-    with networked(folder, listed(f"127.0.0.1:{port}"), port, tmp_path / "audit") as box:
+    with networked(level, folder, listed(f"127.0.0.1:{port}"), port, tmp_path / "audit") as box:
         for name, code in attempts.items():
             said = box.text(
                 f"python3 -c \"import socket; {code}; print('GOT OUT')\" 2>&1 | tail -1"
@@ -177,21 +182,23 @@ def test_the_proxy_is_the_only_way(tmp_path: Path, server) -> None:
     assert len(server.seen) == 1
 
 
-def test_without_egress_there_is_no_socket(tmp_path: Path) -> None:
-    box = Sandbox(tmp_path, LEVEL)
-    try:
+@each_level
+def test_without_egress_there_is_no_socket(tmp_path: Path, level: str) -> None:
+    if missing(level):
+        pytest.skip(missing(level))
+    with sandbox(tmp_path, level) as box:
         assert box.text("echo [$http_proxy]") == "[]\n"
         said = box.text("python3 -c 'import socket; socket.socket()' 2>&1 | tail -1")
         assert "PermissionError" in said
-    finally:
-        box.close()
 
 
-def test_git_asks_by_http_where_the_broker_has_its_token(tmp_path: Path, server) -> None:
+@each_level
+def test_git_asks_by_http_where_the_broker_has_its_token(
+    tmp_path: Path, server, level: str
+) -> None:
     folder = tmp_path / "w"
-    folder.mkdir()
     policy = listed("git.example.org:443", **{"git.example.org": "env:T"})
-    with networked(folder, policy, server.server_port, tmp_path / "audit") as box:
+    with networked(level, folder, policy, server.server_port, tmp_path / "audit") as box:
         said = box.text(
             "git config --get-urlmatch url.x https://git.example.org; env | grep ^GIT_C"
         )
