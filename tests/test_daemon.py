@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import ROOT, eventually
+from tests.test_escape import guest_processes, memory_holds
 
 RUNNER = str(ROOT / "bin" / "oxydra-runner")
 SCRIPT = "[[script %s]]"
@@ -175,6 +176,98 @@ def test_no_secret_in_argv_environment_or_envelope(home):
         assert secret not in logs
     line = home.fails("ask", "hello")
     assert "127.0.0.1:9" in line and "sk-canary" not in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may search another process's memory")
+def test_no_key_is_in_the_memory_or_the_files_of_a_guest(home):
+    """The request that carries it is the broker's."""
+    canary = "".join(["5d1e", "88a7", "c3f0", "219b"])
+    home.env["OPENAI_API_KEY"] = f"sk-{canary}"
+    home.run("start", "--detach")
+    home.command("ask", "hello")
+    status = home.status()
+    assert status["model"]["provider"] == "openai"
+    for pid in (*guest_processes(status["guest_pid"]), *guest_processes(status["shell_pid"])):
+        assert not memory_holds(pid, canary.encode())
+    assert memory_holds(status["runner_pid"], canary.encode())  # the search finds what is there
+    for path in home.workspace.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            assert canary.encode() not in path.read_bytes(), path
+
+
+def test_a_guest_can_make_no_socket_and_read_nothing_of_the_persons(home):
+    """What the agent guest itself gave up before it read anything."""
+    home.run("start", "--detach")
+    status = home.status()
+    if status["startup_status"]["agent_level"] != "cage":
+        pytest.skip("this kernel has no cage")
+    with open(f"/proc/{status['guest_pid']}/status") as file:
+        facts = dict(line.split(":\t", 1) for line in file if ":\t" in line)
+    assert facts["NoNewPrivs"].strip() == "1"
+    assert facts["Seccomp"].strip() == "2"
+    if os.geteuid() == 0:  # chown, dac_override, fowner, kill, setgid, setuid
+        assert int(facts["CapEff"], 16) == int(facts["CapBnd"], 16) == 0b11101011
+
+
+ESCAPES = """
+import os, socket, sys
+from pathlib import Path
+from oxydra import vm
+root, secret, victim = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+inherited = socket.socket(fileno=int(sys.argv[4]))
+assert vm.lock_in(root, False) == "cage"
+def connect():
+    socket.socket().connect(("127.0.0.1", 1))
+def unbind():  # a listener that is turned into a client
+    inherited.connect(("127.0.0.1", 1))
+tries = {
+    "tcp": lambda: socket.socket(), "udp": lambda: socket.socket(type=socket.SOCK_DGRAM),
+    "unix": lambda: socket.socket(socket.AF_UNIX), "vsock": lambda: socket.socket(40),
+    "netlink": lambda: socket.socket(16, socket.SOCK_RAW), "unbind": unbind,
+    "read": lambda: open(secret).read(), "list": lambda: os.listdir(os.path.dirname(secret)),
+    "link": lambda: (os.symlink(secret, root / "tmp/l"), open(root / "tmp/l").read()),
+    "hard link": lambda: os.link(secret, root / "tmp/h"),
+    "write": lambda: open(secret, "w"), "chmod": lambda: os.chmod(secret, 0o777),
+    "chown": lambda: os.chown(secret, 1, 1), "remove": lambda: os.remove(secret),
+    "rename": lambda: os.rename(secret, root / "tmp/x"), "truncate": lambda: os.truncate(secret, 0),
+    "vault": lambda: open(root / "vault/new", "w"), "ipc": lambda: os.listdir(root / "ipc"),
+    "audit": lambda: open(root / "audit/egress.jsonl", "a"),
+    "kill": lambda: os.kill(victim, 0), "environ": lambda: open(f"/proc/{victim}/environ").read(),
+    "memory": lambda: open(f"/proc/{victim}/mem", "rb"), "root": lambda: os.chroot("/"),
+    "namespace": lambda: os.unshare(0x10000000) if hasattr(os, "unshare") else 1 / 0,
+    "device": lambda: os.mknod(root / "tmp/d", 0o60600, os.makedev(8, 0)),
+}
+for name, attempt in tries.items():
+    try:
+        attempt()
+    except (OSError, ZeroDivisionError):
+        continue
+    print(name)
+(root / "shared/file").write_text("what it may do")
+assert (root / "shared/file").read_text()
+"""
+
+
+def test_what_the_agent_guest_gives_up(tmp_path):
+    """By its own code, in a process of its own: hostile afterwards, and as the same user."""
+    for name in ("shared", "tmp", "vault", "internal", "ipc", "audit"):
+        (tmp_path / "w" / name).mkdir(parents=True)
+    secret = tmp_path / "home" / "secret"
+    secret.parent.mkdir()
+    secret.write_text("private")
+    victim = subprocess.Popen(["sleep", "60"])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        done = subprocess.run(
+            [sys.executable, "-c", ESCAPES, str(tmp_path / "w"), str(secret), str(victim.pid),
+             str(listener.fileno())],
+            capture_output=True, text=True, timeout=60, cwd=ROOT, pass_fds=(listener.fileno(),),
+        )  # fmt: skip
+    victim.kill()
+    victim.wait()
+    if "AssertionError" in done.stderr and "cage" in done.stderr:
+        pytest.skip("this kernel has no cage")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert secret.read_text() == "private"
 
 
 def test_a_killed_guest_is_started_again_and_nothing_is_lost(running):
