@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_daemon(commands)
     _add_conversation(commands)
     _add_configuration(commands)
+    _add_images(commands)
     _add_workspace(commands)
     return parser
 
@@ -152,6 +153,19 @@ def _add_configuration(commands: Commands) -> None:
     for name, text in (("set", "read a key from the terminal or stdin"), ("remove", "forget it")):
         actions.add_parser(name, help=text).add_argument("name", metavar="NAME")
     actions.add_parser("list", help="the names of the keys that are kept")
+
+
+def _add_images(commands: Commands) -> None:
+    images = commands.add_parser("images", help="the container tier's images")
+    actions = images.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser(
+        "build",
+        add_help=False,
+        prefix_chars="\0",  # whatever follows is for the program that builds
+        help="build them; takes the arguments of guest/build-images (--help lists them)",
+    )
+    build.add_argument("arguments", nargs="*", metavar="ARGUMENT")
+    build.set_defaults(run="oxydra.cli.images:build")
 
 
 def _add_workspace(commands: Commands) -> None:
