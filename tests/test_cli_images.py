@@ -27,8 +27,9 @@ def test_arguments_are_passed_on(
     if configured:
         folder = tmp_path / "conf"
         assert runner(["--config", str(folder / "runner.toml"), "init"]) == 0
-        with (folder / "runner.toml").open("a") as file:
-            file.write(f"[guest_images]\nextra_packages = {configured}\n")
+        file = folder / "runner.toml"
+        section = f"[guest_images]\nextra_packages = {configured}"
+        file.write_text(file.read_text().replace("[guest_images]", section))
         given = ["--config", str(folder / "runner.toml"), "images", "build", *given]
     else:
         given = ["images", "build", *given]
