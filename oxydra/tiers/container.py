@@ -50,7 +50,6 @@ LOG_BYTES = 64 << 20  # of what one container prints
 
 RUN = "/run/oxydra"
 CODE = "/opt/oxydra"  # in the images
-UNCAPPED = "totals_uncapped"
 
 
 class Container:
@@ -126,14 +125,15 @@ class Container:
 
     def _follow(self, _service: Service) -> None:
         try:
-            with telling("the container engine is gone"):
+            with telling("The container can't be watched"):
                 for said in self._output:
                     self._note(said)
                 self._watcher.wait(self._identity)
                 found = self._watcher.inspect_container(self._identity)
             self._how = how_it_ended(found)
         except EngineError as error:
-            self._how = str(error)
+            log.debug("a container can't be watched any more: %s", error)
+            self._how = "the container engine went away"
         self._ended.set()
         if self._door is not None:
             self._door.wake()
@@ -224,7 +224,7 @@ class ContainerTier:
             return []
         return [
             {
-                "code": UNCAPPED,
+                "code": "totals_uncapped",
                 "detail": f"The container engine can't limit {' and '.join(uncapped)} here: a "
                 "guest can take all there is.",
             }
