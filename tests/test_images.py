@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import types
 from dataclasses import replace
 from importlib.machinery import SourceFileLoader
@@ -122,6 +126,44 @@ def test_the_wheel_is_the_same_twice(builder: Any, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         built.append(builder.wheel(tmp_path / name, ["apsw>=3"]).read_bytes())
     assert built[0] == built[1]
+
+
+def test_files_that_were_one_stay_one() -> None:
+    layer, content = rootfs.Layer(7), b"much " * 1000
+    for name in ("usr/bin/b", "usr/bin/a"):
+        layer.add(name, content, 0o755)
+    with tarfile.open(fileobj=io.BytesIO(layer.tar())) as archive:
+        assert archive.getmember("usr/bin/a").isreg()
+        assert archive.getmember("usr/bin/b").linkname == "usr/bin/a"
+        assert archive.getmember("usr/bin").isdir() and archive.getmember("usr/bin").mtime == 7
+
+
+def test_what_an_image_keeps_of_a_tree(tmp_path: Path) -> None:
+    tree = tmp_path / "tree.tar"
+    with tarfile.open(tree, "w") as archive:
+        for name, mode in (
+            ("./bin/su", 0o4755),
+            ("./usr/bin/python3.11", 0o755),
+            ("./usr/lib/x86_64-linux-gnu/libz.so.1", 0o644),
+            ("./usr/lib/x86_64-linux-gnu/gconv/X.so", 0o644),
+            ("./usr/share/man/man1/su.1.gz", 0o644),
+            ("./etc/hostname", 0o644),
+            ("./etc/shadow-", 0o600),
+        ):
+            member = tarfile.TarInfo(name)
+            member.mode, member.size = mode, 4
+            archive.addfile(member, io.BytesIO(b"host"))
+    files = {role: rootfs.file_system(tree, role, 7) for role in images.REPOSITORIES}
+    for layer in files.values():
+        assert layer.names() >= {"usr/bin/python3.11", "bin", "shared", "etc/passwd", "tmp"}
+        assert not layer.names() & {"usr/share/man/man1/su.1.gz", "etc/shadow-", "bin/su"}
+        assert layer.content("etc/hostname") == b"oxydra\n"
+        assert b"nobody:x:65534:" in (layer.content("etc/passwd") or b"")
+    library, useless = "usr/lib/x86_64-linux-gnu/libz.so.1", "usr/lib/x86_64-linux-gnu/gconv/X.so"
+    assert files["agent"].names() & {library, useless, "usr/bin/su"} == {library}
+    assert files["shell"].names() >= {library, useless, "usr/bin/su"}
+    with tarfile.open(fileobj=io.BytesIO(files["shell"].tar())) as archive:
+        assert archive.getmember("usr/bin/su").mode == 0o755
 
 
 def test_a_layer_is_the_same_whatever_the_order() -> None:
@@ -269,6 +311,19 @@ def test_no_engine() -> None:
     assert "DOCKER_HOST" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_last_words_are_the_errors(builder: Any) -> None:
+    output = b"Get:1\n\x1b[91mE: no such package\n\x1b[0mRemoving\nreturned code 1\n"
+    assert builder.last_words(output) == "E: no such package"
+    assert builder.last_words(b"one.\ntwo.\n") == "one. / two"
+    assert builder.last_words(b"") == "it said nothing"
+
+
+def test_every_option_is_in_the_documentation(builder: Any) -> None:
+    text = (ROOT / "docs" / "images.md").read_text()
+    for name in re.findall(r"--[a-z][a-z-]+", builder.parser().format_usage()):
+        assert f"`{name}" in text or f" {name}" in text, f"docs/images.md says nothing of {name}"
+
+
 def test_build_is_the_program(capfd: pytest.CaptureFixture[str]) -> None:
     assert images.build(["--help"]) == 0
     assert "oxydra-vm" in capfd.readouterr().out
@@ -290,18 +345,25 @@ print(sum(map(bool, cached)), [path for path in cached if path and not os.path.e
 """
 
 
+def docker_says(*arguments: str, **options: Any) -> str:
+    """What the command prints; it must succeed."""
+    done = subprocess.run(
+        ["docker", *arguments], env=REAL_ENVIRONMENT, capture_output=True, text=True, **options
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def inspect(reference: str) -> Any:
+    return json.loads(docker_says("image", "inspect", reference))[0]
+
+
 @pytest.mark.docker
 class TestImages:
     @pytest.mark.parametrize("role", images.REPOSITORIES)
     def test_labels(self, role: str) -> None:
         reference = agent_image() if role == "agent" else shell_image()
-        done = subprocess.run(
-            ["docker", "image", "inspect", "--format", "{{json .Config.Labels}}", reference],
-            env=REAL_ENVIRONMENT,
-            capture_output=True,
-            check=True,
-        )
-        found = json.loads(done.stdout)
+        found = inspect(reference)["Config"]["Labels"]
         images.check(role, reference, found)
         assert reference == f"{images.REPOSITORIES[role]}:{VERSION}-{found[images.INPUTS_LABEL]}"
 
@@ -357,3 +419,36 @@ class TestImages:
         found = run(shell_image(), "/bin/bash", "-c", look).stdout.split()
         allowed = ("/proc", "/dev", "/sys", "/var/tmp")
         assert not [path for path in found if not path.startswith(allowed)]
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+class TestBuilding:
+    def test_a_second_build_has_the_same_layers(self) -> None:
+        first = inspect(agent_image())
+        done = build_images("--only", "agent", "--rebuild", "tests")
+        assert done.returncode == 0, done.stderr
+        second = inspect("oxydra-vm:tests")
+        assert second["Id"] != first["Id"]  # it was built
+        assert second["RootFS"]["Layers"] == first["RootFS"]["Layers"]
+
+    def test_in_docker(self, tmp_path: Path) -> None:
+        """On an image with apt that mmdebstrap makes, whose network is the host's."""
+        if shutil.which("mmdebstrap") is None:
+            pytest.skip("mmdebstrap is not installed: there is no image with apt to build on")
+        base, tree = f"oxydra-test-apt:{os.getpid()}", tmp_path / "apt.tar"
+        made = ["mmdebstrap", "--quiet", "--variant=minbase", "bookworm", str(tree)]
+        subprocess.run(made, env=REAL_ENVIRONMENT, check=True, stdin=subprocess.DEVNULL)
+        docker_says("import", str(tree), base)
+        reference = ""
+        try:
+            given = ("--in-docker", "--base", base, "--network", "host", "--only", "agent")
+            done = build_images(*given, "tests-in-docker")
+            assert done.returncode == 0, done.stderr
+            reference = re.search(r" = (\S+),", done.stdout)[1]  # type: ignore[index]
+            done = run(reference, "/usr/bin/python3", "-I", "-S", "-B", "-c", IMPORTS)
+            assert done.returncode == 0 and done.stdout.endswith(" []\n"), done.stdout
+            images.check("agent", reference, inspect(reference)["Config"]["Labels"])
+        finally:
+            for name in ("oxydra-vm:tests-in-docker", reference, base):
+                subprocess.run(["docker", "image", "rm", name], env=REAL_ENVIRONMENT)

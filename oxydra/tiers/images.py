@@ -25,7 +25,6 @@ CODE_LABEL = "org.oxydra.code"  # what `code` said
 PACKAGES_LABEL = "org.oxydra.extra-packages"  # their names, with commas between
 
 HOST_ONLY = ("agent", "broker", "cli", "doctor", "runner", "tiers", "tui")  # in no guest
-BUILD = "Run `guest/build-images`{options} (from an install: `oxydra-runner images build`)."
 
 
 def default_reference(role: str) -> str:
@@ -71,7 +70,7 @@ def check(
     """
     wanted = set(extra_packages)
     options = f" --extra-packages {','.join(sorted(wanted))}" if wanted else ""
-    remedy = BUILD.format(options=options)
+    remedy = f"Build it: {sys.executable} {guest_script('build-images')}{options}"
     if labels is None:
         raise OxydraError(
             f"The image {reference} is not in the Docker engine.",

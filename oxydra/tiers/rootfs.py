@@ -40,7 +40,9 @@ PERSON = {
 
 
 class Layer:
-    """Collects files and writes them as a tar that is the same for the same content."""
+    """Collects files and writes them as a tar that is the same for the same content. Names that
+    were given the same bytes object become hard links of one file.
+    """
 
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch
@@ -81,17 +83,34 @@ class Layer:
                 if str(parent) != "." and str(parent) not in self._members:
                     self.folder(str(parent))
         target = io.BytesIO()
+        first: dict[tuple[int, int], str] = {}
         with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for name in sorted(self._members):
                 member, content = self._members[name]
-                if not suffix or (content is not None and name.endswith(suffix)):
-                    archive.addfile(member, None if content is None else io.BytesIO(content))
+                if suffix and (content is None or not name.endswith(suffix)):
+                    continue
+                if content is None:
+                    archive.addfile(member)
+                    continue
+                held = first.setdefault((id(content), member.mode), name)
+                if held != name and content and not suffix:
+                    archive.addfile(_hard_link(member, held))
+                else:
+                    archive.addfile(member, io.BytesIO(content))
         return target.getvalue()
+
+
+def _hard_link(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo:
+    link = tarfile.TarInfo(member.name)
+    link.type, link.linkname = tarfile.LNKTYPE, target
+    link.mode, link.mtime = member.mode, member.mtime
+    return link
 
 
 def file_system(archive: Path, role: str, epoch: int) -> Layer:
     """What an image of that role keeps of the tree that a debootstrap made."""
     layer = Layer(epoch)
+    shared: dict[str, bytes] = {}  # the content of files by their names in the archive
     with tarfile.open(archive) as source:
         for member in source:
             name = inside(member.name)
@@ -109,6 +128,7 @@ def file_system(archive: Path, role: str, epoch: int) -> Layer:
             if not member.issym():
                 stream = source.extractfile(member)
                 content = b"" if stream is None else stream.read()
+                content = shared.setdefault(member.linkname or member.name, content)
                 member.type, member.size = tarfile.REGTYPE, len(content)
                 member.linkname = ""
             member.name = name
