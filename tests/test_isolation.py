@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from oxydra import config
 from oxydra.config.egress import covers
+from oxydra.config.presets import destinations
 from oxydra.errors import ConfigError
 from tests.config_place import RUNNER, Place
 
@@ -52,6 +53,27 @@ def test_an_empty_list_is_nobody_and_open_is_everybody(place: Place) -> None:
     assert isolated(place, '[egress]\nshell = "open"').egress.allows("example.org", 443)
     unused = isolated(place, '[egress]\nallow = ["example.org:443"]').egress
     assert not unused.allows("example.org", 443)
+
+
+def test_presets_ask_the_programs(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example.org/simple")
+    monkeypatch.setenv(
+        "PIP_EXTRA_INDEX_URL", "http://a.example:8080/x https://mirror.example.org/y"
+    )
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "https://npm.example.org/")
+    destinations.cache_clear()
+    policy = isolated(place, '[egress]\nshell = "allowlist"\npresets = ["pip", "npm"]').egress
+    assert policy.allow == ("mirror.example.org:443", "a.example:8080", "npm.example.org:443")
+    destinations.cache_clear()
+
+
+def test_a_preset_whose_program_is_missing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("NPM_CONFIG_REGISTRY", raising=False)
+    destinations.cache_clear()
+    with pytest.raises(ConfigError, match="npm does not say"):
+        isolated(place, '[egress]\nshell = "allowlist"\npresets = ["npm"]')
+    destinations.cache_clear()
 
 
 def test_a_list_and_its_presets(place: Place) -> None:
@@ -141,7 +163,7 @@ def test_what_a_pattern_covers_is_never_wider(parts: list[str]) -> None:
         ('[egress]\nallow = ["A.org:443"]', 3, "lower case"),
         ('[egress]\nallow = ["a.org:70000"]', 3, "api.example.org:443"),
         ('[egress]\nallow = ["a.org:443\\n"]', 3, "api.example.org:443"),
-        ('[egress]\npresets = ["gti"]', 3, "known: git"),
+        ('[egress]\npresets = ["gti"]', 3, "known: git, npm, pip"),
         ("[egress]\nmax_mib_per_day = 0", 3, "at least 1"),
         (f'[egress]\ngit_credentials = {{ "github.com" = "{SECRET}" }}', 3, "env:VARIABLE"),
         ('[egress]\ngit_credentials = { "github.com:443" = "env:T" }', 3, "without a port"),

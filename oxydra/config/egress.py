@@ -1,4 +1,4 @@
-"""What may leave the machine for one user: runner.toml's `[egress]`, narrowed by the user's. Pure.
+"""What may leave the machine for one user: runner.toml's `[egress]`, narrowed by the user's.
 
 `effective_egress` is the one place where the two become an `EgressPolicy`, which the broker and the
 tiers follow. A user's file that would widen is refused: it is not quietly cut down.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from oxydra.config.fields import PRESETS
 from oxydra.config.load import Config
+from oxydra.config.presets import destinations
 from oxydra.config.schema import ShellEgress
 from oxydra.errors import ConfigError
 
@@ -94,7 +94,7 @@ def effective_egress(config: Config) -> EgressPolicy:
 
 def _listed(allow: tuple[str, ...], presets: tuple[str, ...]) -> tuple[str, ...]:
     """Both as one list, without doubles and in their order."""
-    named = [entry for preset in presets for entry in PRESETS[preset]]
+    named = [entry for preset in presets for entry in destinations(preset)]
     return tuple(dict.fromkeys((*allow, *named)))
 
 

@@ -164,10 +164,7 @@ def is_destinations(value: tuple[str, ...]) -> str:
     return ""
 
 
-PRESETS: dict[str, tuple[str, ...]] = {
-    "git": ("github.com:443", "gitlab.com:443", "codeberg.org:443", "bitbucket.org:443"),
-}
-"""Ready-made lists of destinations for `[egress] presets`."""
+PRESETS = ("git", "npm", "pip")
 
 
 def is_presets(value: tuple[str, ...]) -> str:
