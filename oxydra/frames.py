@@ -449,7 +449,8 @@ class Envelope:
 
     `config` is the effective configuration without secrets; `secret_hashes` are keyed hashes by
     which a guest recognises a configured secret; `gateway_token_hashes` are rows `{name, sha256,
-    scopes}`; `startup_status` is what `health_status` reports of the tier.
+    scopes}`; `startup_status` is what `health_status` reports of the tier; `folders` has the paths
+    of `shared`, `tmp` and `vault` where they are not below `workspace_root`.
     """
 
     user_id: str
@@ -460,6 +461,7 @@ class Envelope:
     gateway_token_hashes: list[Json]
     runtime_policy: Json = field(default_factory=dict)
     secret_hashes: Json = field(default_factory=dict)
+    folders: Json = field(default_factory=dict)
     sidecar_endpoint: Json | None = None
     channels: Json | None = None
 
@@ -502,5 +504,5 @@ BROKER = {
 _ENVELOPE = _fields(
     "user_id:str sandbox_tier:str workspace_root:str config:object startup_status:object "
     "gateway_token_hashes:list runtime_policy?:object secret_hashes?:object "
-    "sidecar_endpoint?:object channels?:object"
+    "folders?:object sidecar_endpoint?:object channels?:object"
 )

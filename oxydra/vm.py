@@ -22,7 +22,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -38,6 +38,7 @@ from oxydra.gateway.hub import Hub
 from oxydra.mux import Channel, Mux
 from oxydra.policy import parse_virtual
 from oxydra.policy.network import Egress
+from oxydra.policy.paths import ROOTS
 from oxydra.providers import registry
 from oxydra.providers.reliable import Choice, Reliable
 from oxydra.relay import Relay
@@ -86,9 +87,10 @@ class AgentGuest:
         self._workers = Workers()
         root = Path(envelope.workspace_root)
         internal = root / "internal"
-        self._short = partial(shortage, internal, root / "shared", root / "tmp")
+        folders = folders_of(envelope)
+        self._short = partial(shortage, internal, folders["shared"], folders["tmp"])
         self._store = Store(internal / "oxydra.db", Ballast(internal / "ballast"))
-        self._workspace = Workspace.at(root)
+        self._workspace = Workspace(folders)
         rules = Rules.from_json(envelope.runtime_policy.get("approvals"))
         self._approvals = Approvals(
             self._store,
@@ -234,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             envelope = _read_bootstrap(options)
             log.setup("oxydra-vm", sys.stderr, scrub=scrubber_of(envelope).logged)
             contained = options.stream_socket is not None
-            level = lock_in(Path(envelope.workspace_root), contained)
+            root = Path(envelope.workspace_root)
+            level = lock_in(root / "internal", folders_of(envelope), contained)
             control = stream.start()
             guest = AgentGuest(envelope, stream, listener, level)
             guest.start()
@@ -293,9 +296,15 @@ def _read_bootstrap(options: argparse.Namespace) -> Envelope:
         raise FrameError(f"The bootstrap file can't be read: {error.strerror}.") from error
 
 
-def lock_in(root: Path, contained: bool) -> str:
-    """Give up everything but the workspace at `root`, for good: "cage", or "none" where the kernel
-    can't hold it. Before any thread is started, which would not be held.
+def folders_of(envelope: Envelope) -> dict[str, Path]:
+    """Where the folders of the workspace are, by root name."""
+    root = Path(envelope.workspace_root)
+    return {name: Path(str(envelope.folders.get(name, root / name))) for name in ROOTS}
+
+
+def lock_in(internal: Path, folders: Mapping[str, Path], contained: bool) -> str:
+    """Give up everything but the database's folder and the workspace's, for good: "cage", or "none"
+    where the kernel can't hold it. Before any thread is started, which would not be held.
 
     `contained` in a container: "container+cage", or "container" where a part of the cage is
     missing.
@@ -303,14 +312,14 @@ def lock_in(root: Path, contained: bool) -> str:
     found = cage.probe()
     if not (found.seccomp and (found.files or contained)):
         return "container" if contained else "none"
-    os.environ["SQLITE_TMPDIR"] = str(root / "internal")
+    os.environ["SQLITE_TMPDIR"] = str(internal)
     mimetypes.init()  # it reads files of its own accord
     cage.forbid_privileges()
     cage.keep_capabilities(KEPT_CAPABILITIES)
     if found.files:
         cage.confine(
-            [*cage.SYSTEM, "/proc", "/usr/share/zoneinfo", *_code(), str(root / "vault")],
-            [*(str(root / name) for name in ("shared", "tmp", "internal")), *cage.DEVICES],
+            [*cage.SYSTEM, "/proc", "/usr/share/zoneinfo", *_code(), str(folders["vault"])],
+            [str(internal), str(folders["shared"]), str(folders["tmp"]), *cage.DEVICES],
             landlock=found.landlock,
         )
     cage.filter_calls(attributes=False)

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -195,6 +196,49 @@ def test_no_key_is_in_the_memory_or_the_files_of_a_guest(home):
             assert canary.encode() not in path.read_bytes(), path
 
 
+def tool_results(home, session_id):
+    """What the tools of a session's last turn said, from the database."""
+    with contextlib.closing(sqlite3.connect(home.workspace / "internal" / "oxydra.db")) as db:
+        rows = db.execute(
+            "SELECT message FROM events WHERE session_id = ? ORDER BY sequence", (session_id,)
+        )
+        messages = [json.loads(row[0]) for row in rows]
+    return [message["content"] for message in messages if message["role"] == "tool"]
+
+
+def test_a_folder_of_ones_own_is_the_same_for_files_and_commands(home):
+    for name in ("files", "scratch", "private"):
+        (home.path / name).mkdir()
+    (home.path / "private" / "note").write_text("from the vault")
+    user = home.folder / "users" / "alice.toml"
+    mounts = '[mounts]\nshared = "~/files"\ntmp = "~/scratch"\nvault = "~/private"'
+    user.write_text(user.read_text().replace("[mounts]", mounts))
+    home.run("start", "--detach")
+    steps = [
+        {"tool": "file_write", "arguments": {"path": "/shared/a.txt", "content": "by a tool"}},
+        {"tool": "file_read", "arguments": {"path": "/vault/note"}},
+        {"tool": "shell_exec", "arguments": {"command": "cat a.txt; echo; ls /vault"}},
+        {"text": "done"},
+    ]
+    session = json.loads(home.run("ask", SCRIPT % json.dumps(steps), "--json"))["session"]
+    assert (home.path / "files" / "a.txt").read_text() == "by a tool"
+    results = tool_results(home, session["session_id"])
+    assert "from the vault" in results[1]
+    if home.status()["startup_status"]["sandbox_level"] == "bwrap+cage":
+        assert results[2].startswith("by a tool\n")
+        assert "from the vault" not in results[2]
+    assert not (home.workspace / "shared" / "a.txt").exists()
+
+
+def test_a_folder_that_no_tier_serves_is_refused(home):
+    (home.path / "more").mkdir()
+    user = home.folder / "users" / "alice.toml"
+    extra = '[mounts]\nextra = [{ path = "~/more" }]'
+    user.write_text(user.read_text().replace("[mounts]", extra))
+    line = home.fails("start", "--detach", code=2)
+    assert "mounts.extra" in line and "mounts.shared" in line and "alice.toml" in line
+
+
 def test_a_guest_can_make_no_socket_and_read_nothing_of_the_persons(home):
     """What the agent guest itself gave up before it read anything."""
     home.run("start", "--detach")
@@ -215,7 +259,8 @@ from pathlib import Path
 from oxydra import vm
 root, secret, victim = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 inherited = socket.socket(fileno=int(sys.argv[4]))
-assert vm.lock_in(root, False) == "cage"
+folders = {name: root / name for name in ("shared", "tmp", "vault")}
+assert vm.lock_in(root / "internal", folders, False) == "cage"
 def connect():
     socket.socket().connect(("127.0.0.1", 1))
 def unbind():  # a listener that is turned into a client

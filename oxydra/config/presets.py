@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
-import subprocess
 import sys
-from urllib.parse import urlsplit
 
 from oxydra.errors import ConfigError
 
@@ -54,12 +51,16 @@ def _pip() -> list[str]:
 def _npm() -> list[str]:
     if given := os.environ.get("NPM_CONFIG_REGISTRY"):
         return [given]
+    import shutil
+
     npm = shutil.which("npm")
     return [_ask([npm, "config", "get", "registry"])] if npm else []
 
 
 def _ask(command: list[str]) -> str:
     """What a program prints; empty if it fails."""
+    import subprocess  # few start-ups pay for it
+
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=ASK_SECONDS, stdin=subprocess.DEVNULL
@@ -71,6 +72,8 @@ def _ask(command: list[str]) -> str:
 
 def _place(url: str) -> str:
     """`host:port` of a URL; empty where it has none that commands could reach."""
+    from urllib.parse import urlsplit
+
     try:
         parts = urlsplit(url)
         port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)

@@ -499,12 +499,24 @@ class MountsConfig(Section):
 class ResourcesConfig(Section):
     """`[resources]`: what the user's guests may take."""
 
-    max_vcpus: float = key(2.0, "CPUs that each guest may use.", least=0.1, most=1024)
-    max_memory_mib: int = key(1024, "MiB of memory of each guest.", least=128, most=16_000_000)
-    max_processes: int = key(256, "Processes and threads of each guest.", least=32, most=4_000_000)
+    max_vcpus: float = key(
+        2.0, "CPUs that each guest may use (container tier).", least=0.1, most=1024
+    )
+    max_memory_mib: int = key(
+        1024,
+        "MiB of memory of each guest; in the process tier of each process of the shell guest.",
+        least=128,
+        most=16_000_000,
+    )
+    max_processes: int = key(
+        256,
+        "Processes and threads of each guest; in the process tier of the shell guest.",
+        least=32,
+        most=4_000_000,
+    )
     max_workspace_mib: int = key(
         4096,
-        "MiB in the workspace's own shared and tmp; beyond it the shell pauses.",
+        "MiB in the workspace's own shared and tmp; `workspace size` fails beyond it.",
         least=16,
         most=1_000_000_000,
     )

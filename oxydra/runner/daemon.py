@@ -219,6 +219,7 @@ class Runner:
             user_id=self._workspace.user,
             sandbox_tier=tier.name,
             workspace_root=tier.guest_root(self._workspace.path),
+            folders=tier.guest_folders(self._settings.isolation.mounts),
             config=self._settings.config,
             startup_status=status,
             gateway_token_hashes=[

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from oxydra.config import Isolation
+from oxydra.config import Isolation, Mounts
 from oxydra.errors import OxydraError
 from oxydra.frames import Envelope
 from oxydra.types import Json
@@ -114,6 +114,9 @@ class Tier(Protocol):
 
     def guest_root(self, workspace: Path) -> str:
         """Where a guest of this tier finds the folders of a workspace."""
+
+    def guest_folders(self, mounts: Mounts) -> dict[str, str]:
+        """Where it finds `shared`, `tmp` and `vault`, if that is not below the root."""
 
     def degraded(self) -> list[Json]:
         """What this tier does not protect here: rows `{code, detail}` for `startup_status`."""

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oxydra.config import Mounts
 from oxydra.errors import OxydraError
 from oxydra.frames import pack
 from oxydra.threads import Service
@@ -217,6 +218,9 @@ class ContainerTier:
     def guest_root(self, workspace: Path) -> str:
         """What the guest calls the workspace."""
         return "/"
+
+    def guest_folders(self, mounts: Mounts) -> dict[str, str]:
+        return {}  # mounted below the root
 
     def degraded(self) -> list[Json]:
         uncapped = self._engine.uncapped()

@@ -157,6 +157,10 @@ def _start(spec: ShellSpec, level: str, namespaces: list[str]) -> LadderProcess:
             tmp_path="/tmp" if inside else str(spec.tmp),
             shell=shutil.which("bash") or "/bin/bash",
             attributes=inside or spec.dedicated,
+            limits={
+                "data": spec.isolation.resources.max_memory_mib << 20,
+                "processes": spec.isolation.resources.max_processes,
+            },
         )
     except BaseException:
         _end(child)

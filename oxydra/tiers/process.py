@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from oxydra.config import Mounts
 from oxydra.errors import OxydraError
 from oxydra.frames import pack
 from oxydra.tiers import ladder
@@ -48,6 +49,9 @@ class ProcessTier:
 
     def guest_root(self, workspace: Path) -> str:
         return str(workspace)
+
+    def guest_folders(self, mounts: Mounts) -> dict[str, str]:
+        return {name: str(getattr(mounts, name)) for name in ("shared", "tmp", "vault")}
 
     def degraded(self) -> list[Json]:
         return []  # the guests say how well they are caged
