@@ -271,7 +271,7 @@ SCHEMAS = [
     ("file_delete", '{"path": "/shared"}'),
     ("file_delete", '{"path": "/shared/folder-link/x"}'),
     ("vault_copyto", '{"path": "/vault/note", "destination": "/vault/copy"}'),
-    ("vault_copyto", '{"path": "/vault/../shared/good.txt", "destination": "/tmp/x"}'),
+    ("vault_copyto", '{"path": "/vault/../tmp/good.txt", "destination": "/tmp/x"}'),
     ("vault_copyto", '{"path": "/vault/note", "destination": "/shared/folder-link/x"}'),
     ("file_list", '{"path": "/"}'),
     ("file_list", '{"path": "/shared/folder-link"}'),
