@@ -54,6 +54,16 @@ class Destinations:
         check_url(parse_url(request.url), self.egress)
         return request, "web"
 
+    def look(self, guest: GuestName, text: str) -> Url:
+        """Where a GET of that URL would lead, for a guest that is free to choose it: the web tools,
+        or a command by its proxy. Raises `PolicyDenied`.
+        """
+        url = parse_url(text)
+        if guest == "shell" and url.scheme == "https":
+            return self.admit_connection(url.host, url.port)
+        request, _route = self.admit(guest, HttpRequest("GET", str(url), guarded=True))
+        return parse_url(request.url)
+
     def admit_connection(self, host: str, port: int) -> Url:
         """Where the shell connects that spells a host so. Raises `PolicyDenied` unless it may."""
         url = parse_url(f"https://{f'[{host}]' if ':' in host else host}:{port}")

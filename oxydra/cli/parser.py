@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_conversation(commands)
     _add_configuration(commands)
     _add_images(commands)
+    _add_egress(commands)
     _add_workspace(commands)
     return parser
 
@@ -166,6 +167,26 @@ def _add_images(commands: Commands) -> None:
     )
     build.add_argument("arguments", nargs="*", metavar="ARGUMENT")
     build.set_defaults(run="oxydra.cli.images:build")
+
+
+def _add_egress(commands: Commands) -> None:
+    egress = commands.add_parser("egress", help="what leaves this machine")
+    actions = egress.add_subparsers(dest="action", required=True, metavar="ACTION")
+    log = _command(
+        actions, "log", "oxydra.cli.egress:log", "requests and connections, oldest first"
+    )
+    log.add_argument("--tail", type=_count, default=50, metavar="N", help="so many; default 50")
+    log.add_argument("--json", action="store_true", help="print each row as JSON")
+    log.add_argument("--verify", action="store_true", help="look whether a row was changed")
+    text = "whether an address may be reached, and why not: exit code 1; nothing is dialled"
+    test = _command(actions, "test", "oxydra.cli.egress:test", text)
+    test.add_argument("url", metavar="URL")
+    test.add_argument(
+        "--guest",
+        choices=("agent", "shell"),
+        default="shell",
+        help="who asks: a command, or the web tools; default: shell",
+    )
 
 
 def _add_workspace(commands: Commands) -> None:

@@ -20,13 +20,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
 
-from oxydra.broker import AuditLog, Broker, Destinations, Quota, today
+from oxydra.broker import AuditLog, Broker, Quota, today
 from oxydra.config import from_effective
 from oxydra.config.schema import ShellConfig
 from oxydra.errors import ConfigError, OxydraError
 from oxydra.frames import Envelope
 from oxydra.mux import Channel
-from oxydra.policy.network import Egress
 from oxydra.relay import Relay
 from oxydra.runner import logs, shell
 from oxydra.runner.control import ControlServer
@@ -38,7 +37,6 @@ from oxydra.scrub.guest import describe
 from oxydra.threads import Service
 from oxydra.tiers import registry
 from oxydra.tiers.base import GuestSpec, Tier
-from oxydra.transport import Routes
 from oxydra.types import Json
 
 log = logging.getLogger(__name__)
@@ -149,14 +147,8 @@ class Runner:
 
     def _start_broker(self) -> Broker:
         settings, folder = self._settings, self._workspace.audit
-        destinations = Destinations(
-            routes=Routes(settings.routes),
-            egress=Egress.parse(settings.policy.get("egress_allowlist", ())),
-            shell=settings.isolation.egress,
-            git=settings.git_tokens,
-        )
         quota = Quota(settings.isolation.egress.limits, *today(folder))
-        self._broker = Broker(destinations, quota, AuditLog(folder), settings.secrets())
+        self._broker = Broker(settings.destinations(), quota, AuditLog(folder), settings.secrets())
         return self._broker
 
     def _broker_warm_up(self, stack: contextlib.ExitStack) -> None:

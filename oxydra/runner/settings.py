@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from oxydra import config
+from oxydra.broker import Destinations
 from oxydra.catalog import Catalog
 from oxydra.config import Config, Isolation
 from oxydra.errors import ConfigError
+from oxydra.policy.network import Egress
 from oxydra.providers import registry
 from oxydra.runner.workspace import Workspace
-from oxydra.transport import Route
+from oxydra.transport import Route, Routes
 from oxydra.types import Json
 
 
@@ -34,6 +36,15 @@ class RunnerSettings:
     port: int = 0
     notices: tuple[Json, ...] = ()
     policy: Json = field(default_factory=dict)
+
+    def destinations(self) -> Destinations:
+        """Where the broker lets the guests go."""
+        return Destinations(
+            routes=Routes(self.routes),
+            egress=Egress.parse(self.policy.get("egress_allowlist", ())),
+            shell=self.isolation.egress,
+            git=self.git_tokens,
+        )
 
     def secrets(self) -> list[str]:
         """Every value that must not be seen outside: keys, and headers that carry them."""

@@ -1,0 +1,71 @@
+"""`oxydra-runner egress`: what left this machine, and whether an address may be reached."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import socket
+import sys
+
+from oxydra.cli.target import load, workspace_of
+from oxydra.errors import EXIT_FAILED, OxydraError
+from oxydra.scrub import printable
+
+
+def log(options: argparse.Namespace) -> int:
+    """The newest rows, oldest first; with `--verify` whether any was tampered with."""
+    from oxydra.broker.audit import rows, verify
+
+    folder = workspace_of(load(options)).audit
+    if options.verify:
+        count, problem = verify(folder)
+        if problem:
+            raise OxydraError(
+                f"The audit log was changed after it was written: {problem}.",
+                remedy=f"The {count} rows before that are as they were written.",
+            )
+        print(f"{count} rows are as they were written.")
+        return 0
+    newest = list(itertools.islice(rows(folder), options.tail))
+    for row in reversed(newest):
+        print(json.dumps(row) if options.json else printable(_line(row)))
+    return 0
+
+
+def _line(row: dict[str, object]) -> str:
+    sizes = (
+        f"{row.get('sent', 0)} out, {row.get('received', 0)} in, {row.get('milliseconds', 0)} ms"
+    )
+    status = f" {row['status']}" if row.get("status") else ""
+    reason = f": {row['reason']}" if row.get("reason") else ""
+    said = f"{row.get('at')} {row.get('guest')} {row.get('verdict')}{status}"
+    return f"{said} {row.get('destination')} ({sizes}){reason}"
+
+
+def test(options: argparse.Namespace) -> int:
+    """Ask what the broker would decide, and look at the addresses; nothing is dialled."""
+    from oxydra.runner.settings import from_config
+
+    destinations = from_config(load(options)).destinations()
+    try:
+        url = destinations.look(options.guest, options.url)
+        found = {str(row[4][0]) for row in _resolved(url.host, url.port)}
+        for address in sorted(found):
+            destinations.egress.check(url.host, url.port, address)
+    except OxydraError as error:
+        print(printable(f"denied: {error}"), file=sys.stderr)
+        return EXIT_FAILED
+    print(printable(f"allowed: {url.host}:{url.port} at {', '.join(sorted(found))}"))
+    return 0
+
+
+def _resolved(host: str, port: int) -> list[tuple[object, ...]]:
+    try:
+        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OxydraError(
+            f"It may be reached, but {host} has no address: {reason}.",
+            remedy="Check its spelling, and the network.",
+        ) from None
