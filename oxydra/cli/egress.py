@@ -9,7 +9,7 @@ import socket
 import sys
 
 from oxydra.cli.target import load, workspace_of
-from oxydra.errors import EXIT_FAILED, OxydraError
+from oxydra.errors import EXIT_FAILED, OxydraError, PolicyDenied
 from oxydra.scrub import printable
 
 
@@ -50,19 +50,21 @@ def test(options: argparse.Namespace) -> int:
     destinations = from_config(load(options)).destinations()
     try:
         url = destinations.look(options.guest, options.url)
-        found = {str(row[4][0]) for row in _resolved(url.host, url.port)}
-        for address in sorted(found):
+        found = _addresses(url.host, url.port)
+        for address in found:
             destinations.egress.check(url.host, url.port, address)
     except OxydraError as error:
-        print(printable(f"denied: {error}"), file=sys.stderr)
+        verdict = "denied" if isinstance(error, PolicyDenied) else "not reached"
+        print(printable(f"{verdict}: {error}"), file=sys.stderr)
         return EXIT_FAILED
-    print(printable(f"allowed: {url.host}:{url.port} at {', '.join(sorted(found))}"))
+    print(printable(f"allowed: {url.host}:{url.port} at {', '.join(found)}"))
     return 0
 
 
-def _resolved(host: str, port: int) -> list[tuple[object, ...]]:
+def _addresses(host: str, port: int) -> list[str]:
     try:
-        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return sorted({str(row[4][0]) for row in rows})
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OxydraError(
