@@ -24,6 +24,7 @@ from oxydra.providers.base import ProviderSettings
 from oxydra.threads import CancelToken, Service
 from oxydra.transport import Credential, HttpRequest, Route, Routes
 from tests.broker_kit import UNLIMITED, BrokerWorld, broker_world
+from tests.conftest import eventually
 from tests.fake_model import STALL, FakeModel, Reply
 
 KEY = "sk-live-0123456789/abcdef+XYZ"
@@ -377,6 +378,20 @@ def test_requests_in_a_minute(fake: FakeModel) -> None:
         assert (caught.value.kind, caught.value.retryable) == ("limit", True)
         assert len(fake.requests) == 2
         assert world.log(3)[-1]["verdict"] == "denied"
+
+
+def test_a_flood_of_refused_requests_does_not_push_the_rest_out_of_the_log(fake: FakeModel) -> None:
+    limits = EgressLimits(requests_per_minute=5, requests_per_day=0, mib_per_day=0)
+    with broker_world(destinations(fake), limits=limits) as world:
+        fake.reply("x")
+        ask(world, post(fake))
+        for number in range(60):
+            channel = world.channel(b"{}" if number % 2 else b'{"kind":"http"}', b"\0\0\0\2[]")
+            channel.settimeout(10)
+            assert read_frame(channel.recv, 1 << 16)[0] == "error"
+        eventually(lambda: len(world.log(6)) == 6)
+        assert [row["verdict"] for row in world.log(6)].count("allowed") == 1
+        assert len(fake.requests) == 1
 
 
 def test_requests_and_bytes_in_a_day() -> None:

@@ -64,6 +64,7 @@ class Broker:
         self._lock = threading.Lock()
         self._open: set[_Exchange] = set()
         self._bodies = 0  # bytes
+        self._limit_told = float("-inf")  # when a refusal by a limit was last written down
         self._stopped = False
         self._relay = Relay()
 
@@ -111,6 +112,7 @@ class Broker:
         exchange.changed()  # it may have ended before
         serve = {"http": self._request, "connect": self._connection}.get(exchange.kind)
         try:
+            self._quota.admit(time.monotonic(), _today())  # what is refused counts too
             if serve is None:
                 raise PolicyDenied("There is no such service.")
             if len(self._open) > MAX_OPEN:
@@ -121,7 +123,8 @@ class Broker:
             exchange.verdict = "cancelled"
             channel.reset(exchange.token.reason)
         except OxydraError as error:
-            exchange.refuse(error, self._scrubber.text)
+            if exchange.refuse(error, self._scrubber.text):
+                exchange.logged = self._told_of_limit()
         except OSError as error:  # the guest's end of the channel
             exchange.verdict, exchange.reason = "cancelled", str(error)
             channel.reset("the channel broke")
@@ -134,8 +137,19 @@ class Broker:
             with self._lock:
                 self._open.discard(exchange)
                 self._bodies -= exchange.length
-            if not exchange.handed_over:
+            if exchange.logged and not exchange.handed_over:
                 self._audit.add(exchange.row())
+
+    def _told_of_limit(self) -> bool:
+        """Whether a refusal by a limit is written down, as one a minute is: else a guest could push
+        what it did out of the log by asking for more.
+        """
+        now = time.monotonic()
+        with self._lock:
+            due = now - self._limit_told >= 60
+            if due:
+                self._limit_told = now
+        return due
 
     def _request(self, exchange: _Exchange) -> None:
         request = self._read_request(exchange)
@@ -146,7 +160,6 @@ class Broker:
                 remedy="Look where the key came from: no conversation or file should hold it.",
             )
         request, exchange.route = self._destinations.admit(exchange.guest, request)
-        self._quota.admit(time.monotonic(), _today())
         self._quota.count(len(request.body))
         exchange.sent = len(request.body)
         request = replace(request, on_wait=exchange.flush)
@@ -201,7 +214,6 @@ class Broker:
         if exchange.guest != "shell":
             raise PolicyDenied("Only the shell connects; everybody else makes requests.")
         place = self._destinations.admit_connection(host, port)
-        self._quota.admit(time.monotonic(), _today())
         sock = self._transport.dial(place.host, place.port, CONNECT_SECONDS, exchange.token)
         exchange.handed_over = True
         exchange.verdict = "allowed"
@@ -232,6 +244,7 @@ class _Exchange:
         self.length = 0  # bytes that its body takes of `MAX_BODIES`
         self.begun = False  # a response is under way
         self.handed_over = False
+        self.logged = True
         self.pending: list[bytes] = []  # of the answer: what arrived together leaves together
         self.destination = self.route = self.reason = ""
         self.verdict = "failed"
@@ -254,8 +267,10 @@ class _Exchange:
         elif data:
             self.channel.sendall(data)
 
-    def refuse(self, error: OxydraError, clean: Callable[[str], str]) -> None:
-        """Tell the guest, in a frame or, once the answer has begun, by the reset's reason."""
+    def refuse(self, error: OxydraError, clean: Callable[[str], str]) -> bool:
+        """Tell the guest, in a frame or, once the answer has begun, by the reset's reason; whether
+        it was a limit before anything was done.
+        """
         over_limit = isinstance(error, TransportError) and error.kind == "limit"
         self.verdict = "denied" if isinstance(error, PolicyDenied) or over_limit else "failed"
         self.reason = clean(error.message)[:300]
@@ -273,6 +288,7 @@ class _Exchange:
                 self.channel.reset(json.dumps(said))
             else:
                 self.channel.finish(pack("error", said))
+        return over_limit and not self.begun
 
     def row(self) -> Exchange:
         return Exchange(
