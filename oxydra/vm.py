@@ -330,11 +330,13 @@ def lock_in(internal: Path, folders: Mapping[str, Path], contained: bool) -> str
 
 def _code() -> list[str]:
     """Where the interpreter and the packages are. Of a checkout only the two folders that hold
-    code: beside them may be a configuration, and workspaces.
+    code: beside them may be a configuration, and workspaces. In an image the packages are beside
+    them.
     """
     places = [sys.prefix, sys.base_prefix, sys.exec_prefix]
     for entry in filter(None, sys.path):
-        if Path(entry, "oxydra", "vm.py").is_file() and Path(entry, "guest").is_dir():
+        checkout = Path(entry, "pyproject.toml").is_file()
+        if checkout and Path(entry, "oxydra", "vm.py").is_file():
             places += [f"{entry}/oxydra", f"{entry}/guest"]
         else:
             places.append(entry)

@@ -22,8 +22,9 @@ from oxydra.errors import ConfigError, OxydraError
 from oxydra.tiers import door, engine, registry
 from oxydra.tiers.container import how_it_ended, leftovers, remove
 from oxydra.tiers.engine import Engine, EngineError
-from tests.conftest import REAL_ENVIRONMENT, eventually
+from tests.conftest import REAL_ENVIRONMENT, ROOT, eventually
 from tests.docker_images import agent_image, shell_image
+from tests.fake_model import FakeModel, Reply
 from tests.sandbox import UID, Sandbox, isolation, sandbox
 from tests.test_daemon import SCRIPT, Home
 from tests.test_escape import guest_processes, memory_holds
@@ -495,6 +496,36 @@ def test_a_daemon(home, client):
     home.run("stop")
     assert not leftovers(client, home.workspace)
     assert not [p.name for p in (home.workspace / "ipc").iterdir() if p.name.startswith(".")]
+
+
+@docker
+@pytest.mark.parametrize("kind", ["openai", "openai_responses", "anthropic", "gemini"])
+def test_a_provider_is_asked_through_the_broker(home, kind):
+    """Whatever a guest imports for it lies where its cage lets it read; so for tool workers."""
+    recorded = {"openai_responses": "responses"}.get(kind, kind)
+    body = (ROOT / "tests" / "fixtures" / f"{recorded}_text.sse").read_bytes()
+    with FakeModel() as fake:
+        home.add(
+            "providers.toml",
+            f'[providers.registry.mine]\nprovider_type = "{kind}"\n'
+            f'base_url = "{fake.origin}/v1"\napi_key = "sk-of-the-runners-own"\n',
+        )
+        (home.folder / "providers.toml").chmod(0o600)
+        home.env |= {"OXYDRA__SELECTION__PROVIDER": "mine", "OXYDRA__SELECTION__MODEL": "m"}
+        fake.send(Reply([body]))
+        home.run("start", "--detach")
+        assert home.run("ask", "hello").strip()
+        sent = fake.requests[0]
+        assert "sk-of-the-runners-own" in str(sent.headers)
+        assert b"hello" in sent.raw
+
+
+@docker
+def test_a_tool_worker_works_in_a_container(home):
+    home.run("start", "--detach")
+    (home.workspace / "shared" / "notes.txt").write_text("needle 42\n")
+    assert "notes.txt" in ask(home, "file_search", pattern="need.e [0-9]+", regex=True)
+    assert home.status()["startup_status"]["worker_level"] == "cage"
 
 
 @docker

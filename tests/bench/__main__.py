@@ -21,6 +21,7 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
     "tools": measures.tools,
     "deltas": lambda daemon, server, runs: measures.deltas(daemon, runs),
     "wire": lambda daemon, server, runs: measures.wire(server, runs),
+    "container": lambda daemon, server, runs: measures.container(server, runs),
     "egress": lambda daemon, server, runs: measures.egress(server),
     "crowd": lambda daemon, server, runs: measures.crowd(daemon, runs),
 }

@@ -33,7 +33,11 @@ FILES = 10  # in /shared, for file_list
 RUNNER_TOML = """\
 config_version = "1.0"
 workspace_root = "{root}/workspaces"
-default_tier = "process"
+default_tier = "{tier}"
+
+[guest_images]
+agent = "{agent}"
+shell = "{shell}"
 
 [users.{user}]
 config_path = "users/{user}.toml"
@@ -101,7 +105,8 @@ class Daemon:
     `environment` is what its commands are run with.
     """
 
-    def __init__(self, home: Path, base_url: str) -> None:
+    def __init__(self, home: Path, base_url: str, images: tuple[str, str] | None = None) -> None:
+        """With `images`, the agent guest's and the shell guest's, in the container tier."""
         self.guest = self.runner = 0
         self.port = free_port()
         self.config = home / "config" / "runner.toml"
@@ -111,6 +116,8 @@ class Daemon:
             "HOME": str(home),
         }
         values = {"root": home, "user": USER, "base_url": base_url, "port": self.port}
+        values["tier"] = "container" if images else "process"
+        values["agent"], values["shell"] = images or ("", "")
         for name, text in {
             "runner.toml": RUNNER_TOML,
             "agent.toml": AGENT_TOML,
@@ -193,10 +200,10 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def new_daemon(base_url: str) -> Iterator[Daemon]:
+def new_daemon(base_url: str, images: tuple[str, str] | None = None) -> Iterator[Daemon]:
     """A daemon with a home of its own; not started yet, gone in the end."""
     home = Path(tempfile.mkdtemp(prefix="oxydra-bench-"))
-    daemon = Daemon(home, base_url)
+    daemon = Daemon(home, base_url, images)
     try:
         yield daemon
     finally:

@@ -15,8 +15,12 @@ import sys
 import time
 from typing import Any
 
+import pytest
+
 from tests.bench import client, proc
-from tests.bench.daemon import ROOT, Daemon, LoadServer
+from tests.bench.daemon import ROOT, Daemon, LoadServer, new_daemon
+from tests.conftest import docker_missing
+from tests.docker_images import agent_image, shell_image
 
 Figures = dict[str, float]
 
@@ -147,12 +151,33 @@ def tools(daemon: Daemon, server: LoadServer, runs: int) -> Figures:
     """
     figures = alone("tests.bench.tools", str(runs))
     for name, command in {"builtin": "pwd", "ls": "ls"}.items():
-        trips = []
-        for _ in range(runs):
-            server.reset()
-            with_client(daemon, PROMPTS["shell"].replace("COMMAND", command))
-            trips.append(proc.median(round_trips(server.log())))
-        figures[f"shell_{name}_trip_ms"] = proc.median(trips)
+        figures[f"shell_{name}_trip_ms"] = commands_in_a_turn(daemon, server, runs, command)
+    return figures
+
+
+def commands_in_a_turn(daemon: Daemon, server: LoadServer, runs: int, command: str) -> float:
+    """Milliseconds from the last byte of an answer to the first of the next request."""
+    trips = []
+    for _ in range(runs):
+        server.reset()
+        with_client(daemon, PROMPTS["shell"].replace("COMMAND", command))
+        trips.append(proc.median(round_trips(server.log())))
+    return proc.median(trips)
+
+
+def container(server: LoadServer, runs: int) -> Figures:
+    """Start and commands in the container tier; nothing where no engine or image is to be had."""
+    if why := docker_missing():
+        print(f"container: {why}", file=sys.stderr)
+        return {}
+    try:
+        images = (agent_image(), shell_image())
+    except pytest.skip.Exception as skipped:
+        print(f"container: {skipped}", file=sys.stderr)
+        return {}
+    with new_daemon(server.base_url, images) as daemon:
+        figures = {"container_ready_s": start(daemon, runs)["ready_s"]}
+        figures["container_builtin_trip_ms"] = commands_in_a_turn(daemon, server, runs, "pwd")
     return figures
 
 

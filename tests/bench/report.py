@@ -116,6 +116,15 @@ GROUPS = (
         ),
     ),
     Group(
+        "The container tier",
+        "start and commands as above, with both guests in containers on a local engine, images "
+        "built; left out where there is no engine",
+        (
+            Row("container_ready_s", "start to ready", "s", 3, 2),
+            Row("container_builtin_trip_ms", "in a turn, a builtin", "ms", None, 2),
+        ),
+    ),
+    Group(
         "The broker",
         "a guest's process and a broker's, and the model server: one small answer on a kept "
         "connection, direct and through the broker by turns; then 200 streams at once, 100 deltas "
