@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import selectors
 import socket
 import struct
 import sys
@@ -47,6 +48,7 @@ class Door:
         self.path = folder / f".{name}-{secrets.token_hex(8)}.sock"
         self._uid = uid
         self._listener = socket.socket(socket.AF_UNIX)
+        self._woken, self._waker = socket.socketpair()
         try:
             with address(self.path) as place:
                 old = os.umask(0o177)
@@ -65,8 +67,16 @@ class Door:
         """The one connection; the door is closed behind it. Raises OSError, `TimeoutError` after
         `seconds`.
         """
-        self._listener.settimeout(seconds)
         try:
+            # shutting the listener down would wake it too, but leave `accept` to spin
+            with selectors.DefaultSelector() as selector:
+                for each in (self._listener, self._woken):
+                    selector.register(each, selectors.EVENT_READ)
+                ready = {key.fileobj for key, _events in selector.select(seconds)}
+            if not ready:
+                raise TimeoutError("nobody came in time")
+            if self._listener not in ready:
+                raise ConnectionAbortedError("nobody will come")
             stream, _ = self._listener.accept()
         finally:
             self.close()
@@ -80,10 +90,11 @@ class Door:
     def wake(self) -> None:
         """Make a blocked `accept` fail; from any thread."""
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+            self._waker.send(b"\0")
 
     def close(self) -> None:
-        self._listener.close()
+        for each in (self._listener, self._woken, self._waker):
+            each.close()
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
 
