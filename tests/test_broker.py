@@ -394,6 +394,17 @@ def test_a_flood_of_refused_requests_does_not_push_the_rest_out_of_the_log(fake:
         assert len(fake.requests) == 1
 
 
+def test_a_row_is_short_whatever_a_guest_sends(fake: FakeModel, world: BrokerWorld) -> None:
+    url = f"http://{'h' * 3000}.example/{'p' * 3000}"
+    for request in (
+        HttpRequest("M" * 5000, url, credential="mine"),
+        HttpRequest("POST", url, {"X": "h" * 5000}, credential="c" * 5000),
+    ):
+        with pytest.raises((PolicyDenied, TransportError)):
+            ask(world, request)
+    assert all(len(json.dumps(row)) < 1500 for row in world.log(2))
+
+
 def test_requests_and_bytes_in_a_day() -> None:
     quota = Quota(EgressLimits(0, 3, 1), requests=2)
     quota.admit(0.0, "2026-11-25")

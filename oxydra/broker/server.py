@@ -153,7 +153,7 @@ class Broker:
 
     def _request(self, exchange: _Exchange) -> None:
         request = self._read_request(exchange)
-        exchange.destination = f"{request.method} {_origin(request.url)}"
+        exchange.destination = f"{request.method[:16]} {_origin(request.url)}"
         if self._scrubber.holds(request.body, request.url, *request.headers.values()):
             raise PolicyDenied(
                 "The request holds a key in the clear, and was not sent.",
