@@ -598,12 +598,13 @@ def test_no_key_is_in_any_guest(home):
 
 @docker
 def test_the_engine_is_gone(home, tmp_path):
+    given = dict(home.env)
     home.env["DOCKER_HOST"] = f"unix://{tmp_path}/none.sock"
     assert "engine is not running" in home.fails("start", "--detach")
     assert not list((home.workspace / "ipc").glob(".*"))
     home.env["DOCKER_HOST"] = "tcp://127.0.0.1:9"
     assert "does not cross a network" in home.fails("start", "--detach")
-    del home.env["DOCKER_HOST"]
+    home.env = given
     config = home.config.read_text()
     home.config.write_text(config.replace(agent_image(), "no-such:image"))
     assert "guest/build-images" in home.fails("start", "--detach")
