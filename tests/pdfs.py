@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 
 def pdf(*pages: str, encrypt: bool = False) -> bytes:
     """A PDF 1.4 with a page for each text; with `encrypt` it says that it needs a password."""
@@ -34,3 +36,14 @@ def pdf(*pages: str, encrypt: bool = False) -> bytes:
         )
     trailer = f"trailer\n<< /Size {len(objects) + 1} /Root 1 0 R {more}>>\n"
     return out + f"{table}{trailer}startxref\n{len(out)}\n%%EOF\n".encode()
+
+
+def bomb(size: int) -> bytes:
+    """A PDF of a few KiB whose one page is a stream of `size` bytes of text to show."""
+    line = b"BT /F1 12 Tf (A) Tj ET\n"
+    stream = zlib.compress(line * (size // len(line)), 9)
+    head = b"<< /Length %d /Filter /FlateDecode >>\nstream\n" % len(stream)
+    plain = pdf("x")
+    at = plain.index(b"5 0 obj\n") + len(b"5 0 obj\n")
+    end = plain.index(b"endobj", at)
+    return plain[:at] + head + stream + b"\nendstream\n" + plain[end:]

@@ -63,6 +63,7 @@ class World:
         local.pages["/"] = Page(self.canary.encode(), "text/plain")
         self.port = local.port
         transport = DirectTransport({}, DirectConfig(), resolve=self._resolve)
+        self.workers = workers
         self.transport = transport
         self.workspace = Workspace.at(folder)
         services = {
@@ -75,18 +76,25 @@ class World:
         self.gate = Gate(ToolRegistry(extra=[tool]), services)
         self.number = 0
 
+    def allowing_its_server(self) -> tuple[Gate, DirectTransport]:
+        """The same web tool, where the person has allowed this one service."""
+        egress = Egress.parse([f"127.0.0.1:{self.port}"])
+        transport = DirectTransport({}, DirectConfig(egress=egress), resolve=self._resolve)
+        web = Web(transport, self.workers, egress, WebSearchConfig())
+        return Gate(ToolRegistry(), {"workspace": self.workspace, "web": web}), transport
+
     def _resolve(self, host: str, port: int) -> list[Any]:
         """Every name leads to this machine, as an attacker's name server would have it."""
         return socket.getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)
 
-    def call(self, tool: str, arguments: Any) -> tuple[CallState, str]:
+    def call(self, tool: str, arguments: Any, gate: Gate | None = None) -> tuple[CallState, str]:
         self.number += 1
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
         call = ToolCall(f"c{self.number}", tool, text.replace("PORT", str(self.port)))
         journal = Journal()
         journal.intend([call])
         scope = TurnScope(f"s{self.number}", f"t{self.number}", CancelToken(), journal)
-        [outcome] = self.gate.run([call], scope, lambda _kind, _payload: None)
+        [outcome] = (gate or self.gate).run([call], scope, lambda _kind, _payload: None)
         return outcome.state, outcome.message.content
 
     def snapshot(self) -> dict[str, object]:
@@ -146,6 +154,11 @@ PATHS = [
     "/shared\u0000/../etc/passwd",
     "/shared/good.txt\n",
     "/shared/\u202egood.txt",
+    "/shared/good.txt.",
+    "/shared/good.txt ",
+    "/shared/\uff0e\uff0e/vault/note",
+    "/v\u0430ult/note",
+    "/shared/%2e%2e/vault/note",
     "/sharedx/good.txt",
     "//etc//passwd",
     "file:///etc/passwd",
@@ -169,6 +182,17 @@ COMMANDS = [
     ". ./x",
     "source x",
     "find . -exec id ;",
+    "find . -execdir id ;",
+    "find . -fprint x",
+    "sort --comp=id good.txt",
+    "sort --out=x good.txt",
+    "git -c alias.x=!id x",
+    "tar cf x good.txt --checkpoint=1 --checkpoint-action=exec=id",
+    "awk 'BEGIN{system(\"id\")}'",
+    "busybox id",
+    "split --filter=id good.txt",
+    "/usr/bin/id",
+    "LD_PRELOAD=./x id",
     "echo `id`",
     "echo $(id)",
     "cat <(id)",
@@ -257,7 +281,14 @@ SCHEMAS = [
     ("file_read", '{"path": "/shared/good.txt", "start_line": -5}'),
     ("file_read", '{"path": "/shared/good.txt", "start_line": 1e400}'),
     ("file_read", '{"path": "/shared/good.txt"'),
-    ("file_read", '{"path": 1}'),
+    ("file_read", '{"path": "/shared/good.txt", "start_line": "0x1"}'),
+    ("file_read", '{"path": "/shared/good.txt", "start_line": "1e0"}'),
+    ("file_read", '{"path": "/shared/good.txt", "start_line": 1.5}'),
+    ("file_read", '{"path": "/shared/good.txt", "start_line": true}'),
+    ("file_read", '{"path": "/shared/good.txt", "start_line": Infinity}'),
+    ("file_read", '{"path": "/shared/good.txt", "__proto__": {"x": 1}}'),
+    ("file_read", '{"path": "/shared/good.txt", "constructor": 1}'),
+    ("file_write", f'{{"path": "/tmp/huge", "content": "{"x" * 17_000_000}"}}'),
     ("file_read", f'{{"path": {DEEP}}}'),
     ("file_write", '{"path": "/vault/new", "content": "x"}'),
     ("file_write", '{"path": "/shared", "content": "x"}'),
@@ -275,7 +306,7 @@ SCHEMAS = [
     ("vault_copyto", '{"path": "/vault/note", "destination": "/shared/folder-link/x"}'),
     ("file_list", '{"path": "/"}'),
     ("file_list", '{"path": "/shared/folder-link"}'),
-    ("file_search", '{"pattern": "(a+)+$", "regex": "yes please", "path": "/etc"}'),
+    ("file_search", '{"pattern": "(a+)+$", "regex": "yes please", "path": "/shared"}'),
     ("file_search", '{"pattern": "(", "regex": true}'),
     ("web_fetch", '{"url": "http://127.0.0.1:PORT/", "max_chars": -1}'),
     ("shell_exec", '{"command": ["id"]}'),
@@ -296,7 +327,7 @@ RAN = "uid="  # what `id` says
 
 
 def test_there_are_enough() -> None:
-    assert len(CALLS) >= 140
+    assert len(CALLS) == 175, "docs/guidebook/security.md names their number"
     assert len({json.dumps(call) for call in CALLS}) == len(CALLS)
 
 
@@ -334,8 +365,22 @@ def test_harmless_twins_succeed(world: World) -> None:
         assert wanted in said
 
 
+def test_an_allowed_page_is_read_and_what_it_redirects_to_is_not(world: World) -> None:
+    """The twin of the URLs: the tool works, and would have brought the canary."""
+    gate, transport = world.allowing_its_server()
+    to = f"http://127.0.0.2:{world.port}/"
+    world.local.pages["/away"] = Page(b"", "text/plain", 302, {"Location": to})
+    before = len(world.local.asked)
+    state, said = world.call("web_fetch", {"url": "http://127.0.0.1:PORT/away"}, gate)
+    assert state is CallState.FAILED and "loopback" in said and world.canary not in said
+    assert [asked.path for asked in world.local.asked[before:]] == ["/away"]
+    state, said = world.call("web_fetch", {"url": "http://127.0.0.1:PORT/"}, gate)
+    assert state is CallState.DONE and world.canary in said
+    transport.close()
+
+
 def test_a_folder_that_is_swapped_for_a_link_leads_nowhere(world: World) -> None:
-    """A race between check and use: the folder is a link and a folder by turns."""
+    """Between one call and the next; tests/test_tool_files.py swaps it within a call."""
     shared = world.folder / "shared"
     real, hidden, trap = shared / "swap", shared / "swap.real", shared / "swap.trap"
     real.mkdir()

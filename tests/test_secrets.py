@@ -275,6 +275,8 @@ def test_a_known_format_goes(key: str, around: str) -> None:
         "commit 3c53f11d0a4b8e9f6a7b8c9d0e1f2a3b4c5d6e7f",
         "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----",
         "key=value; keyboard: qwerty",
+        "cat: /etc/passwd: Permission denied",
+        "cat: /run/secrets/cookie: Permission denied",
     ],
 )
 def test_ordinary_text_stays(text: str) -> None:

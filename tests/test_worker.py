@@ -21,7 +21,7 @@ from oxydra.threads import CancelToken, Deadline, Service
 from oxydra.worker import Workers, pool
 from oxydra.worker.pool import WorkerConfig
 from tests.conftest import eventually
-from tests.pdfs import pdf
+from tests.pdfs import bomb, pdf
 
 FOREVER = {"pattern": "(a+)+$", "ignore_case": False, "limit": 5, "line_chars": 100}
 TRAP = b"a" * 60 + b"b"
@@ -222,6 +222,29 @@ def test_a_pattern_without_an_end_is_killed_and_the_next_search_works(workers: W
     with pytest.raises(DeadlineExceeded):
         run(workers, "regex_search", FOREVER, TRAP, seconds=0.3)
     assert pid not in pids(workers)
+    assert search(workers, "a", b"a") == [[1, "a"]]
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "data"),
+    [
+        ("html_to_markdown", PAGE, b"<div>" * 300_000),
+        ("html_to_markdown", PAGE, b"<" * 5_000_000),
+        ("html_to_markdown", PAGE, b"<a href=x>" * 200_000),
+        ("pdf_to_text", {"limit": 10_000}, bomb(64 << 20)),
+    ],
+    ids=["nested", "open", "links", "pdf"],
+)
+def test_a_bomb_is_killed_and_the_next_job_works(
+    workers: Workers, job: str, arguments: dict[str, Any], data: bytes
+) -> None:
+    search(workers, "a", b"a")
+    (pid,) = pids(workers)
+    with pytest.raises(DeadlineExceeded):
+        run(workers, job, arguments, data, seconds=0.5)
+    assert pid not in pids(workers)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
     assert search(workers, "a", b"a") == [[1, "a"]]
 
 

@@ -8,7 +8,9 @@ characters, so that the time is linear whatever the text is.
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 import string
 from collections import Counter
@@ -83,6 +85,10 @@ _QUOTED = re.compile(r"\\{0,3}([\"'])((?:[^\"'\\\r\n]|\\(?![\"'])){4,4096}+)")
 _BARE = re.compile(r"[^\s\"'\\,;&<>(){}\[\]$`|*]{4,4096}+(?![(\[{])")
 _COOKIES = re.compile(r"[^\r\n\"'\\]{4,8192}+")
 _SCHEMES = ("bearer ", "basic ")
+# `cat: /etc/passwd: Permission denied`: what the system says of a file so named is no secret.
+_ERRORS = re.compile(
+    rf"(?:{'|'.join(re.escape(os.strerror(number)) for number in sorted(errno.errorcode))})(?!\S)"
+)
 _TO_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 # What stands where a secret would, in code, help texts and forms.
 _NO_SECRETS = frozenset(
@@ -115,6 +121,8 @@ def _value(text: str, at: int, label: str) -> Iterator[Span]:
             start = scheme.end()
         if start < end and _may_be_secret(text[start:end]):
             yield start, end
+        return
+    if _ERRORS.match(text, at):
         return
     if label == "cookie" and (cookies := _COOKIES.match(text, at)):
         yield cookies.span()
