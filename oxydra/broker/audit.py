@@ -114,9 +114,14 @@ def rows(folder: Path) -> Iterator[Json]:
                     yield row
 
 
+def utc_day() -> str:
+    """The date, by which rows are dated and ceilings begin anew."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
 def today(folder: Path) -> tuple[int, int]:
     """Requests, refused ones too, and bytes that crossed since midnight UTC."""
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    day = utc_day()
     requests = size = 0
     for row in rows(folder):
         if not str(row.get("at", "")).startswith(day):

@@ -10,7 +10,6 @@ it comes, without what it may reflect of a key. Everything is counted and writte
 from __future__ import annotations
 
 import contextlib
-import datetime
 import itertools
 import json
 import logging
@@ -20,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from oxydra.broker.audit import AuditLog, Exchange
+from oxydra.broker.audit import AuditLog, Exchange, utc_day
 from oxydra.broker.destinations import Destinations, GuestName
 from oxydra.broker.quota import Quota
 from oxydra.errors import Cancelled, FrameError, OxydraError, PolicyDenied, TransportError
@@ -112,7 +111,7 @@ class Broker:
         exchange.changed()  # it may have ended before
         serve = {"http": self._request, "connect": self._connection}.get(exchange.kind)
         try:
-            self._quota.admit(time.monotonic(), _today())  # what is refused counts too
+            self._quota.admit(time.monotonic(), utc_day())  # what is refused counts too
             if serve is None:
                 raise PolicyDenied("There is no such service.")
             if len(self._open) > MAX_OPEN:
@@ -137,7 +136,7 @@ class Broker:
             with self._lock:
                 self._open.discard(exchange)
                 self._bodies -= exchange.length
-            if exchange.logged and not exchange.handed_over:
+            if exchange.logged:
                 self._audit.add(exchange.row())
 
     def _told_of_limit(self) -> bool:
@@ -215,10 +214,14 @@ class Broker:
             raise PolicyDenied("Only the shell connects; everybody else makes requests.")
         place = self._destinations.admit_connection(host, port)
         sock = self._transport.dial(place.host, place.port, CONNECT_SECONDS, exchange.token)
-        exchange.handed_over = True
-        exchange.verdict = "allowed"
         exchange.channel.settimeout(ANSWER_SECONDS)
-        exchange.channel.sendall(pack("response", {"status": 200, "headers": {}}))
+        try:
+            exchange.channel.sendall(pack("response", {"status": 200, "headers": {}}))
+        except BaseException:
+            sock.close()
+            raise
+        exchange.verdict = "allowed"
+        exchange.logged = False  # here; it is when the connection ends
 
         def closed(received: int, sent: int) -> None:
             exchange.sent, exchange.received = sent, received
@@ -243,8 +246,7 @@ class _Exchange:
         self.token = CancelToken()
         self.length = 0  # bytes that its body takes of `MAX_BODIES`
         self.begun = False  # a response is under way
-        self.handed_over = False
-        self.logged = True
+        self.logged = True  # its row is written when it has been served
         self.pending: list[bytes] = []  # of the answer: what arrived together leaves together
         self.destination = self.route = self.reason = ""
         self.verdict = "failed"
@@ -332,7 +334,3 @@ def _origin(url: str) -> str:
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"[:300]
     except ValueError:
         return "an address that makes no sense"
-
-
-def _today() -> str:
-    return datetime.datetime.now(datetime.UTC).date().isoformat()
