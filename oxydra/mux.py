@@ -341,7 +341,7 @@ class Mux:
         """Why the stream is over; empty while it is not."""
         return self._error
 
-    def open(self, info: bytes, data: bytes = b"", *, fin: bool = False) -> Channel:
+    def open(self, info: bytes, data: bytes = b"", fin: bool = False) -> Channel:
         """A new channel; `data`, up to CHUNK bytes, and an end go along in the same write. Raises
         `MuxError`.
         """

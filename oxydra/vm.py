@@ -377,9 +377,9 @@ class RunnerStream:
                 raise FrameError("The runner opened no control channel.") from None
         return self._started
 
-    def open(self, info: bytes, data: bytes) -> Channel:
+    def open(self, info: bytes, data: bytes, fin: bool) -> Channel:
         """A channel to the runner's broker. Raises OSError."""
-        return self._mux.open(info, data)
+        return self._mux.open(info, data, fin)
 
     def shell(self) -> Channel | None:
         """A channel to the shell guest that was opened and not taken yet; the newest."""

@@ -136,17 +136,14 @@ def search_key(config: Config, env: Mapping[str, str] | None = None) -> Credenti
                 f"If it is yours, run: oxydra-runner trust '{source.folder or source.file}'.",
             )
     variable = search.api_key_env
-    value = (os.environ if env is None else env).get(variable, "").strip()
-    source_name = f"the environment variable {variable}"
-    if not value:
-        value, source_name = files.get_key(variable, config.home), f"key set {variable}"
+    value, label = _variable(variable, os.environ if env is None else env, config)
     if not re.fullmatch(r"[\x21-\x7e]+", value):
         raise refuse(
             "api_key_env",
             f"There is no key in {variable}.",
             f"Set it, or keep it: oxydra-runner key set {variable}.",
         )
-    return Credential(provider="web_search", source=source_name, value=value)
+    return Credential(provider="web_search", source=label, value=value)
 
 
 def git_tokens(config: Config, env: Mapping[str, str] | None = None) -> dict[str, Credential]:
@@ -158,9 +155,7 @@ def git_tokens(config: Config, env: Mapping[str, str] | None = None) -> dict[str
     found = {}
     for host, reference in effective_egress(config).git_hosts.items():
         variable = reference.partition(":")[2]
-        value, label = env.get(variable, "").strip(), f"the environment variable {variable}"
-        if not value:
-            value, label = files.get_key(variable, config.home), f"key set {variable}"
+        value, label = _variable(variable, env, config)
         if not re.fullmatch(r"[\x21-\x7e]+", value):
             source = config.values["runner"].source(("egress", "git_credentials", host))
             raise ConfigError(
@@ -171,6 +166,13 @@ def git_tokens(config: Config, env: Mapping[str, str] | None = None) -> dict[str
             )
         found[host] = Credential(provider=host, source=label, value=value)
     return found
+
+
+def _variable(variable: str, env: Mapping[str, str], config: Config) -> tuple[str, str]:
+    """The value of an environment variable, or of the key kept under its name, and which it was."""
+    if value := env.get(variable, "").strip():
+        return value, f"the environment variable {variable}"
+    return files.get_key(variable, config.home), f"key set {variable}"
 
 
 class _Finder:
@@ -239,10 +241,7 @@ class _Finder:
         return self._config.source(f"providers.registry.{self._name}.{key}")
 
     def _variable(self, variable: str) -> tuple[str, str]:
-        """The value of an environment variable, or of the key kept under its name."""
-        if value := self._env.get(variable, "").strip():
-            return value, f"the environment variable {variable}"
-        return files.get_key(variable, self._config.home), f"key set {variable}"
+        return _variable(variable, self._env, self._config)
 
     def _found(self, value: str, label: str, *, owned: bool = False) -> Credential:
         """`owned`: the user's own configuration meant this key for this provider."""

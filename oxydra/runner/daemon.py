@@ -169,7 +169,7 @@ class Runner:
         if self._tier.as_owner:
             mounts = self._workspace.mounts
             for folder in (mounts.shared, mounts.tmp, mounts.vault, self._workspace.internal):
-                if folder.parent == self._workspace.path:  # the user's own stay the user's
+                if self._workspace.owns(folder):
                     shell.give(folder, uid, gid, again=folder.name in ROOTS_OWN)
         output = self._workspace.open_log("runtime.log")
         try:

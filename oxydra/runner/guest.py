@@ -10,14 +10,13 @@ import contextlib
 import itertools
 import logging
 import queue
-import socket
-import struct
 import threading
 from collections.abc import Callable
 
 from oxydra.errors import DeadlineExceeded, FrameError, OxydraError
-from oxydra.frames import Unpacker, channel_info, compact, pack
-from oxydra.mux import Channel, Mux
+from oxydra.frames import Unpacker, pack
+from oxydra.mux import Channel
+from oxydra.runner.stream import SEND_SECONDS, GuestStream, Serve
 from oxydra.threads import Service
 from oxydra.tiers.base import GuestProcess, GuestSpec, Tier
 from oxydra.types import Json
@@ -25,10 +24,6 @@ from oxydra.types import Json
 log = logging.getLogger(__name__)
 
 READY_SECONDS = 30.0
-SEND_SECONDS = 5  # a guest that does not read for so long has lost its stream
-
-Serve = Callable[[Json, Channel], None]
-"""Takes what a guest said of a channel that it opened, and the channel; must not block."""
 
 
 class Guest:
@@ -38,7 +33,7 @@ class Guest:
         self._serve = serve
         self._on_exit = on_exit
         self._process: GuestProcess | None = None
-        self._mux: Mux | None = None
+        self._stream: GuestStream | None = None
         self._control: Channel | None = None
         self._numbers = itertools.count(1)
         self._replies: dict[str, queue.SimpleQueue[Json]] = {}
@@ -46,7 +41,6 @@ class Guest:
         self._started: queue.SimpleQueue[tuple[str, Json]] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._heard = threading.Event()  # all that it said
-        self._streamer = Service("guest-mux", self._stream, wake=self._hang_up)
         self._reader = Service("guest-control", self._read, wake=self._hang_up)
         self._waiter = Service("guest-wait", self._wait)
 
@@ -59,11 +53,8 @@ class Guest:
         died.
         """
         self._process = tier.start(spec)
-        # The kernel's own limit on sending: a Python timeout would also end the reader's wait.
-        limit = struct.pack("ll", SEND_SECONDS, 0)
-        self._process.stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        self._mux = Mux(self._process.stream, opener=False, accept=self._accept)
-        self._streamer.start()
+        self._stream = GuestStream(self._process.stream, "guest-mux", self._serve)
+        self._stream.start()
         self._waiter.start()
         try:
             self._control = self.open("control")
@@ -87,9 +78,9 @@ class Guest:
 
     def open(self, kind: str, **said: str) -> Channel:
         """A new channel to the guest. Raises OSError."""
-        if self._mux is None:
+        if self._stream is None:
             raise ConnectionError("the guest has not started")
-        return self._mux.open(compact({"kind": kind, **said}).encode())
+        return self._stream.open(kind, **said)
 
     def request(self, op: str, payload: Json, timeout: float) -> Json:
         """Ask the guest. Raises `DeadlineExceeded` if it does not answer."""
@@ -129,14 +120,13 @@ class Guest:
         if self._process is not None:
             self._process.kill()
             self._waiter.stop()
-        self._streamer.stop()
+        if self._stream is not None:
+            self._stream.close()
         self._reader.stop()
-        if self._process is not None:
-            self._process.stream.close()
 
     def _hang_up(self) -> None:
-        if self._mux is not None:
-            self._mux.close("the runner has hung up")
+        if self._stream is not None:
+            self._stream.hang_up()
 
     def _wait(self, service: Service) -> None:
         if self._process is None:
@@ -148,14 +138,6 @@ class Guest:
         self._started.put(("ended", {}))
         if not service.stopping.is_set():
             self._on_exit(how)
-
-    def _stream(self, _service: Service) -> None:
-        if self._mux is not None:
-            self._mux.run()
-            log.debug("the agent guest's stream ended: %s", self._mux.error)
-
-    def _accept(self, channel: Channel) -> None:
-        self._serve(channel_info(channel.info), channel)
 
     def _read(self, _service: Service) -> None:
         unpacker = Unpacker()

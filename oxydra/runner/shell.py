@@ -11,7 +11,6 @@ import contextlib
 import os
 import pwd
 import socket
-import struct
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,15 +19,13 @@ from oxydra.cage import NAMESPACED
 from oxydra.config import Isolation
 from oxydra.config.schema import VARIABLES, ShellConfig
 from oxydra.errors import ConfigError, OxydraError
-from oxydra.frames import channel_info
-from oxydra.mux import Channel, Mux
+from oxydra.runner.stream import GuestStream, Serve
 from oxydra.runner.walk import Walk, opened
 from oxydra.runner.workspace import Workspace
 from oxydra.threads import Service
 from oxydra.tiers.base import ShellProcess, ShellSpec, Tier
 from oxydra.types import Json
 
-SEND_SECONDS = 5
 DEDICATED = range(61184, 65520)  # what systemd keeps for dynamic users: no package takes one
 
 UNCAPPED = {
@@ -59,26 +56,22 @@ UNSANDBOXED = {
 
 
 class EgressLine:
-    """Our end of the stream by which commands reach the broker; `theirs` is the guest's.
+    """The stream by which commands reach the broker; `theirs` is the guest's end.
 
-    `oxydra-shell-mux` reads it, from `start` until it ends or is closed.
+    `oxydra-shell-mux` reads ours, from `start` until it ends or is closed.
     """
 
-    def __init__(self, serve: Callable[[Json, Channel], None]) -> None:
-        self._ours, self.theirs = socket.socketpair()
-        limit = struct.pack("ll", SEND_SECONDS, 0)  # who does not read for so long has lost it
-        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        self._mux = Mux(self._ours, opener=False, accept=lambda c: serve(channel_info(c.info), c))
-        self._service = Service("shell-mux", lambda _: self._mux.run(), wake=self._mux.close)
+    def __init__(self, serve: Serve) -> None:
+        ours, self.theirs = socket.socketpair()
+        self._stream = GuestStream(ours, "shell-mux", serve)
 
     def start(self) -> None:
         self.theirs.close()  # the guest has its own copy; ours would hide its end
-        self._service.start()
+        self._stream.start()
 
     def close(self) -> None:
         """Idempotent."""
-        self._service.stop()
-        self._ours.close()
+        self._stream.close()
         self.theirs.close()
 
 
@@ -164,7 +157,7 @@ def start(
     secrets: Sequence[str],
     on_exit: Callable[[str], None],
     levels: tuple[str, ...] = (),
-    serve: Callable[[Json, Channel], None] | None = None,
+    serve: Serve | None = None,
 ) -> ShellGuest:
     """Start the shell guest as well caged as it can be here, or at one of `levels`.
 
@@ -172,33 +165,34 @@ def start(
     key away. `secrets` are the keys that are configured; `serve` takes the channels that commands
     open to the broker, where `[egress]` lets them.
     """
-    egress = EgressLine(serve) if serve is not None and isolation.egress.shell != "none" else None
     env = environment(config, secrets)
     uid, gid = owner(workspace)
     output = workspace.open_log("shell.log")
     try:
         for folder in (workspace.shared, workspace.tmp):
-            if folder.parent == workspace.path:  # the user's own stay the user's
+            if workspace.owns(folder):
                 give(folder, uid, gid)
-        spec = ShellSpec(
-            workspace=workspace.path,
-            isolation=isolation,
-            shared=workspace.shared,
-            tmp=workspace.tmp,
-            uid=uid,
-            gid=gid,
-            dedicated=os.geteuid() == 0 and uid in DEDICATED,
-            env=env,
-            log=output,
-            levels=levels or allowed_levels(config),
-            egress=None if egress is None else egress.theirs,
-        )
         with contextlib.ExitStack() as undo:
-            if egress is not None:
+            egress: EgressLine | None = None
+            if serve is not None and isolation.egress.shell != "none":
+                egress = EgressLine(serve)
                 undo.callback(egress.close)
-            process = tier.start_shell(spec)
+            spec = ShellSpec(
+                workspace=workspace.path,
+                isolation=isolation,
+                shared=workspace.shared,
+                tmp=workspace.tmp,
+                uid=uid,
+                gid=gid,
+                dedicated=os.geteuid() == 0 and uid in DEDICATED,
+                env=env,
+                log=output,
+                levels=levels or allowed_levels(config),
+                egress=None if egress is None else egress.theirs,
+            )
+            guest = ShellGuest(tier.start_shell(spec), on_exit, egress)
             undo.pop_all()
-        return ShellGuest(process, on_exit, egress)
+        return guest
     except OSError as error:
         raise OxydraError(
             f"The shell guest cannot be started: {error.strerror}.",

@@ -60,13 +60,17 @@ class Workspace:
         self.mounts = mounts or Mounts.of(self.path)
         self.shared, self.tmp = self.mounts.shared, self.mounts.tmp
         # What max_workspace_mib is about: the user's own folders are not Oxydra's to count.
-        self.counted = tuple(f for f in (self.shared, self.tmp) if f.parent == self.path)
+        self.counted = tuple(f for f in (self.shared, self.tmp) if self.owns(f))
         self.ipc = self.path / "ipc"
         self.logs = self.path / "logs"
         self.audit = self.path / "audit"
         self.internal = self.path / "internal"
         self.database = self.internal / "oxydra.db"
         self.control_socket = self.ipc / "runner-control.sock"
+
+    def owns(self, folder: Path) -> bool:
+        """Whether a folder is the workspace's own, not one of the user's that is mounted."""
+        return folder.parent == self.path
 
     def prepare(self) -> None:
         """Make what is missing. Raises `OxydraError` if a folder is a link, a file or another's."""

@@ -416,11 +416,12 @@ class Gate:
         whatever session it is read.
         """
         tool = wanted.tool
-        written = [path for path in _named(wanted) if not path.startswith("/vault")]
+        named = _named(wanted)
+        written = [path for path in named if not path.startswith("/vault")]
         if tool.tier is SafetyTier.READ_ONLY or not written:
             return
         marks = Marks(scope.tainted, scope.sensitive) | Marks(tool.taints, tool.sensitive)
-        if _is_command(wanted):
+        if named is WORKSPACE:
             marks |= self._file_marks(WORKSPACE, scope)
         elif marks.sensitive and self._shell_open():
             written = WORKSPACE

@@ -161,10 +161,6 @@ class Transport(Protocol):
         """
         ...
 
-    def warm(self) -> None:
-        """Do now, in idle time, what the first request would otherwise wait for."""
-        ...
-
     def close(self) -> None:
         """Close the idle connections; those in use close when their streams do."""
         ...

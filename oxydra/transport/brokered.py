@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Protocol
@@ -40,17 +39,17 @@ class ByteChannel(Protocol):
 
     def recv(self, nbytes: int, /) -> bytes: ...
 
-    def sendall(self, data: bytes, /) -> None: ...
+    def finish(self, data: bytes, /) -> None: ...
 
     def settimeout(self, seconds: float | None, /) -> None: ...
-
-    def shutdown(self, how: int, /) -> None: ...
 
     def reset(self, why: str, /) -> None: ...
 
 
-OpenChannel = Callable[[bytes, bytes], ByteChannel]
-"""`open(info, data)`: a new channel to the broker, on which `data` is under way."""
+OpenChannel = Callable[[bytes, bytes, bool], ByteChannel]
+"""`open(info, data, fin)`: a new channel to the broker, on which `data` is under way and, with
+`fin`, an end behind it.
+"""
 
 
 class BrokeredTransport:
@@ -58,9 +57,6 @@ class BrokeredTransport:
 
     def __init__(self, open_channel: OpenChannel) -> None:
         self._open_channel = open_channel
-
-    def warm(self) -> None:
-        """There is nothing to prepare here: the broker does it."""
 
     def close(self) -> None:
         """There is nothing to close here: channels end with their streams."""
@@ -73,13 +69,13 @@ class BrokeredTransport:
         message = pack("request", _head(request)) + request.body
         with ExitStack() as undo:
             try:
-                channel = self._open_channel(b'{"kind":"http"}', message[:FIRST_BYTES])
+                first, rest = message[:FIRST_BYTES], message[FIRST_BYTES:]
+                channel = self._open_channel(b'{"kind":"http"}', first, not rest)
                 undo.callback(channel.reset, "closed")
                 undo.enter_context(token.on_cancel(lambda: channel.reset("cancelled")))
-                if rest := message[FIRST_BYTES:]:
+                if rest:
                     _set_clock(channel, request, request.connect_timeout)
-                    channel.sendall(rest)
-                channel.shutdown(socket.SHUT_WR)
+                    channel.finish(rest)
                 _set_clock(channel, request, request.connect_timeout)
                 op, payload = read_frame(channel.recv, MAX_HEAD)
             except (OSError, FrameError) as error:
