@@ -274,9 +274,9 @@ def test_a_shutdown_between_calls_leaves_the_rest_for_later(world):
 
 
 def test_a_full_disk_pauses_the_turn_and_loses_nothing(world, monkeypatch):
-    from oxydra import runtime
+    from oxydra.runtime import loop
 
-    monkeypatch.setattr(runtime, "FULL_DISK_WAIT", (0.01, 0.05))
+    monkeypatch.setattr(loop, "FULL_DISK_WAIT", (0.01, 0.05))
     said = threading.Event()
     turn = world.turn()
 

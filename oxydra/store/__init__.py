@@ -1,0 +1,6 @@
+"""The SQLite database of one user."""
+
+from oxydra.store.migrations import MIGRATIONS
+from oxydra.store.store import Store
+
+__all__ = ["MIGRATIONS", "Store"]

@@ -1,0 +1,369 @@
+"""Sessions, their events, their turns, and the journal of the turns' tool calls.
+
+History is append-only. The state machines of turns and calls (`types.TurnState`, `types.CallState`)
+are asserted in the statement that moves a row: a move that is not allowed changes nothing and
+raises.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import apsw
+
+from oxydra.errors import NotFoundError, StoreError, StoreFullError, UsageError
+from oxydra.frames import (
+    attachments_from_json,
+    attachments_json,
+    compact,
+    message_from_json,
+    message_json,
+)
+from oxydra.store.database import Database, Row, as_text, clean, placeholders, timestamp
+from oxydra.types import (
+    Attachment,
+    CallState,
+    Event,
+    Json,
+    Message,
+    Session,
+    ToolCall,
+    Turn,
+    TurnState,
+)
+
+_TURN_MOVES = {
+    TurnState.RUNNING: ("queued",),
+    TurnState.COMPLETED: ("running",),
+    TurnState.FAILED: ("queued", "running"),
+    TurnState.CANCELLED: ("queued", "running"),
+}
+_CALL_MOVES = {
+    CallState.RUNNING: ("intended",),
+    CallState.DONE: ("intended", "running"),  # a repeatable call needs no mark that it started
+    CallState.FAILED: ("intended", "running"),
+    CallState.UNKNOWN: ("running",),
+}
+
+
+class ConversationTables(Database):
+    """`sessions`, `events`, `blobs`, `turns` and `tool_calls`."""
+
+    # ----------------------------------------------------------------------------------- sessions
+
+    def create_session(
+        self,
+        *,
+        agent_name: str = "default",
+        display_name: str = "",
+        channel_origin: str = "gateway",
+    ) -> Session:
+        session_id = secrets.token_hex(8)
+        now = timestamp()
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO sessions (session_id, agent_name, display_name, channel_origin,"
+                " created_at, last_active_at) VALUES (?, ?, ?, ?, ?, ?)",
+                (session_id, agent_name, display_name, channel_origin, now, now),
+            )
+        return Session(session_id, agent_name, display_name, channel_origin, now, now, False)
+
+    def session(self, session_id: str) -> Session:
+        """Raises `NotFoundError`."""
+        rows = self._sessions("WHERE session_id = ?", (session_id,))
+        if not rows:
+            raise _no_session(session_id)
+        return rows[0]
+
+    def find_session(self, wanted: str) -> Session:
+        """The session with this id, this unique prefix of an id, or this name.
+
+        Raises `NotFoundError` for none and `UsageError` for several.
+        """
+        pattern = wanted.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        found = self._sessions(
+            "WHERE session_id LIKE ? ESCAPE '\\' OR display_name = ? ORDER BY session_id",
+            (pattern, wanted),
+        )
+        exact = [s for s in found if wanted in (s.session_id, s.display_name)]
+        matches = exact or found
+        if not wanted or not matches:
+            raise _no_session(wanted)
+        if len(matches) > 1:
+            names = ", ".join(s.session_id for s in matches[:5])
+            raise UsageError(
+                f"{wanted[:64]!r} means {len(matches)} sessions ({names}).",
+                remedy="Give more characters of the id.",
+            )
+        return matches[0]
+
+    def sessions(self, *, include_archived: bool = False) -> list[Session]:
+        """All sessions, the most recently active first."""
+        where = "" if include_archived else "WHERE archived = 0"
+        return self._sessions(f"{where} ORDER BY last_active_at DESC, session_id")
+
+    def latest_session(self) -> Session | None:
+        rows = self._sessions("WHERE archived = 0 ORDER BY last_active_at DESC LIMIT 1")
+        return rows[0] if rows else None
+
+    def count_sessions(self) -> int:
+        """How many sessions are not archived."""
+        with self._reading() as db:
+            return int(db.execute("SELECT count(*) FROM sessions WHERE archived = 0").get)
+
+    def _sessions(self, clause: str, values: Sequence[Any] = ()) -> list[Session]:
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                "SELECT session_id, agent_name, display_name, channel_origin, created_at,"
+                f" last_active_at, archived FROM sessions {clause}",
+                values,
+            ).fetchall()
+        return [Session(*(*row[:6], bool(row[6]))) for row in rows]
+
+    # ------------------------------------------------------------------------------------- events
+
+    def messages(self, session_id: str) -> list[Message]:
+        """The whole conversation in order."""
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                "SELECT message FROM events WHERE session_id = ? ORDER BY sequence", (session_id,)
+            ).fetchall()
+            return [message_from_json(json.loads(row[0]), partial(_blob, db)) for row in rows]
+
+    def history(
+        self, session_id: str, *, before_sequence: int | None = None, limit: int = 100
+    ) -> tuple[list[Event], bool]:
+        """The last `limit` events before `before_sequence`, oldest first, and whether older
+        exist.
+        """
+        before = 2**62 if before_sequence is None else before_sequence
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                "SELECT session_id, sequence, turn_id, message, created_at FROM events"
+                " WHERE session_id = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?",
+                (session_id, before, limit + 1),
+            ).fetchall()
+        events = [
+            Event(row[0], row[1], row[2], message_from_json(json.loads(row[3])), row[4])
+            for row in reversed(rows[:limit])
+        ]
+        return events, len(rows) > limit
+
+    def _append(
+        self, db: apsw.Connection, session_id: str, turn_id: str, message: Message
+    ) -> Event:
+        now = timestamp()
+        sequence = db.execute(
+            "UPDATE sessions SET last_sequence = last_sequence + 1, last_active_at = ?"
+            " WHERE session_id = ? RETURNING last_sequence",
+            (now, session_id),
+        ).get
+        db.execute(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?)",
+            (session_id, sequence, turn_id, as_text(message_json(message)), now),
+        )
+        _keep_blobs(db, message.attachments)
+        return Event(session_id, sequence, turn_id, message, now)
+
+    # -------------------------------------------------------------------------------------- turns
+
+    def accept_turn(
+        self,
+        session_id: str,
+        turn_id: str,
+        request_id: str,
+        prompt: str,
+        attachments: tuple[Attachment, ...] = (),
+        *,
+        tainted: bool = False,
+    ) -> tuple[Turn, bool]:
+        """Store a person's message and its turn in one transaction: only then may it be
+        acknowledged. `tainted` says that others wrote some of it; attachments count as such.
+
+        The same `turn_id` again returns the turn that is there, and False. Raises `UsageError` when
+        that turn belongs to another session or had another prompt, `StoreFullError` when the disk
+        has no room for one more.
+        """
+        room = self._ballast is None or self._ballast.hold()
+        with self._transaction() as db:
+            there = _turn(db, turn_id)
+            if there is not None:
+                if (there.session_id, there.prompt) != (session_id, clean(prompt)):
+                    raise UsageError(
+                        f"The turn id {turn_id[:64]!r} was already used for another message.",
+                        remedy="Use a fresh id for each message.",
+                    )
+                return there, False
+            if not room:
+                raise StoreFullError(
+                    "The disk is full: no new message is accepted.",
+                    remedy="Free some disk space; work then goes on.",
+                )
+            turn = Turn(
+                turn_id,
+                session_id,
+                request_id,
+                TurnState.QUEUED,
+                prompt,
+                attachments,
+                tainted=tainted or bool(attachments),
+            )
+            now = timestamp()
+            db.execute(
+                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, NULL, ?, ?, ?)",
+                (
+                    *(turn_id, session_id, request_id, turn.state, clean(prompt)),
+                    *(compact(attachments_json(attachments)), now, now, turn.tainted),
+                ),
+            )
+            _keep_blobs(db, attachments)
+            return turn, True
+
+    def turn(self, turn_id: str) -> Turn | None:
+        with self._reading() as db:
+            return _turn(db, turn_id)
+
+    def unfinished_turns(self) -> list[Turn]:
+        """Queued and running turns, in the order in which they were accepted."""
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                f"SELECT {_TURN} FROM turns WHERE state IN ('queued', 'running') ORDER BY rowid"
+            ).fetchall()
+            return [_turn_from(db, row) for row in rows]
+
+    def start_turn(self, turn: Turn) -> Event:
+        """`queued -> running`, and the person's message joins the conversation.
+
+        It joins here and not on acceptance, because a message that waits in the queue comes after
+        the answer to the one before it.
+        """
+        with self._transaction() as db:
+            _move_turn(db, turn.turn_id, TurnState.RUNNING)
+            message = Message(
+                "user", turn.prompt, attachments=turn.attachments, tainted=turn.tainted
+            )
+            return self._append(db, turn.session_id, turn.turn_id, message)
+
+    def add_step(self, turn: Turn, message: Message) -> Event:
+        """A model's message that calls tools: its event and the intent of every call at once."""
+        with self._transaction() as db:
+            event = self._append(db, turn.session_id, turn.turn_id, message)
+            for position, call in enumerate(message.tool_calls):
+                db.execute(
+                    "INSERT INTO tool_calls VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        *(turn.turn_id, event.sequence, position, clean(call.id)),
+                        *(clean(call.name), clean(call.arguments)),
+                        *(CallState.INTENDED, event.created_at),
+                    ),
+                )
+        return event
+
+    def finish_turn(
+        self, turn: Turn, state: TurnState, terminal: Json, message: Message | None = None
+    ) -> None:
+        """The last move of a turn, its terminal frame and, where there is one, its last message."""
+        with self._transaction() as db:
+            _move_turn(db, turn.turn_id, state, terminal)
+            if message is not None:
+                self._append(db, turn.session_id, turn.turn_id, message)
+
+    # -------------------------------------------------------------------------------- the journal
+
+    def open_calls(self, turn_id: str) -> list[tuple[ToolCall, CallState]]:
+        """The calls of a turn that have no result, in order."""
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                "SELECT call_id, name, arguments, state FROM tool_calls WHERE turn_id = ?"
+                " AND state IN ('intended', 'running') ORDER BY sequence, position",
+                (turn_id,),
+            ).fetchall()
+        return [(ToolCall(*row[:3]), CallState(row[3])) for row in rows]
+
+    def calls_running(self, turn: Turn, call_ids: Sequence[str]) -> None:
+        """These calls are about to start: `intended -> running`, before anything happens."""
+        with self._transaction() as db:
+            for call_id in call_ids:
+                _move_call(db, turn.turn_id, call_id, CallState.RUNNING)
+
+    def calls_finished(
+        self,
+        turn: Turn,
+        results: Sequence[tuple[CallState, Message]],
+        running: Sequence[str] = (),
+    ) -> None:
+        """Results and their events, in the order given: `-> done | failed | unknown`; and the calls
+        that start next.
+        """
+        with self._transaction() as db:
+            for state, message in results:
+                _move_call(db, turn.turn_id, message.tool_call_id, state)
+                self._append(db, turn.session_id, turn.turn_id, message)
+            for call_id in running:
+                _move_call(db, turn.turn_id, call_id, CallState.RUNNING)
+
+
+_TURN = "turn_id, session_id, request_id, state, prompt, attachments, terminal, tainted"
+
+
+def _turn(db: apsw.Connection, turn_id: str) -> Turn | None:
+    row = db.execute(f"SELECT {_TURN} FROM turns WHERE turn_id = ?", (turn_id,)).fetchone()
+    return None if row is None else _turn_from(db, row)
+
+
+def _turn_from(db: apsw.Connection, row: Row) -> Turn:
+    attachments = attachments_from_json(json.loads(row[5]), partial(_blob, db))
+    terminal = json.loads(row[6]) if row[6] else None
+    state = TurnState(row[3])
+    turn_id, session_id, request_id, _, prompt = row[:5]
+    tainted = bool(row[7])
+    return Turn(turn_id, session_id, request_id, state, prompt, attachments, terminal, tainted)
+
+
+def _keep_blobs(db: apsw.Connection, attachments: Sequence[Attachment]) -> None:
+    """Store the data of attachments, each content once."""
+    for attachment in attachments:
+        row = (attachment.sha256, attachment.data)
+        db.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", row)
+
+
+def _blob(db: apsw.Connection, sha256: str) -> bytes:
+    data: bytes = db.execute("SELECT data FROM blobs WHERE sha256 = ?", (sha256,)).get
+    return data
+
+
+def _move_turn(
+    db: apsw.Connection, turn_id: str, state: TurnState, terminal: Json | None = None
+) -> None:
+    sources = _TURN_MOVES[state]
+    db.execute(
+        "UPDATE turns SET state = ?, terminal = ?, updated_at = ? WHERE turn_id = ?"
+        f" AND state IN ({placeholders(sources)})",
+        (state, None if terminal is None else as_text(terminal), timestamp(), turn_id, *sources),
+    )
+    if db.changes() != 1:
+        raise StoreError(f"Turn {turn_id!r} cannot become {state} from where it is.")
+
+
+def _move_call(db: apsw.Connection, turn_id: str, call_id: str, state: CallState) -> None:
+    """Move the oldest open call with this id: a model may use an id again in a later step."""
+    sources = _CALL_MOVES[state]
+    call_id = clean(call_id)
+    db.execute(
+        "UPDATE tool_calls SET state = ?, updated_at = ? WHERE turn_id = ? AND call_id = ?"
+        f" AND state IN ({placeholders(sources)}) AND (sequence, position) = ("
+        " SELECT sequence, position FROM tool_calls INDEXED BY tool_calls_open"
+        " WHERE turn_id = ? AND call_id = ?"
+        " AND state IN ('intended', 'running') ORDER BY sequence, position LIMIT 1)",
+        (state, timestamp(), turn_id, call_id, *sources, turn_id, call_id),
+    )
+    if db.changes() != 1:
+        raise StoreError(f"Call {call_id!r} of turn {turn_id!r} cannot become {state}.")
+
+
+def _no_session(wanted: str) -> NotFoundError:
+    return NotFoundError(f"There is no session {wanted[:64]!r}.", remedy="`/sessions` lists them.")

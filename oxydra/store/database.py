@@ -1,0 +1,162 @@
+"""The connections to one user's database, and what every table of it needs.
+
+One writer connection stands behind a lock, every write is one IMMEDIATE transaction with
+`synchronous = FULL`, because what a commit acknowledges must survive a power cut as well; readers
+take a connection from a small pool. No thread is started here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import apsw
+
+from oxydra.disk import Ballast
+from oxydra.errors import StoreError, StoreFullError
+from oxydra.frames import compact
+from oxydra.store.migrations import MIGRATIONS
+from oxydra.types import Json
+
+BUSY_TIMEOUT_MS = 10_000
+POOL = 4  # idle read connections kept
+
+Row: TypeAlias = tuple[Any, ...]
+
+
+class Database:
+    """Opens (or makes) the database at `path` and brings it to this version's schema.
+
+    Every method may be called from any thread. Methods raise `StoreFullError` when the disk is full
+    or read-only, `StoreError` for anything else that the database refuses; nothing is then half
+    written.
+    """
+
+    def __init__(self, path: Path, ballast: Ballast | None = None) -> None:
+        """`ballast` keeps room for what has begun: no turn is accepted that finds none."""
+        self.path = path
+        self._ballast = ballast
+        self._write_lock = threading.Lock()
+        self._pool: list[apsw.Connection] = []
+        self._pool_lock = threading.Lock()
+        self._closed = False
+        with explained(path):
+            self._writer = self._open()
+            self._migrate()
+        if ballast is not None:
+            ballast.hold()
+
+    def _open(self) -> apsw.Connection:
+        db = apsw.Connection(str(self.path))
+        db.set_busy_timeout(BUSY_TIMEOUT_MS)
+        db.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON")
+        return db
+
+    def _migrate(self) -> None:
+        db = self._writer
+        done = int(db.pragma("user_version"))
+        if done > len(MIGRATIONS):
+            raise StoreError(
+                f"The database {self.path} was written by a newer Oxydra (schema {done}).",
+                remedy="Install that version again; this one will not touch it.",
+            )
+        for number, migration in enumerate(MIGRATIONS[done:], start=done + 1):
+            with self._transaction():
+                migration(db)
+                db.pragma("user_version", number)
+
+    def release_ballast(self) -> bool:
+        """Give the ballast up, so that the end of a turn can be written to a full disk; whether
+        there was any.
+        """
+        return self._ballast is not None and self._ballast.release()
+
+    def close(self) -> None:
+        """Close every connection; safe to call twice."""
+        with self._write_lock, self._pool_lock:
+            self._closed = True
+            self._writer.close()
+            for db in self._pool:
+                db.close()
+            self._pool.clear()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[apsw.Connection]:
+        """One durable write: all of the block or nothing of it."""
+        with self._write_lock, explained(self.path):
+            if self._closed:
+                raise StoreError("The database is closed.", remedy="Start the daemon again.")
+            db = self._writer
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[apsw.Connection]:
+        with self._pool_lock:
+            db = self._pool.pop() if self._pool else None
+        with explained(self.path):
+            if db is None:
+                db = self._open()
+            try:
+                yield db
+            except BaseException:
+                db.close()
+                raise
+        with self._pool_lock:
+            if not self._closed and len(self._pool) < POOL:
+                self._pool.append(db)
+                return
+        db.close()
+
+
+def timestamp() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def placeholders(values: Sequence[str]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def as_text(value: Json) -> str:
+    return clean(compact(value))
+
+
+def clean(text: str) -> str:
+    """`text` as SQLite can store it: a lone surrogate, which JSON can smuggle in, becomes
+    U+FFFD.
+    """
+    return text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """The database's errors as ours."""
+    try:
+        yield
+    except (apsw.FullError, apsw.ReadOnlyError, apsw.IOError) as error:
+        raise StoreFullError(
+            f"The database {path} cannot be written ({error}).",
+            remedy="Free some disk space or make the file system writable; work then goes on.",
+        ) from error
+    except (apsw.NotADBError, apsw.CorruptError) as error:
+        raise StoreError(
+            f"The database {path} is damaged ({error}).",
+            remedy="Move it aside and restore a backup.",
+        ) from error
+    except apsw.CantOpenError as error:
+        raise StoreError(
+            f"The database {path} cannot be opened ({error}).",
+            remedy="Check that its folder exists and belongs to you.",
+        ) from error
+    except apsw.Error as error:
+        raise StoreError(f"The database {path} refused: {error}.") from error

@@ -1,0 +1,122 @@
+"""The schema, as the steps that led to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import apsw
+
+
+def m001_conversation(db: apsw.Connection) -> None:
+    """Sessions, events, turns and the journal."""
+    db.execute(
+        """
+        CREATE TABLE sessions (
+            session_id TEXT PRIMARY KEY,
+            agent_name TEXT NOT NULL,
+            display_name TEXT NOT NULL,
+            channel_origin TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            last_active_at TEXT NOT NULL,
+            archived INTEGER NOT NULL DEFAULT 0,
+            last_sequence INTEGER NOT NULL DEFAULT 0
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX sessions_by_activity ON sessions (archived, last_active_at);
+
+        CREATE TABLE turns (
+            turn_id TEXT PRIMARY KEY,
+            session_id TEXT NOT NULL REFERENCES sessions,
+            request_id TEXT NOT NULL,
+            state TEXT NOT NULL,
+            prompt TEXT NOT NULL,
+            attachments TEXT NOT NULL,
+            terminal TEXT,
+            created_at TEXT NOT NULL,
+            updated_at TEXT NOT NULL
+        ) STRICT;
+        CREATE INDEX turns_unfinished ON turns (state) WHERE state IN ('queued', 'running');
+
+        CREATE TABLE events (
+            session_id TEXT NOT NULL REFERENCES sessions,
+            sequence INTEGER NOT NULL,
+            turn_id TEXT NOT NULL,
+            message TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            PRIMARY KEY (session_id, sequence)
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE TABLE blobs (
+            sha256 TEXT PRIMARY KEY,
+            data BLOB NOT NULL
+        ) STRICT;
+
+        CREATE TABLE tool_calls (
+            turn_id TEXT NOT NULL REFERENCES turns,
+            sequence INTEGER NOT NULL,
+            position INTEGER NOT NULL,
+            call_id TEXT NOT NULL,
+            name TEXT NOT NULL,
+            arguments TEXT NOT NULL,
+            state TEXT NOT NULL,
+            updated_at TEXT NOT NULL,
+            PRIMARY KEY (turn_id, sequence, position)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX tool_calls_open ON tool_calls (turn_id) WHERE state IN ('intended', 'running');
+        """
+    )
+
+
+def m002_approvals(db: apsw.Connection) -> None:
+    """Requests to allow tool calls, and their answers."""
+    db.execute(
+        """
+        CREATE TABLE approvals (
+            approval_id TEXT PRIMARY KEY,
+            session_id TEXT NOT NULL REFERENCES sessions,
+            turn_id TEXT NOT NULL REFERENCES turns,
+            step INTEGER NOT NULL,
+            call_id TEXT NOT NULL,
+            tool TEXT NOT NULL,
+            tier TEXT NOT NULL,
+            arguments TEXT NOT NULL,
+            arguments_sha256 TEXT NOT NULL,
+            complete INTEGER NOT NULL,
+            reason TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            expires_at TEXT NOT NULL,
+            state TEXT NOT NULL,
+            scope TEXT NOT NULL,
+            decided_by TEXT NOT NULL
+        ) STRICT;
+        CREATE INDEX approvals_by_call ON approvals (turn_id, step, call_id);
+        CREATE INDEX approvals_by_arguments ON approvals (session_id, tool, arguments_sha256);
+        CREATE INDEX approvals_pending ON approvals (session_id) WHERE state = 'pending';
+        """
+    )
+
+
+def m003_file_marks(db: apsw.Connection) -> None:
+    """Which files hold what strangers wrote, or private data; a folder stands for all in it."""
+    db.execute(
+        """
+        CREATE TABLE file_marks (
+            path TEXT PRIMARY KEY,
+            tainted INTEGER NOT NULL,
+            sensitive INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID;
+        """
+    )
+
+
+def m004_foreign_prompts(db: apsw.Connection) -> None:
+    """Whether a message holds what others wrote: forwarded, quoted, or from a third person."""
+    db.execute("ALTER TABLE turns ADD COLUMN tainted INTEGER NOT NULL DEFAULT 0")
+
+
+MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
+    m001_conversation,
+    m002_approvals,
+    m003_file_marks,
+    m004_foreign_prompts,
+)
+"""In order, append-only: a migration that was released is never changed."""

@@ -1,0 +1,13 @@
+"""Everything that is kept of one user, in one SQLite file (APSW, WAL).
+
+The agent guest alone opens it while it runs.
+"""
+
+from __future__ import annotations
+
+from oxydra.store.approvals import ApprovalTables
+from oxydra.store.conversation import ConversationTables
+
+
+class Store(ConversationTables, ApprovalTables):
+    """The database, with the methods of all its tables."""
