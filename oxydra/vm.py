@@ -42,7 +42,7 @@ from oxydra.policy.paths import ROOTS
 from oxydra.providers import registry
 from oxydra.providers.reliable import Choice, Reliable
 from oxydra.relay import Relay
-from oxydra.runtime import MADE, Runtime
+from oxydra.runtime import MADE, Runtime, SystemPrompt, prompt
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Store
 from oxydra.threads import Service, install_hooks
@@ -119,6 +119,12 @@ class AgentGuest:
             config=settings.runtime,
             reasoning=settings.selection.reasoning,
             keep=self._keep,
+            prompt=SystemPrompt(
+                [spec.name for spec in tools.specs],
+                own=settings.system_prompt,
+                agents={name: one.system_prompt for name, one in settings.agents.items()},
+                zone=settings.scheduler.default_timezone,
+            ),
         )
         self._hub = Hub(self._store, self._runtime, settings.gateway, envelope.user_id)
         self._gateway = Gateway(
@@ -130,6 +136,7 @@ class AgentGuest:
             health=self.health,
             on_death=_die,
             approvals=self._approvals,
+            commands={"prompt": ("chat", self._explain_prompt)},
         )
         stream.on_gateway = self._gateway.adopt
 
@@ -156,6 +163,11 @@ class AgentGuest:
                 settings.tools.shell, named_paths=named, contained=contained, networked=networked
             )
         ]
+
+    def _explain_prompt(self, args: Json) -> Json:
+        session = prompt.sample(str(args.get("agent") or "default"))
+        runtime = self._runtime
+        return prompt.report(runtime.prompt, session, runtime.tools, runtime.model)
 
     def attach_shell(self, channel: Channel) -> None:
         """Take the channel to a shell guest that was started, again or for the first time."""

@@ -130,6 +130,12 @@ def _add_configuration(commands: Commands) -> None:
         "explain", help="each effective value with its source, secrets masked"
     )
     explain.add_argument("--json", action="store_true", help="print JSON")
+    about = commands.add_parser("explain", help="what the model is told")
+    subjects = about.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
+    text = "the system prompt: each part with its tokens, the tools', and the total"
+    prompt = _command(subjects, "prompt", "oxydra.cli.prompt:explain", text)
+    prompt.add_argument("--agent", metavar="NAME", help="of this agent; default: the general one")
+    prompt.add_argument("--json", action="store_true", help="print JSON")
     catalog = _command(commands, "catalog", f"{module}:catalog_show", "what is known of models")
     actions = catalog.add_subparsers(dest="action", required=True)
     show = actions.add_parser("show", help="models with their limits and prices")

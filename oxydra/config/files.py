@@ -232,8 +232,12 @@ def _named_files(path: Path) -> Iterator[Path]:
         table = tomli.loads(read_text(path) or "")
     except tomli.TOMLDecodeError:
         return  # `load` will say what is wrong with it
-    for table_name, key in (("users", "config_path"), ("agents", "system_prompt_file")):
-        entries = table.get(table_name)
+    for table_name, key in (
+        ("users", "config_path"),
+        ("agents", "system_prompt_file"),
+        ("", "system_prompt_file"),
+    ):
+        entries = table.get(table_name) if table_name else {"": table}
         for entry in entries.values() if isinstance(entries, dict) else ():
             if isinstance(entry, dict) and isinstance(entry.get(key), str):
                 yield path.parent / os.path.expanduser(entry[key])

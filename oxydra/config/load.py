@@ -443,7 +443,7 @@ def _unknown(path: KeyPath, source: Source) -> ConfigError:
 def _add_prompts(values: Values) -> None:
     """Read each system_prompt_file into system_prompt: a guest reads no configuration."""
     for path, name in list(values.leaves.items()):
-        if path[0] != "agents" or path[-1] != "system_prompt_file" or not name:
+        if path[-1] != "system_prompt_file" or not name:
             continue
         at = (*path[:-1], "system_prompt")
         source = values.source(path)

@@ -307,6 +307,12 @@ class AgentConfig(Section):
     scheduler: SchedulerConfig = key(SchedulerConfig, "")
     tools: ToolsConfig = key(ToolsConfig, "")
     catalog: CatalogConfig = key(CatalogConfig, "")
+    system_prompt: str = key(
+        "", "What the model is told it is, in the place of the built-in words; the rules stay."
+    )
+    system_prompt_file: str = key(
+        "", "The same, read from a file; relative to the file that says so.", runner_only=True
+    )
     agents: dict[str, AgentProfile] = key(dict, "Agents by name.")
 
 

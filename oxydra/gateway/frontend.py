@@ -90,7 +90,11 @@ class Gateway(Handler):
         health: Callable[[], Json],
         on_death: Callable[[BaseException], None] | None = None,
         approvals: Approvals | None = None,
+        commands: Mapping[str, tuple[str, Callable[[Json], Json]]] | None = None,
     ) -> None:
+        """`commands` are further ones for `command` frames: by name the scope that a token needs
+        for it, and what gives the data from its arguments; it runs on `oxydra-requests`.
+        """
         self._hub = hub
         self._approvals = approvals
         self._store = store
@@ -120,6 +124,7 @@ class Gateway(Handler):
         # what `command` frames can ask for: the scope that is needed, and what gives the data
         self._commands: dict[str, tuple[str, Callable[[Json], Json]]] = {
             "approvals": ("approve", self._open_requests),
+            **(commands or {}),
         }
 
     def start(self) -> None:

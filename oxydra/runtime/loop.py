@@ -22,6 +22,7 @@ from oxydra.frames import message_json, usage_json
 from oxydra.log import fields
 from oxydra.policy import VirtualPath
 from oxydra.runtime.conversation import Conversations
+from oxydra.runtime.prompt import SystemPrompt
 from oxydra.store import Store
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline
 from oxydra.tools.gate import Gate, TurnScope
@@ -67,6 +68,7 @@ class Runtime:
         config: RuntimeConfig,
         reasoning: str = "",
         keep: Callable[[Attachment], str] | None = None,
+        prompt: SystemPrompt | None = None,
     ) -> None:
         """`keep` puts a file that a model made into `MADE`, and says under which path."""
         self.keep = keep
@@ -77,7 +79,8 @@ class Runtime:
         self.tools = tools if model.tools else ()
         self.config = config
         self.reasoning = reasoning
-        self.conversations = Conversations(store)
+        self.prompt = prompt or SystemPrompt([tool.name for tool in self.tools])
+        self.conversations = Conversations(store, self.prompt)
         self._used = Usage()
         self._used_lock = Lock()
 

@@ -1,4 +1,4 @@
-"""`oxydra-runner approvals`: the open requests for approvals, and their answers, from a script.
+"""What commands ask the gateway: the open requests for approvals, their answers, and `command`s.
 
 A short-lived client of the gateway like any other. Its thread delivers frames into a queue, from
 which the caller's takes the reply to what it asked; the connection ends with the command.
@@ -30,9 +30,13 @@ class Desk:
 
     def requests(self) -> list[Json]:
         """The open requests, oldest first: the fields of `approval_request` frames."""
-        data = self._ask("command", {"name": "approvals", "args": {}}).payload["data"]
-        rows: list[Json] = data["requests"]
+        rows: list[Json] = self.command("approvals")["requests"]
         return rows
+
+    def command(self, name: str, **args: object) -> Json:
+        """The data of a `command_result`. Raises `OxydraError`."""
+        data: Json = self._ask("command", {"name": name, "args": args}).payload["data"]
+        return data
 
     def answer(self, approval_id: str, *, allow: bool, for_session: bool) -> Json:
         """Answer a request; returns the `approval_resolved`. Raises `OxydraError` where it was

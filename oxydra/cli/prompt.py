@@ -1,0 +1,72 @@
+"""`explain prompt`: what the model is told before a person says anything, and what that takes.
+
+A running daemon says what it sends. Without one it is worked out from the configuration, as a start
+would find it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from oxydra.cli.target import load, locate, workspace_of
+from oxydra.config import Config
+from oxydra.errors import NoDaemonError, UsageError
+from oxydra.scrub import printable
+from oxydra.types import Json
+
+
+def explain(options: argparse.Namespace) -> int:
+    settings = load(options)
+    agent = options.agent or "default"
+    if options.agent and options.agent not in settings.agent.agents:
+        known = ", ".join(sorted(settings.agent.agents)) or "none"
+        raise UsageError(
+            f"There is no agent {options.agent[:64]!r}.",
+            remedy=f"[agents.<name>] of agent.toml makes one; there are: {known}.",
+        )
+    found = _running(settings, agent) or _configured(settings, agent)
+    if options.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return 0
+    for part in found["parts"]:
+        print(f"{part['name']} ({part['tokens']} tokens)")
+        print("\n".join(f"  {line}" for line in printable(part["text"]).split("\n")))
+    tools = found["tools"]
+    print(f"{tools['count']} tools ({tools['tokens']} tokens)")
+    print(f"in all {found['total_tokens']} tokens, estimated for {printable(found['model'])}")
+    return 0
+
+
+def _running(settings: Config, agent: str) -> Json | None:
+    """What the daemon sends, None where none runs."""
+    from oxydra.tui.answer import desk
+
+    workspace = workspace_of(settings)
+    try:
+        with desk(lambda: locate(workspace), workspace.user) as asked:
+            return asked.command("prompt", agent=agent)
+    except NoDaemonError:
+        return None
+
+
+def _configured(settings: Config, agent: str) -> Json:
+    from oxydra import config
+    from oxydra.catalog import Catalog
+    from oxydra.runtime import SystemPrompt, prompt
+    from oxydra.tools.registry import ToolRegistry
+    from oxydra.tools.shell import ShellTool
+
+    shell = settings.agent.tools.shell
+    wanted = shell.enabled and settings.user.behavior.shell_enabled
+    tools = ToolRegistry(extra=[ShellTool(shell, named_paths=True)] if wanted else []).specs
+    chosen = config.select(settings, Catalog.load(home=settings.home))
+    told = config.effective(settings, chosen)
+    built = SystemPrompt(
+        [tool.name for tool in tools],
+        own=settings.agent.system_prompt,
+        agents={name: one.system_prompt for name, one in settings.agent.agents.items()},
+        zone=told["scheduler"]["default_timezone"],
+    )
+    model = chosen.spec
+    return prompt.report(built, prompt.sample(agent), tools if model.tools else (), model)
