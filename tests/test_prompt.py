@@ -59,7 +59,7 @@ def test_the_report_counts_every_part() -> None:
     assert found["total_tokens"] == counted > 0
 
 
-def test_explain_prompt_with_and_without_a_daemon(home) -> None:
+def test_explain_prompt_with_and_without_a_daemon(home) -> None:  # noqa: F811
     home.add(
         "agent.toml",
         '\n[agents.judge]\nsystem_prompt_file = "judge.md"\n',
@@ -81,7 +81,7 @@ def test_explain_prompt_with_and_without_a_daemon(home) -> None:
     assert "nobody" in line and "judge" in line
 
 
-def test_the_configured_prompt_is_what_is_sent(home) -> None:
+def test_the_configured_prompt_is_what_is_sent(home) -> None:  # noqa: F811
     text = (home.folder / "agent.toml").read_text()
     (home.folder / "agent.toml").write_text('system_prompt = "You are a parrot."\n' + text)
     home.run("start", "--detach")
