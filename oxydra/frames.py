@@ -65,7 +65,8 @@ CLIENT = {
     for name, spec in {
         "hello": "request_id:str protocol_version:int user_id:str session_id?:str "
         "create_new_session?:bool last_seq?:int epoch?:str",
-        "send_turn": "request_id:str session_id:str turn_id:str prompt:str attachments?:list",
+        "send_turn": "request_id:str session_id:str turn_id:str prompt:str attachments?:list "
+        "steer?:bool",
         "cancel_active_turn": "request_id:str session_id:str turn_id:str",
         "cancel_all_active_turns": "request_id:str",
         "health_check": "request_id:str",
@@ -94,6 +95,7 @@ SERVER = {
         "approval_resolved": _IN_TURN + "approval_id:str tool:str decision:str by:str scope?:str",
         "turn_completed": _IN_TURN + "response:object",
         "turn_cancelled": _IN_TURN,
+        "turn_joined": _IN_TURN + "into:str",
         "error": "request_id?:str session?:object turn?:object message:str code?:str "
         "retry_after_ms?:int",
         "health_status": "request_id:str healthy:bool session?:object active_turn?:object "
@@ -107,7 +109,8 @@ SERVER = {
     }.items()
 }
 
-TERMINAL = ("turn_completed", "turn_cancelled", "error")  # an error is terminal when it has a turn
+# an error is terminal when it has a turn
+TERMINAL = ("turn_completed", "turn_cancelled", "turn_joined", "error")
 
 
 @dataclass(frozen=True, slots=True)

@@ -377,17 +377,20 @@ class Tool(Protocol):
 
 
 class TurnState(enum.StrEnum):
-    """`queued -> running -> completed | failed | cancelled`, and `queued -> cancelled | failed`."""
+    """`queued -> running -> completed | failed | cancelled`, `queued -> cancelled | failed`, and
+    `queued -> joined` for a message that joined the turn which ran when it came.
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    JOINED = "joined"
 
     @property
     def terminal(self) -> bool:
-        return self in (TurnState.COMPLETED, TurnState.FAILED, TurnState.CANCELLED)
+        return self not in (TurnState.QUEUED, TurnState.RUNNING)
 
 
 class CallState(enum.StrEnum):

@@ -53,14 +53,14 @@ class Held(Scripted):
 class Running:
     """A gateway on a port of its own, over a store and a provider."""
 
-    def __init__(self, path, provider, **config):
-        self.path, self.provider = path, provider
+    def __init__(self, path, provider, tools=(), **config):
+        self.path, self.provider, self.tools = path, provider, tools
         self.config = GatewayConfig(**config)
         self.start()
 
     def start(self, port=0):
         self.store = Store(self.path)
-        registry = ToolRegistry(names=())
+        registry = ToolRegistry(names=(), extra=self.tools)
         runtime = Runtime(
             store=self.store,
             provider=self.provider,

@@ -257,6 +257,33 @@ def test_queued_messages_wait_below_what_the_running_turn_brings(world: World) -
     assert world.texts[2:] == ["answer one", "two", "answer two"]
 
 
+def test_steering_is_sent_as_such_and_stands_where_it_was_read(world: World) -> None:
+    first = world.send("one")
+    world.turn("turn_started", first)
+    waits = world.send("two")
+    world.turn("turn_started", waits, "queued")
+    (send,) = world.type("/steer not so\nfast")
+    assert isinstance(send, Send) and send.payload["steer"] is True
+    assert send.payload["prompt"] == "not so\nfast"
+    said = send.payload["turn_id"]
+    world.turn("turn_started", said, "queued")
+    world.turn("tool_event", first, call=tool("file_read", "finished"))
+    world.turn("turn_joined", said, "joined", into=first)
+    world.turn("assistant_delta", first, delta="answer one")
+    assert world.shown == [
+        ("user", "one", ""),
+        ("tool", "", "finished"),
+        ("user", "not so\nfast", ""),
+        ("assistant", "answer one", "open"),
+        ("user", "two", "queued"),
+    ]
+    assert world.state.active is not None and world.state.active.turn_id == first
+    world.turn("turn_joined", "another-windows", "joined", into=first)
+    assert isinstance(world.effects[-1], Send) and world.effects[-1].type == "history"
+    assert world.type("/steer ") == []
+    assert "warning" in [entry.kind for entry in world.state.entries]
+
+
 def test_a_refused_message_goes_back_into_the_input(world: World) -> None:
     (send,) = world.type("too much")
     world.reply(send, "error", message="16 messages already wait.", code="busy")
@@ -445,7 +472,7 @@ def test_an_unknown_command_names_the_known_ones_and_keeps_what_was_typed(world:
 
 def test_help_lists_every_command(world: World) -> None:
     world.type("/help")
-    for name in ["/new", "/sessions", "/switch", "/cancel", "/status", "/help", "/quit"]:
+    for name in ["/new", "/sessions", "/switch", "/steer", "/cancel", "/status", "/help", "/quit"]:
         assert name in world.texts[0]
 
 

@@ -23,6 +23,8 @@ def ask(options: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     if not prompt.strip():
         raise UsageError("The question is empty.")
+    if options.steer and options.ask_session is None:
+        raise UsageError("--steer needs a session.", remedy="Name the one that runs: --session ID.")
     raw = options.raw or not sys.stdout.isatty()
     return ask_gateway(
         prompt,
@@ -30,6 +32,7 @@ def ask(options: argparse.Namespace) -> int:
         workspace.user,
         session_id=options.ask_session,
         attachments=[_attachment(path) for path in options.attach],
+        steer=options.steer,
         as_json=options.json,
         clean=str if raw else printable,
     )

@@ -41,7 +41,7 @@ from oxydra.gateway.hub import Hub
 from oxydra.gateway.server import GatewayServer
 from oxydra.store import Store
 from oxydra.threads import Inbox, InboxClosed, Service
-from oxydra.types import Approval, Json, Session
+from oxydra.types import Approval, Json, Session, Turn, TurnState
 
 log = logging.getLogger(__name__)
 
@@ -307,15 +307,27 @@ class Gateway(Handler):
             client.sessions.add(session_id)
             live.subscribe(client)
         turn, created = self._hub.submit(
-            session_id, turn_id, payload["request_id"], payload["prompt"], attachments
+            session_id,
+            turn_id,
+            payload["request_id"],
+            payload["prompt"],
+            attachments,
+            steer=bool(payload.get("steer")),
         )
         if not created:  # sent again by a client that missed the answer
             again = {"request_id": payload["request_id"]}
             client.reply("turn_started", self._hub.address(turn, turn.state, again))
-            if turn.terminal is not None:
-                stored = turn.terminal["payload"] | again
-                frame = self._hub.address(turn, turn.state, stored)
-                client.reply(turn.terminal["type"], frame)
+            self._tell_end(client, turn, again)
+            if turn.state is TurnState.JOINED and turn.terminal is not None:
+                into = self._store.turn(turn.terminal["payload"]["into"])
+                if into is not None:
+                    self._tell_end(client, into, again)
+
+    def _tell_end(self, client: Client, turn: Turn, again: Json) -> None:
+        """The terminal frame of a turn that has ended, as the answer to a request."""
+        if turn.terminal is not None:
+            frame = self._hub.address(turn, turn.state, turn.terminal["payload"] | again)
+            client.reply(turn.terminal["type"], frame)
 
     def _cancel_turn(self, _client: Client, payload: Json) -> None:
         self._hub.cancel(payload["session_id"], payload["turn_id"])

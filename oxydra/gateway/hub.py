@@ -24,7 +24,7 @@ from functools import partial
 from typing import Protocol
 
 from oxydra.config import GatewayConfig
-from oxydra.errors import BusyError, NotFoundError, OxydraError
+from oxydra.errors import BusyError, NotFoundError, OxydraError, StoreError, StoreFullError
 from oxydra.frames import encode, session_ref, turn_ref
 from oxydra.gateway.connection import frame_text
 from oxydra.runtime import Runtime, internal_error
@@ -70,6 +70,7 @@ class Live:
         self.session_id = session_id
         self.queue: deque[Turn] = deque()  # under the hub's lock, as is `active`
         self.active: Active | None = None
+        self.arriving: set[str] = set()  # turns that are being stored, to join the active one
         self._lock = threading.Lock()
         self._seq = 0
         self._kept: deque[tuple[int, bytes]] = deque()
@@ -222,9 +223,12 @@ class Hub:
         attachments: tuple[Attachment, ...] = (),
         *,
         tainted: bool = False,
+        steer: bool = False,
     ) -> tuple[Turn, bool]:
         """Accept a message durably and queue its turn; False if this turn id was accepted before.
         `tainted` says that others wrote some of it: it is forwarded, quoted, or not the person's.
+        With `steer` it joins the turn that runs in the session, before that asks its model again;
+        where none runs, or the turn ends before, it is a message like any other.
 
         Raises `NotFoundError` for an unknown session and `BusyError` when its queue is full.
         """
@@ -239,15 +243,23 @@ class Hub:
                 f"{QUEUE} messages already wait in this session.",
                 remedy="Wait for an answer, or cancel the running turn.",
             )
-        turn, created = self.store.accept_turn(
-            session_id, turn_id, request_id, prompt, attachments, tainted=tainted
-        )
-        if created:
+        with self._lock:
+            joins = live.active.turn.turn_id if steer and live.active is not None else ""
+            live.arriving.add(turn_id)
+        created = False
+        try:
+            turn, created = self.store.accept_turn(
+                session_id, turn_id, request_id, prompt, attachments, tainted=tainted, joins=joins
+            )
+        finally:
             with self._lock:
-                self._enqueue(live, turn)
-                if live.active is not None or len(live.queue) > 1 or self._full():
-                    live.publish("turn_started", self.address(turn, TurnState.QUEUED))
-            self._schedule()
+                waits = created and turn_id in live.arriving  # or it has joined already
+                live.arriving.discard(turn_id)
+                if waits:
+                    self._enqueue(live, turn)
+                    if live.active is not None or len(live.queue) > 1 or self._full():
+                        live.publish("turn_started", self.address(turn, TurnState.QUEUED))
+        self._schedule()
         return turn, created
 
     def cancel(self, session_id: str, turn_id: str) -> None:
@@ -269,7 +281,12 @@ class Hub:
             active.token.cancel()
         elif queued is not None and live is not None:
             terminal: Json = {"type": "turn_cancelled", "payload": {}}
-            self.store.finish_turn(queued, TurnState.CANCELLED, terminal)
+            try:
+                self.store.finish_turn(queued, TurnState.CANCELLED, terminal)
+            except StoreFullError:
+                raise
+            except StoreError:  # it joined the running turn just now
+                raise NotFoundError("That message has joined the running turn.") from None
             live.publish("turn_cancelled", self.address(queued, TurnState.CANCELLED))
         else:
             raise NotFoundError("That turn is neither running nor waiting.")
@@ -328,6 +345,9 @@ class Hub:
         def emit(frame_type: str, payload: Json) -> None:
             state = _STATE_OF.get(frame_type, TurnState.RUNNING)
             frame = self.address(turn, state, payload)
+            if frame_type == "turn_joined":
+                with self._lock:
+                    self._joined(live, frame["turn"]["turn_id"])
             if not state.terminal:
                 live.publish(frame_type, frame)
                 return
@@ -358,6 +378,11 @@ class Hub:
                 return
             total -= live.replay[1]
             live.forget()
+
+    def _joined(self, live: Live, turn_id: str) -> None:
+        """Under the lock: this message waits no longer, it is part of the running turn."""
+        live.arriving.discard(turn_id)
+        live.queue = deque(turn for turn in live.queue if turn.turn_id != turn_id)
 
     def _retire(self, live: Live, active: Active) -> None:
         """Under the lock: this turn is over, the next one of its session may run."""

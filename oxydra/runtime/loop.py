@@ -18,7 +18,7 @@ from typing import TypeVar
 from oxydra.catalog import priced
 from oxydra.config import RuntimeConfig
 from oxydra.errors import Cancelled, OxydraError, StoreFullError
-from oxydra.frames import message_json, usage_json
+from oxydra.frames import message_json, turn_ref, usage_json
 from oxydra.log import fields
 from oxydra.policy import VirtualPath
 from oxydra.runtime.conversation import Conversations
@@ -177,6 +177,7 @@ class _Run:
         while self.steps < limit:
             self.token.check()
             self.deadline.check("The turn")
+            self._take_steering()
             completed = self._ask_model()
             if not completed.message.tool_calls:
                 return self._completed(completed)
@@ -189,9 +190,7 @@ class _Run:
 
     def _resume(self) -> None:
         """Go on with a turn that a crash or a shutdown interrupted."""
-        messages = self.conversation.messages
-        asked = max(i for i, message in enumerate(messages) if message.role == "user")
-        self.steps = sum(1 for message in messages[asked:] if message.role == "assistant")
+        self.steps = self.store.steps(self.turn.turn_id)
         self._progress("resumed", "Going on after a restart")
         begun: list[ToolCall] = []
         again: list[ToolCall] = []
@@ -202,6 +201,14 @@ class _Run:
             self.runtime.gate.recover(begun, self._scope(begun), self.emit)
         if again:
             self._execute(again)
+
+    def _take_steering(self) -> None:
+        """What the person said to the running turn, since its last model call."""
+        for said, event in self._durably(lambda: self.store.join_turn(self.turn)):
+            self.conversation.messages.append(event.message)
+            joined = turn_ref(said.turn_id, TurnState.JOINED)
+            payload = {"request_id": said.request_id, "turn": joined, "into": self.turn.turn_id}
+            self.emit("turn_joined", payload)
 
     def _ask_model(self) -> Completed:
         self.partial.clear()

@@ -41,6 +41,7 @@ _TURN_MOVES = {
     TurnState.COMPLETED: ("running",),
     TurnState.FAILED: ("queued", "running"),
     TurnState.CANCELLED: ("queued", "running"),
+    TurnState.JOINED: ("queued",),
 }
 _CALL_MOVES = {
     CallState.RUNNING: ("intended",),
@@ -180,9 +181,11 @@ class ConversationTables(Database):
         attachments: tuple[Attachment, ...] = (),
         *,
         tainted: bool = False,
+        joins: str = "",
     ) -> tuple[Turn, bool]:
         """Store a person's message and its turn in one transaction: only then may it be
         acknowledged. `tainted` says that others wrote some of it; attachments count as such.
+        `joins` is the running turn that it shall join (`join_turn`); else it waits as any other.
 
         The same `turn_id` again returns the turn that is there, and False. Raises `UsageError` when
         that turn belongs to another session or had another prompt, `StoreFullError` when the disk
@@ -214,10 +217,11 @@ class ConversationTables(Database):
             )
             now = timestamp()
             db.execute(
-                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, NULL, ?, ?, ?)",
+                "INSERT INTO turns (turn_id, session_id, request_id, state, prompt, attachments,"
+                " created_at, updated_at, tainted, joins) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(turn_id, session_id, request_id, turn.state, clean(prompt)),
-                    *(compact(attachments_json(attachments)), now, now, turn.tainted),
+                    *(compact(attachments_json(attachments)), now, now, turn.tainted, joins),
                 ),
             )
             _keep_blobs(db, attachments)
@@ -243,10 +247,26 @@ class ConversationTables(Database):
         """
         with self._transaction() as db:
             _move_turn(db, turn.turn_id, TurnState.RUNNING)
-            message = Message(
-                "user", turn.prompt, attachments=turn.attachments, tainted=turn.tainted
-            )
-            return self._append(db, turn.session_id, turn.turn_id, message)
+            return self._append(db, turn.session_id, turn.turn_id, _said(turn))
+
+    def join_turn(self, turn: Turn) -> list[tuple[Turn, Event]]:
+        """The messages that were to join this running turn do so, in the order in which they were
+        accepted: `queued -> joined`, and each becomes the newest of the conversation.
+        """
+        mine = "joins = ? AND joins <> '' AND state = 'queued'"  # as the index has it
+        with self._reading() as db:
+            if db.execute(f"SELECT 1 FROM turns WHERE {mine}", (turn.turn_id,)).fetchone() is None:
+                return []
+        terminal: Json = {"type": "turn_joined", "payload": {"into": turn.turn_id}}
+        with self._transaction() as db:
+            rows: list[Row] = db.execute(
+                f"SELECT {_TURN} FROM turns WHERE {mine} ORDER BY rowid", (turn.turn_id,)
+            ).fetchall()
+            joined = []
+            for one in (_turn_from(db, row) for row in rows):
+                _move_turn(db, one.turn_id, TurnState.JOINED, terminal)
+                joined.append((one, self._append(db, one.session_id, one.turn_id, _said(one))))
+        return joined
 
     def add_step(self, turn: Turn, message: Message) -> Event:
         """A model's message that calls tools: its event and the intent of every call at once."""
@@ -273,6 +293,12 @@ class ConversationTables(Database):
                 self._append(db, turn.session_id, turn.turn_id, message)
 
     # -------------------------------------------------------------------------------- the journal
+
+    def steps(self, turn_id: str) -> int:
+        """How many of a turn's messages called tools."""
+        with self._reading() as db:
+            sql = "SELECT count(DISTINCT sequence) FROM tool_calls WHERE turn_id = ?"
+            return int(db.execute(sql, (turn_id,)).get)
 
     def open_calls(self, turn_id: str) -> list[tuple[ToolCall, CallState]]:
         """The calls of a turn that have no result, in order."""
@@ -308,6 +334,11 @@ class ConversationTables(Database):
 
 
 _TURN = "turn_id, session_id, request_id, state, prompt, attachments, terminal, tainted"
+
+
+def _said(turn: Turn) -> Message:
+    """What the person said, as the model reads it."""
+    return Message("user", turn.prompt, attachments=turn.attachments, tainted=turn.tainted)
 
 
 def _turn(db: apsw.Connection, turn_id: str) -> Turn | None:

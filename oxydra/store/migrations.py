@@ -113,10 +113,21 @@ def m004_foreign_prompts(db: apsw.Connection) -> None:
     db.execute("ALTER TABLE turns ADD COLUMN tainted INTEGER NOT NULL DEFAULT 0")
 
 
+def m005_steering(db: apsw.Connection) -> None:
+    """The running turn that a message is meant to join, and is free to miss."""
+    db.execute(
+        """
+        ALTER TABLE turns ADD COLUMN joins TEXT NOT NULL DEFAULT '';
+        CREATE INDEX turns_joining ON turns (joins) WHERE joins <> '' AND state = 'queued';
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
     m003_file_marks,
     m004_foreign_prompts,
+    m005_steering,
 )
 """In order, append-only: a migration that was released is never changed."""

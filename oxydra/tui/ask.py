@@ -75,14 +75,16 @@ def ask(
     *,
     session_id: str | None = None,
     attachments: Sequence[Json] = (),
+    steer: bool = False,
     as_json: bool = False,
     clean: Callable[[str], str] = lambda text: text,
     out: TextIO = sys.stdout,
 ) -> int:
     """Ask and print the answer, or its terminal frame as JSON; returns the exit code.
 
-    `attachments` are those of `send_turn`. Without a session a new one is made. Raises
-    `OxydraError` for a turn that failed and `NoDaemonError` if there is none.
+    `attachments` are those of `send_turn`. Without a session a new one is made. With `steer` the
+    question joins the turn that runs, and the answer is that turn's. Raises `OxydraError` for a
+    turn that failed and `NoDaemonError` if there is none.
     """
     events: queue.SimpleQueue[Frame | Link] = queue.SimpleQueue()
     endpoint, token = locate()
@@ -100,6 +102,8 @@ def ask(
     client.connect()
     try:
         turn: Json = {"prompt": prompt, "attachments": list(attachments)}
+        if steer:
+            turn["steer"] = True
         terminal = _converse(client, events, turn, None if as_json else out, clean)
     finally:
         client.close()
@@ -121,7 +125,7 @@ def _converse(
     clean: Callable[[str], str],
 ) -> Frame:
     """Send the turn and follow it to its terminal frame."""
-    turn_id = uuid.uuid4().hex
+    turn_id = answered = uuid.uuid4().hex  # `answered` is another's once the question joined it
 
     def write(text: str) -> None:
         if out is not None:
@@ -144,7 +148,11 @@ def _converse(
                 with contextlib.suppress(NoDaemonError):  # it broke again: a Link will say so
                     client.send("send_turn", {**turn, **where})
             continue
-        if not _concerns(event.payload, turn_id):
+        if event.type == "turn_joined" and _concerns(event.payload, turn_id):
+            answered = event.payload["into"]
+            accepted = True
+            continue
+        if not _concerns(event.payload, turn_id) and not _concerns(event.payload, answered):
             if event.type == "error":
                 raise OxydraError(event.payload["message"], code=event.payload.get("code") or "")
             continue

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from oxydra.tui.cells import one_line
-from oxydra.tui.state import Exit, SessionInfo, State, Step
+from oxydra.tui.state import Entry, Exit, SessionInfo, State, Step
 from oxydra.types import Json
 
 SHORT_ID = 8  # characters of a session id that people get to see
@@ -70,6 +70,12 @@ def _switch(state: State, wanted: str) -> Step:
     return state.ask("list_sessions", {"include_archived": True}, "switch", wanted)
 
 
+def _steer(state: State, text: str) -> Step:
+    if not text:
+        return state.say("warning", "Say what to the running turn? /steer <text>"), ()
+    return say(state, text, steers=True)
+
+
 def _cancel(state: State, _rest: str) -> Step:
     if state.active is None:
         return state.say("notice", "No turn is running."), ()
@@ -96,12 +102,34 @@ COMMANDS = {
         Command("/new [name]", "start a new session", _new),
         Command("/sessions", "list the sessions", _sessions),
         Command("/switch <id or name>", "go on with another session", _switch),
+        Command("/steer <text>", "tell it to the running turn, before its next step", _steer),
         Command("/cancel", "cancel the running turn", _cancel),
         Command("/status", "show connection, model, sandbox and spending", _status),
         Command("/help", "show this", _help, offline=True),
         Command("/quit", "leave; a running turn goes on", _quit, offline=True),
     )
 }
+
+
+def say(state: State, text: str, *, steers: bool = False) -> Step:
+    """Put what the person said into the transcript, and send it."""
+    turn_id = f"{state.nonce}-t{state.last_id + 1}"
+    state = state.append(Entry(0, "user", text, turn_id, "sending", steers=steers))
+    return send_turn(state, state.entries[-1])
+
+
+def send_turn(state: State, entry: Entry) -> Step:
+    """Give a message to the gateway; without a connection it goes when there is one again."""
+    if not state.link.connected:
+        return state, ()
+    payload: Json = {
+        "session_id": state.session_id,
+        "turn_id": entry.turn_id,
+        "prompt": entry.text,
+    }
+    if entry.steers:
+        payload["steer"] = True
+    return state.ask("send_turn", payload, "turn", entry.turn_id)
 
 
 def cancel(state: State) -> Step:

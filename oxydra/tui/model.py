@@ -17,7 +17,6 @@ from oxydra.tui.keys import Key
 from oxydra.tui.state import (
     Active,
     Effect,
-    Entry,
     Event,
     Exit,
     Health,
@@ -95,27 +94,13 @@ def _submit(state: State) -> Step:
     text = state.editor.text
     if not text.strip():
         return state, ()
-    if text.startswith("/") and "\n" not in text.strip():
+    if text.startswith("/") and ("\n" not in text.strip() or text.startswith("/steer ")):
         step = commands.run(replace(state, editor=state.editor.take(), anchor=None), text)
         if step is None:
             return state.say("warning", commands.unknown(text)), ()
         return step
-    turn_id = f"{state.nonce}-t{state.last_id + 1}"
-    entry = Entry(0, "user", text.strip("\n"), turn_id, "sending")
-    state = replace(state, editor=state.editor.take(), anchor=None).append(entry)
-    return _send_turn(state, state.entries[-1])
-
-
-def _send_turn(state: State, entry: Entry) -> Step:
-    """Give a message to the gateway; without a connection it goes when there is one again."""
-    if not state.link.connected:
-        return state, ()
-    payload: Json = {
-        "session_id": state.session_id,
-        "turn_id": entry.turn_id,
-        "prompt": entry.text,
-    }
-    return state.ask("send_turn", payload, "turn", entry.turn_id)
+    state = replace(state, editor=state.editor.take(), anchor=None)
+    return commands.say(state, text.strip("\n"))
 
 
 # --------------------------------------------------------------------------------------- connection
@@ -136,7 +121,7 @@ def _on_link(state: State, link: Link) -> Step:
         for entry in state.entries:
             # The gateway runs a turn id once, so what it may have got before is safe to send again.
             if entry.kind == "user" and entry.state == "sending":
-                state = _gather(effects, _send_turn(state, entry))
+                state = _gather(effects, commands.send_turn(state, entry))
     return state, tuple(effects)
 
 

@@ -28,7 +28,8 @@ class Entry:
     `state` of a user's message: `sending` until the gateway has it, `queued` until its turn runs,
     `refused`, then empty. Of an answer: `open` while it streams, `stale` when it was broken off and
     is asked for again, then empty. Of a tool call: `started`, `finished`, `failed` or `unknown`.
-    `sequence` is its place in the stored history, 0 for what came live.
+    `sequence` is its place in the stored history, 0 for what came live. `steers`: a message that
+    is meant for the turn which runs.
     """
 
     id: int
@@ -40,6 +41,7 @@ class Entry:
     call_id: str = ""
     tool: str = ""
     elapsed_ms: int | None = None
+    steers: bool = False
 
 
 @dataclass(frozen=True, slots=True)

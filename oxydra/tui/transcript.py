@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from oxydra.tui.cells import clip, one_line
-from oxydra.tui.state import PAGE, Active, Entry, State, Step
+from oxydra.tui.state import PAGE, WAITING, Active, Entry, State, Step
 from oxydra.types import Json
 
 SUMMARY = 200  # cells kept of a call's arguments
@@ -36,6 +36,8 @@ def on_turn_frame(state: State, frame_type: str, payload: Json) -> Step:
             state = _progress(state, turn_id, payload["progress"])
         case "tool_event":
             state = _tool(_running(state, turn_id), turn_id, payload["call"])
+        case "turn_joined":
+            return _joined(state, turn_id)
         case _:
             state = _ended(state, turn_id, frame_type, payload)
     return _with_prompt(state, turn_id)
@@ -50,6 +52,22 @@ def _started(state: State, turn_id: str, turn_state: str) -> Step:
         return _running(state, turn_id), ()
     # It ended while nobody looked: its story is in the history.
     return reload(state)
+
+
+def _joined(state: State, turn_id: str) -> Step:
+    """A message became part of the running turn: it stands where it was read. Another window's is
+    asked for.
+    """
+    mine = _message_of(state, turn_id)
+    if mine is None:
+        payload: Json = {"session_id": state.session_id, "limit": PAGE}
+        return state.ask("history", payload, "prompt", turn_id)
+    if mine.state not in WAITING:
+        return state, ()
+    state = replace(state, entries=tuple(e for e in state.entries if e.id != mine.id))
+    others = [entry for entry in state.entries if entry.state in WAITING]
+    shown = [entry for entry in state.entries if entry.state not in WAITING]
+    return replace(state, entries=(*shown, replace(mine, state=""), *others)), ()
 
 
 def _running(state: State, turn_id: str, activity: str = "") -> State:
