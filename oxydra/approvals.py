@@ -28,7 +28,7 @@ from oxydra.errors import UsageError
 from oxydra.frames import compact
 from oxydra.scrub import explicit
 from oxydra.store import Store
-from oxydra.threads import SHUTDOWN
+from oxydra.threads import SHUTDOWN, Deadline
 from oxydra.tools.gate import TurnScope, Wanted
 from oxydra.types import Approval, ApprovalState, Emit, Json, SafetyTier
 
@@ -237,6 +237,7 @@ class Approvals:
         self._sandboxed = sandboxed
         self._lock = threading.Lock()
         self._waiting: dict[str, threading.Event] = {}
+        self._until: dict[str, Deadline] = {}  # of open requests, by the clock that never steps
 
     def check(self, wanted: Sequence[Wanted], scope: TurnScope, emit: Emit) -> list[str]:
         """Why each call may not run, as a sentence for the model; empty for one that may.
@@ -270,7 +271,7 @@ class Approvals:
         Raises `NotFoundError`, or `UsageError` where it was settled before or can't be allowed.
         """
         approval = self._store.approval(approval_id)
-        if approval.state is ApprovalState.PENDING and _seconds_left(approval) <= 0:
+        if approval.state is ApprovalState.PENDING and self._deadline(approval).expired:
             approval = self._settle(approval, ApprovalState.EXPIRED)
         if approval.state is not ApprovalState.PENDING:
             raise UsageError(f"This request is {approval.state} already.")
@@ -290,7 +291,7 @@ class Approvals:
     def pending(self, session_id: str = "") -> list[Approval]:
         """Open requests that have not expired, oldest first; of one session if it is named."""
         found = self._store.pending_approvals(session_id)
-        return [approval for approval in found if _seconds_left(approval) > 0]
+        return [approval for approval in found if not self._deadline(approval).expired]
 
     # ------------------------------------------------------------------------------------ asking
 
@@ -333,6 +334,7 @@ class Approvals:
             expires_at=expires.isoformat(timespec="milliseconds"),
         )
         self._store.add_approval(approval)
+        self._deadline(approval)
         return approval
 
     def _answered(self, approval: Approval, scope: TurnScope, emit: Emit) -> str:
@@ -368,7 +370,7 @@ class Approvals:
             if self._store.approved_for_session(approval.session_id, approval.tool, sha256):
                 return self._settle(approval, ApprovalState.ALLOWED, scope="once", by="session")
             with scope.token.on_cancel(answered.set):
-                answered.wait(scope.deadline.timeout(max(0.0, _seconds_left(approval))))
+                answered.wait(scope.deadline.timeout(self._deadline(approval).remaining()))
         finally:
             with self._lock:
                 del self._waiting[approval.approval_id]
@@ -379,6 +381,17 @@ class Approvals:
             return self._settle(approval, ApprovalState.DENIED, by="the turn was cancelled")
         return self._settle(approval, ApprovalState.EXPIRED)  # unless it was answered
 
+    def _deadline(self, approval: Approval) -> Deadline:
+        """When an open request expires. A request of before the last start was asked at a time that
+        only the wall clock knows; wherever that was set since, it stays open no longer than any.
+        """
+        with self._lock:
+            until = self._until.get(approval.approval_id)
+            if until is None:
+                left = min(_seconds_left(approval), self._rules.expiry_secs)
+                until = self._until[approval.approval_id] = Deadline.after(left)
+            return until
+
     def _settle(
         self, approval: Approval, state: ApprovalState, *, scope: str = "", by: str = ""
     ) -> Approval:
@@ -387,6 +400,7 @@ class Approvals:
         )
         with self._lock:
             waiting = self._waiting.get(approval.approval_id)
+            self._until.pop(approval.approval_id, None)
         if waiting is not None:
             waiting.set()
         return settled

@@ -79,6 +79,12 @@ class StoreFullError(StoreError):
     code = "disk_full"
 
 
+class StoreBusyError(StoreError):
+    """Another program holds the database: nothing was written, it is worth trying again."""
+
+    code = "database_busy"
+
+
 class NotFoundError(OxydraError):
     """A session, turn or other named thing does not exist."""
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from oxydra.catalog import priced
 from oxydra.config import RuntimeConfig
-from oxydra.errors import Cancelled, OxydraError, StoreFullError
+from oxydra.errors import Cancelled, OxydraError, StoreBusyError, StoreFullError
 from oxydra.frames import message_json, turn_ref, usage_json
 from oxydra.log import fields
 from oxydra.policy import VirtualPath
@@ -396,17 +396,17 @@ class _Run:
         )
 
     def _durably(self, write: Callable[[], T]) -> T:
-        """Do `write`; while the disk is full, say so, give up the ballast, and try again rather
-        than lose the step.
+        """Do `write`; while the disk is full or another program holds the database, say so, give up
+        the ballast, and try again rather than lose the step.
         """
         pause, longest = FULL_DISK_WAIT
         while True:
             try:
                 return write()
-            except StoreFullError as error:
+            except (StoreFullError, StoreBusyError) as error:
                 log.error("%s", error)
                 self._progress("retry", str(error))
-                if self.store.release_ballast():
+                if isinstance(error, StoreFullError) and self.store.release_ballast():
                     continue
                 if self.token.cancelled:
                     if self.token.reason == SHUTDOWN:

@@ -51,6 +51,9 @@ _CALL_MOVES = {
 }
 
 
+_NEXT = "(SELECT coalesce(max(activity), 0) + 1 FROM sessions)"  # a clock can step back
+
+
 class ConversationTables(Database):
     """`sessions`, `events`, `blobs`, `turns` and `tool_calls`."""
 
@@ -68,7 +71,7 @@ class ConversationTables(Database):
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO sessions (session_id, agent_name, display_name, channel_origin,"
-                " created_at, last_active_at) VALUES (?, ?, ?, ?, ?, ?)",
+                f" created_at, last_active_at, activity) VALUES (?, ?, ?, ?, ?, ?, {_NEXT})",
                 (session_id, agent_name, display_name, channel_origin, now, now),
             )
         return Session(session_id, agent_name, display_name, channel_origin, now, now, False)
@@ -105,10 +108,10 @@ class ConversationTables(Database):
     def sessions(self, *, include_archived: bool = False) -> list[Session]:
         """All sessions, the most recently active first."""
         where = "" if include_archived else "WHERE archived = 0"
-        return self._sessions(f"{where} ORDER BY last_active_at DESC, session_id")
+        return self._sessions(f"{where} ORDER BY activity DESC")
 
     def latest_session(self) -> Session | None:
-        rows = self._sessions("WHERE archived = 0 ORDER BY last_active_at DESC LIMIT 1")
+        rows = self._sessions("WHERE archived = 0 ORDER BY activity DESC LIMIT 1")
         return rows[0] if rows else None
 
     def count_sessions(self) -> int:
@@ -159,7 +162,8 @@ class ConversationTables(Database):
     ) -> Event:
         now = timestamp()
         sequence = db.execute(
-            "UPDATE sessions SET last_sequence = last_sequence + 1, last_active_at = ?"
+            "UPDATE sessions SET last_sequence = last_sequence + 1, last_active_at = ?,"
+            f" activity = {_NEXT}"
             " WHERE session_id = ? RETURNING last_sequence",
             (now, session_id),
         ).get

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import apsw
 
 from oxydra.disk import Ballast
-from oxydra.errors import StoreError, StoreFullError
+from oxydra.errors import StoreBusyError, StoreError, StoreFullError
 from oxydra.frames import compact
 from oxydra.store.migrations import MIGRATIONS
 from oxydra.types import Json
@@ -32,8 +32,8 @@ class Database:
     """Opens (or makes) the database at `path` and brings it to this version's schema.
 
     Every method may be called from any thread. Methods raise `StoreFullError` when the disk is full
-    or read-only, `StoreError` for anything else that the database refuses; nothing is then half
-    written.
+    or read-only, `StoreBusyError` when another program holds the database, `StoreError` for
+    anything else that it refuses; nothing is then half written.
     """
 
     def __init__(self, path: Path, ballast: Ballast | None = None) -> None:
@@ -147,6 +147,11 @@ def explained(path: Path) -> Iterator[None]:
         raise StoreFullError(
             f"The database {path} cannot be written ({error}).",
             remedy="Free some disk space or make the file system writable; work then goes on.",
+        ) from error
+    except (apsw.BusyError, apsw.LockedError) as error:
+        raise StoreBusyError(
+            f"The database {path} is held by another program ({error}).",
+            remedy="A backup that locks it, perhaps: work goes on when that is done.",
         ) from error
     except (apsw.NotADBError, apsw.CorruptError) as error:
         raise StoreError(

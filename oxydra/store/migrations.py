@@ -123,11 +123,27 @@ def m005_steering(db: apsw.Connection) -> None:
     )
 
 
+def m006_session_order(db: apsw.Connection) -> None:
+    """The order in which sessions were used, which no clock that steps back can change."""
+    db.execute(
+        """
+        ALTER TABLE sessions ADD COLUMN activity INTEGER NOT NULL DEFAULT 0;
+        UPDATE sessions SET activity = ranked.place FROM (
+            SELECT session_id AS id, row_number() OVER (ORDER BY last_active_at) AS place
+            FROM sessions
+        ) AS ranked WHERE session_id = ranked.id;
+        DROP INDEX sessions_by_activity;
+        CREATE INDEX sessions_by_activity ON sessions (activity);
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
     m003_file_marks,
     m004_foreign_prompts,
     m005_steering,
+    m006_session_order,
 )
 """In order, append-only: a migration that was released is never changed."""
