@@ -64,7 +64,7 @@ CLIENT = {
     name: _fields(spec)
     for name, spec in {
         "hello": "request_id:str protocol_version:int user_id:str session_id?:str "
-        "create_new_session?:bool last_seq?:int epoch?:str",
+        "create_new_session?:bool agent_name?:str last_seq?:int epoch?:str",
         "send_turn": "request_id:str session_id:str turn_id:str prompt:str attachments?:list "
         "steer?:bool",
         "cancel_active_turn": "request_id:str session_id:str turn_id:str",

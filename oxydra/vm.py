@@ -42,7 +42,7 @@ from oxydra.policy.paths import ROOTS
 from oxydra.providers import registry
 from oxydra.providers.reliable import Choice, Reliable
 from oxydra.relay import Relay
-from oxydra.runtime import MADE, Runtime, SystemPrompt, prompt
+from oxydra.runtime import MADE, Agent, Runtime, SystemPrompt, prompt
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Store
 from oxydra.threads import Service, install_hooks
@@ -99,9 +99,10 @@ class AgentGuest:
         )
         self._shell = ShellClient(self._short)
         tools = ToolRegistry(extra=self._shell_tools(settings))
+        keys = envelope.runtime_policy.get("keys", ())
         self._runtime = Runtime(
             store=self._store,
-            provider=self._provider(settings, envelope.runtime_policy.get("keys", ())),
+            provider=self._provider(settings.models, settings, keys),
             model=settings.model,
             gate=Gate(
                 tools,
@@ -119,6 +120,7 @@ class AgentGuest:
             config=settings.runtime,
             reasoning=settings.selection.reasoning,
             keep=self._keep,
+            agents=self._agents(settings, keys),
             prompt=SystemPrompt(
                 [spec.name for spec in tools.specs],
                 own=settings.system_prompt,
@@ -136,7 +138,10 @@ class AgentGuest:
             health=self.health,
             on_death=_die,
             approvals=self._approvals,
-            commands={"prompt": ("chat", self._explain_prompt)},
+            commands={
+                "agents": ("chat", lambda _: self._runtime.agents.report(self._runtime.tools)),
+                "prompt": ("chat", self._explain_prompt),
+            },
         )
         stream.on_gateway = self._gateway.adopt
 
@@ -167,13 +172,33 @@ class AgentGuest:
     def _explain_prompt(self, args: Json) -> Json:
         session = prompt.sample(str(args.get("agent") or "default"))
         runtime = self._runtime
-        return prompt.report(runtime.prompt, session, runtime.tools, runtime.model)
+        agent = runtime.agents.get(session.agent_name)
+        return prompt.report(runtime.prompt, session, agent.offered(runtime.tools), agent.model)
 
     def attach_shell(self, channel: Channel) -> None:
         """Take the channel to a shell guest that was started, again or for the first time."""
         self._shell.connect(channel)
 
-    def _provider(self, settings: GuestConfig, keys: Collection[str]) -> Reliable:
+    def _agents(self, settings: GuestConfig, keys: Collection[str]) -> list[Agent]:
+        """Those of `[agents]`."""
+        found = []
+        for name, profile in settings.agents.items():
+            models = settings.agent_models.get(name, settings.models)
+            agent = Agent(
+                name,
+                self._provider(models, settings, keys),
+                models[0],
+                profile.selection.reasoning or settings.selection.reasoning,
+                profile.tools,
+                profile.max_turns or settings.runtime.max_turns,
+                profile.max_cost,
+            )
+            found.append(agent)
+        return found
+
+    def _provider(
+        self, models: Sequence[ModelSpec], settings: GuestConfig, keys: Collection[str]
+    ) -> Reliable:
         """The first choice and its fallbacks, as one provider; `keys` are the names of those that
         the broker holds a key for.
         """
@@ -185,7 +210,7 @@ class AgentGuest:
             provider = registry.settings(name, entry, credential=key)
             return Choice(registry.create(provider, self._transport), spec)
 
-        return Reliable([choice(spec) for spec in settings.models], settings.reliability)
+        return Reliable([choice(spec) for spec in models], settings.reliability)
 
     def start(self) -> None:
         self._hub.start()

@@ -472,7 +472,17 @@ def test_an_unknown_command_names_the_known_ones_and_keeps_what_was_typed(world:
 
 def test_help_lists_every_command(world: World) -> None:
     world.type("/help")
-    for name in ["/new", "/sessions", "/switch", "/steer", "/cancel", "/status", "/help", "/quit"]:
+    for name in [
+        "/new",
+        "/agents",
+        "/sessions",
+        "/switch",
+        "/steer",
+        "/cancel",
+        "/status",
+        "/help",
+        "/quit",
+    ]:
         assert name in world.texts[0]
 
 
@@ -573,6 +583,23 @@ def test_no_model_is_said_once_and_first(world: World) -> None:
     world.frame("health_status", healthy=True, startup_status=status)
     assert world.state.health is not None
     assert world.state.health.problems == ("No key was found.", "There is no shell.")
+
+
+def test_a_session_of_an_agent_and_the_list_of_agents(world: World) -> None:
+    (send,) = world.type("/new --agent reader my notes")
+    assert isinstance(send, Send) and send.type == "create_session"
+    assert (send.payload["agent_name"], send.payload["display_name"]) == ("reader", "my notes")
+    (send,) = world.type("/new --agents")
+    assert isinstance(send, Send) and send.payload["display_name"] == "--agents"
+    assert world.type("/new --agent ") == []
+    (send,) = world.type("/agents")
+    assert isinstance(send, Send) and send.payload["name"] == "agents"
+    row = {"name": "reader", "provider": "p", "model": "m", "tools": ["look"]}
+    world.reply(send, "command_result", name="agents", data={"agents": [row, "x"]})
+    assert world.texts[-1].strip() == "reader: m by p · look"
+    (send,) = world.type("/sessions all")
+    assert isinstance(send, Send) and send.payload["include_subagent_sessions"] is True
+    assert world.type("/sessions every") == []
 
 
 def test_an_error_without_a_turn_is_shown(world: World) -> None:

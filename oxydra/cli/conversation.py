@@ -25,6 +25,11 @@ def ask(options: argparse.Namespace) -> int:
         raise UsageError("The question is empty.")
     if options.steer and options.ask_session is None:
         raise UsageError("--steer needs a session.", remedy="Name the one that runs: --session ID.")
+    if options.agent and options.ask_session is not None:
+        raise UsageError(
+            "--agent is for a new session: one that there is keeps its agent.",
+            remedy="Leave out --session or --agent.",
+        )
     raw = options.raw or not sys.stdout.isatty()
     return ask_gateway(
         prompt,
@@ -33,6 +38,7 @@ def ask(options: argparse.Namespace) -> int:
         session_id=options.ask_session,
         attachments=[_attachment(path) for path in options.attach],
         steer=options.steer,
+        agent=options.agent,
         as_json=options.json,
         clean=str if raw else printable,
     )

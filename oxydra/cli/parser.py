@@ -101,6 +101,7 @@ def _add_conversation(commands: Commands) -> None:
     ask.add_argument(
         "--attach", action="append", default=[], type=Path, metavar="FILE", help="image or PDF"
     )
+    ask.add_argument("--agent", default="", metavar="NAME", help="whose session the new one is")
     ask.add_argument("--steer", action="store_true", help="tell it to the turn that runs there")
     ask.add_argument("--json", action="store_true", help="print the final frame as JSON")
     ask.add_argument("--raw", action="store_true", help="print control characters as they are")

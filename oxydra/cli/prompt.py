@@ -54,13 +54,14 @@ def _configured(settings: Config, agent: str) -> Json:
     from oxydra import config
     from oxydra.catalog import Catalog
     from oxydra.runtime import SystemPrompt, prompt
-    from oxydra.tools.registry import ToolRegistry
+    from oxydra.tools.registry import ToolRegistry, matching
     from oxydra.tools.shell import ShellTool
 
     shell = settings.agent.tools.shell
     wanted = shell.enabled and settings.user.behavior.shell_enabled
     tools = ToolRegistry(extra=[ShellTool(shell, named_paths=True)] if wanted else []).specs
-    chosen = config.select(settings, Catalog.load(home=settings.home))
+    catalog = Catalog.load(home=settings.home)
+    chosen = config.select(settings, catalog)
     told = config.effective(settings, chosen)
     built = SystemPrompt(
         [tool.name for tool in tools],
@@ -68,5 +69,10 @@ def _configured(settings: Config, agent: str) -> Json:
         agents={name: one.system_prompt for name, one in settings.agent.agents.items()},
         zone=told["scheduler"]["default_timezone"],
     )
-    model = chosen.spec
+    own = config.agent_models(settings, catalog, [chosen]).get(agent, [chosen])
+    profile = settings.agent.agents.get(agent)
+    if profile is not None and profile.tools is not None:
+        names = matching(profile.tools, [tool.name for tool in tools])
+        tools = tuple(tool for tool in tools if tool.name in names)
+    model = own[0].spec
     return prompt.report(built, prompt.sample(agent), tools if model.tools else (), model)

@@ -1,12 +1,13 @@
 """Configuration: four files, five layers, one schema.
 
 `schema` says which keys there are, `load` merges the layers into a `Config` and explains it,
-`credentials` finds keys and chooses the model, `guest` is what an agent guest is told, `isolation`
-and `egress` are what holds the guests, `create` is `init`, and `files` reads and writes with the
-caller's safety in mind. Only the runner reads
-configuration. No thread.
+`credentials` finds keys and chooses the model, `agents` does so for each agent, `guest` is what an
+agent guest is told, `isolation` and `egress` are what holds the guests, `create` is `init`, and
+`files` reads and writes with the caller's safety in mind. Only the runner reads configuration. No
+thread.
 """
 
+from oxydra.config.agents import agent_models
 from oxydra.config.create import template, write_default
 from oxydra.config.credentials import (
     Credential,
@@ -81,6 +82,7 @@ __all__ = [
     "UserConfig",
     "WebSearchConfig",
     "address",
+    "agent_models",
     "answers",
     "config_home",
     "effective",

@@ -360,8 +360,9 @@ def select(
     *,
     wanted: SelectionConfig | FallbackConfig | None = None,
     probe: Callable[[str], bool] = answers,
+    where: str = "selection",
 ) -> Selection:
-    """The model that `wanted` (by default `[selection]`) means.
+    """The model that `wanted` (by default `[selection]`) means; `where` it stands in agent.toml.
 
     `auto` takes the first provider whose key is found: openai, anthropic, gemini, then the other
     entries of the registry; `API_KEY`, which says nothing of its provider, counts only if no other
@@ -373,12 +374,12 @@ def select(
     if wanted.provider == "auto":
         name, credential, reason = _choose(config, env, probe)
     else:
-        name, reason = wanted.provider, f"It is set by {config.source('selection.provider')}."
+        name, reason = wanted.provider, f"It is set by {config.source(f'{where}.provider')}."
         credential = resolve_credential(name, registry[name], config, env)
         if credential is None and address(registry[name]) and is_official(registry[name]):
-            raise _no_key(name, config)
+            raise _no_key(name, config, where)
     entry = registry[name]
-    spec = _spec(name, entry, wanted.model, config, catalog)
+    spec = _spec(name, entry, wanted.model, config, catalog, where)
     return Selection(name, spec.id, spec, reason, credential)
 
 
@@ -407,21 +408,21 @@ def _choose(
     )
 
 
-def _no_key(name: str, config: Config) -> ConfigError:
+def _no_key(name: str, config: Config, where: str) -> ConfigError:
     entry = config.agent.providers.registry[name]
     variable = entry.api_key_env or VARIABLES[entry.provider_type]
-    source = config.source("selection.provider")
+    source = config.source(f"{where}.provider")
     return ConfigError(
         f"There is no key for provider {name!r}.",
         remedy=f"Set {variable}, or keep it: oxydra-runner key set {variable}.",
         file=source.file,
         line=source.line,
-        key="selection.provider",
+        key=f"{where}.provider",
     )
 
 
 def _spec(
-    name: str, entry: ProviderConfig, model: str, config: Config, catalog: Models
+    name: str, entry: ProviderConfig, model: str, config: Config, catalog: Models, where: str
 ) -> ModelSpec:
     """What is known of the model, with the limits that the registry's entry sets."""
     described = entry.catalog_provider or (
@@ -437,13 +438,13 @@ def _spec(
             fallback_context=config.agent.runtime.context_budget.fallback_max_context_tokens,
         )
     except ConfigError as error:
-        source = config.source("selection.model")
+        source = config.source(f"{where}.model")
         raise ConfigError(
             error.message,
             remedy=error.remedy,
             file=source.file,
             line=source.line,
-            key="selection.model",
+            key=f"{where}.model",
         ) from None
     limits = {
         limit: value

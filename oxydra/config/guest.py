@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,12 @@ class GuestConfig(AgentConfig):
     """`AgentConfig` as a guest knows it: which models answer is decided.
 
     `models` are the first choice and its fallbacks, each with the name of its entry in the registry
-    as `provider`; `reason` says why the first one.
+    as `provider`; `reason` says why the first one. `agent_models` are those of the agents.
     """
 
     models: tuple[ModelSpec, ...] = key(..., "")
     reason: str = key("", "")
+    agent_models: dict[str, tuple[ModelSpec, ...]] = key(dict, "")
 
     @property
     def model(self) -> ModelSpec:
@@ -41,12 +42,16 @@ class GuestConfig(AgentConfig):
 
 
 def effective(
-    config: Config, selection: Selection, fallback: Sequence[Selection] = ()
+    config: Config,
+    selection: Selection,
+    fallback: Sequence[Selection] = (),
+    agents: Mapping[str, Sequence[Selection]] | None = None,
 ) -> dict[str, Any]:
     """What goes into the bootstrap envelope. Raises `ConfigError` if a key got into it.
 
     Files that the configuration names are in it, the user's time zone is the scheduler's default,
-    their shell_enabled is in the shell's, and `selection` stands in the place of `auto`.
+    their shell_enabled is in the shell's, and `selection` stands in the place of `auto`. `agents`
+    has the models of each agent.
     """
     agent = config.agent
     chosen = replace(agent.selection, provider=selection.provider, model=selection.model)
@@ -61,6 +66,11 @@ def effective(
     result = dump(agent, for_guest=True)
     chain = (selection, *fallback)
     result["models"] = [choice.spec.to_json() for choice in chain]
+    agents = agents or {}
+    result["agent_models"] = {
+        name: [choice.spec.to_json() for choice in own] for name, own in agents.items()
+    }
+    chain += tuple(choice for own in agents.values() for choice in own)
     result["reason"] = selection.reason
     secrets = {name: entry.api_key for name, entry in agent.providers.registry.items()}
     secrets |= {c.provider: c.credential.value for c in chain if c.credential is not None}
@@ -100,13 +110,13 @@ def runtime_policy(config: Config) -> dict[str, Any]:
 
 def from_effective(table: dict[str, Any]) -> GuestConfig:
     """The way back, in the guest: as strict as with a file. Raises `ConfigError`."""
-    from oxydra.types import ModelSpec
 
     def fail(path: KeyPath, message: str, remedy: str) -> ConfigError:
         return ConfigError(message, remedy=remedy, file="bootstrap", key=dotted(path))
 
     table = dict(table)
     models, reason = table.pop("models", None), str(table.pop("reason", ""))
+    of_agents = table.pop("agent_models", {})
     leaves = read(AgentConfig, table, fail)
     for path in leaves:
         found = find(AgentConfig, path)
@@ -114,13 +124,23 @@ def from_effective(table: dict[str, Any]) -> GuestConfig:
             raise fail(path, f"{dotted(path)} must not reach a guest.", "")
     agent = build(AgentConfig, leaves, fail)
     try:
-        specs = tuple(ModelSpec.from_json(model) for model in models)
-        known = bool(specs) and all(spec.provider in agent.providers.registry for spec in specs)
+        chains = {name: _specs(rows) for name, rows in {"": models, **of_agents}.items()}
+        specs = chains.pop("")
+        every = [specs, *chains.values()]
+        registry = agent.providers.registry
+        known = all(chain and all(spec.provider in registry for spec in chain) for chain in every)
+        known = known and set(chains) <= set(agent.agents)
     except (KeyError, TypeError, ValueError, ArithmeticError):
         known = False
     if not known:
         raise fail(("models",), "The models' description is broken.", "")
-    return GuestConfig(**vars(agent), models=specs, reason=reason)
+    return GuestConfig(**vars(agent), models=specs, reason=reason, agent_models=chains)
+
+
+def _specs(rows: Sequence[dict[str, Any]]) -> tuple[ModelSpec, ...]:
+    from oxydra.types import ModelSpec
+
+    return tuple(ModelSpec.from_json(row) for row in rows)
 
 
 def _allowed_services(config: Config) -> tuple[str, ...]:

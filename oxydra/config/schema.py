@@ -289,7 +289,9 @@ class AgentProfile(Section):
         "", "The same, read from a file; relative to the file that says so.", runner_only=True
     )
     selection: SelectionConfig = key(SelectionConfig, "")
-    tools: tuple[str, ...] | None = key(None, "The tools it may use; left out: all.")
+    tools: tuple[str, ...] | None = key(
+        None, "The tools it may use, by names or patterns (`*`, `?`); left out: all."
+    )
     max_turns: int | None = key(None, "Model calls in one turn, at most.", least=1, most=10_000)
     max_cost: Decimal | None = key(None, "USD that one turn may cost.", least=0)
 

@@ -257,7 +257,7 @@ class Gateway(Handler):
 
     def _session_for(self, payload: Json) -> Session:
         if payload.get("create_new_session"):
-            return self._hub.create_session()
+            return self._hub.create_session(agent_name=payload.get("agent_name") or "default")
         if payload.get("session_id"):
             return self._store.find_session(payload["session_id"])
         return self._store.latest_session() or self._hub.create_session()

@@ -186,7 +186,10 @@ class Hub:
         display_name: str = "",
         channel_origin: str = "gateway",
     ) -> Session:
-        """Raises `BusyError` at the limit `[gateway] max_sessions_per_user`."""
+        """Raises `BusyError` at the limit `[gateway] max_sessions_per_user`, `NotFoundError` for an
+        agent that there is not.
+        """
+        self._runtime.agents.get(agent_name)
         if self.store.count_sessions() >= self._config.max_sessions_per_user:
             raise BusyError(
                 f"There are already {self._config.max_sessions_per_user} sessions.",

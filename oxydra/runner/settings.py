@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from oxydra import config
 from oxydra.broker import Destinations
 from oxydra.catalog import Catalog
-from oxydra.config import Config, Isolation
-from oxydra.errors import ConfigError
+from oxydra.config import Config, Isolation, Selection
+from oxydra.errors import ConfigError, UsageError
 from oxydra.policy.network import Egress
 from oxydra.providers import registry
 from oxydra.runner.workspace import Workspace
@@ -59,8 +59,10 @@ def from_config(settings: Config) -> RunnerSettings:
     wanted = settings.agent.selection.fallback
     chain = [config.select(settings, catalog)]
     chain += [config.select(settings, catalog, wanted=choice) for choice in wanted]
+    agents = config.agent_models(settings, catalog, chain)
+    _check_tools(settings)
     routes: list[Route] = []
-    for selection in chain:
+    for selection in _once([*chain, *(one for own in agents.values() for one in own)]):
         entry = settings.agent.providers.registry[selection.provider]
         key = selection.credential.value if selection.credential is not None else ""
         route = registry.route(registry.settings(selection.provider, entry), key)
@@ -88,7 +90,7 @@ def from_config(settings: Config) -> RunnerSettings:
     return RunnerSettings(
         workspace=Workspace(settings.workspace_root, settings.user_id, isolation.mounts),
         tier=settings.tier,
-        config=config.effective(settings, chain[0], chain[1:]),
+        config=config.effective(settings, chain[0], chain[1:], agents),
         routes=tuple(routes),
         port=settings.agent.gateway.port,
         notices=tuple(notices),
@@ -96,3 +98,31 @@ def from_config(settings: Config) -> RunnerSettings:
         isolation=isolation,
         git_tokens={host: token.value for host, token in config.git_tokens(settings).items()},
     )
+
+
+def _once(selections: Sequence[Selection]) -> list[Selection]:
+    """One for each provider, in order: a model makes no difference to where requests go."""
+    found: dict[str, Selection] = {}
+    for selection in selections:
+        found.setdefault(selection.provider, selection)
+    return list(found.values())
+
+
+def _check_tools(settings: Config) -> None:
+    """Raises `ConfigError` where an agent is given a tool that there is not."""
+    from oxydra.tools.registry import check_pattern
+
+    for name, profile in settings.agent.agents.items():
+        for pattern in profile.tools or ():
+            try:
+                check_pattern(pattern)
+            except UsageError as error:
+                key = f"agents.{name}.tools"
+                source = settings.source(key)
+                raise ConfigError(
+                    f"{key}: {error.message}",
+                    remedy=error.remedy,
+                    file=source.file,
+                    line=source.line,
+                    key=key,
+                ) from None

@@ -1,6 +1,7 @@
 """The turn loop: ask the model, run the tools it calls, feed the results back, until it answers."""
 
+from oxydra.runtime.agents import Agent, Agents
 from oxydra.runtime.loop import MADE, Runtime, internal_error
 from oxydra.runtime.prompt import SystemPrompt
 
-__all__ = ["MADE", "Runtime", "SystemPrompt", "internal_error"]
+__all__ = ["MADE", "Agent", "Agents", "Runtime", "SystemPrompt", "internal_error"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -30,13 +31,14 @@ class Conversations:
         self._lock = Lock()
         self._kept: OrderedDict[str, Conversation] = OrderedDict()
 
-    def get(self, session: Session) -> Conversation:
+    def get(self, session: Session, tools: Collection[str]) -> Conversation:
+        """`tools` are those of the session's agent."""
         with self._lock:
             kept = self._kept.get(session.session_id)
             if kept is not None:
                 self._kept.move_to_end(session.session_id)
                 return kept
-        system = Message("system", self._prompt.text(session))
+        system = Message("system", self._prompt.text(session, tools))
         read = Conversation(system, self._store.messages(session.session_id))
         with self._lock:
             self._kept[session.session_id] = read

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from threading import Event, Lock
 from typing import TypeVar
@@ -21,6 +21,7 @@ from oxydra.errors import Cancelled, OxydraError, StoreBusyError, StoreFullError
 from oxydra.frames import message_json, turn_ref, usage_json
 from oxydra.log import fields
 from oxydra.policy import VirtualPath
+from oxydra.runtime.agents import DEFAULT, Agent, Agents
 from oxydra.runtime.conversation import Conversations
 from oxydra.runtime.prompt import SystemPrompt
 from oxydra.store import Store
@@ -69,16 +70,18 @@ class Runtime:
         reasoning: str = "",
         keep: Callable[[Attachment], str] | None = None,
         prompt: SystemPrompt | None = None,
+        agents: Iterable[Agent] = (),
     ) -> None:
-        """`keep` puts a file that a model made into `MADE`, and says under which path."""
+        """`keep` puts a file that a model made into `MADE`, and says under which path. `provider`,
+        `model` and `reasoning` are the default agent's, unless `agents` has it too.
+        """
         self.keep = keep
         self.store = store
-        self.provider = provider
-        self.model = model
+        default = Agent(DEFAULT, provider, model, reasoning, max_turns=config.max_turns)
+        self.agents = Agents(default, agents)
         self.gate = gate
-        self.tools = tools if model.tools else ()
+        self.tools = tuple(tools)  # all that there are
         self.config = config
-        self.reasoning = reasoning
         self.prompt = prompt or SystemPrompt([tool.name for tool in self.tools])
         self.conversations = Conversations(store, self.prompt)
         self._used = Usage()
@@ -133,7 +136,9 @@ class _Run:
         self.partial: list[str] = []  # what the current model call has streamed
         self.unsent: list[str] = []  # of it, what was not emitted yet
         self.usage = Usage()
-        self.answering = runtime.model  # the model that answered last
+        self.agent = runtime.agents.get(DEFAULT)  # until it is known whose session it is
+        self.tools: tuple[ToolSpec, ...] = ()
+        self.answering = self.agent.model  # the model that answered last
         self.steps = 0  # model calls made
         self.calling: dict[str, ToolCall] = {}  # the calls of the current step
         self.repeated: Counter[tuple[str, str, str]] = Counter()  # call and result, how often
@@ -167,13 +172,18 @@ class _Run:
 
     def _work(self) -> _Ending:
         session = self.store.session(self.turn.session_id)
-        self.conversation = self.runtime.conversations.get(session)
+        if session.agent_name in self.runtime.agents:
+            self._serve(self.runtime.agents.get(session.agent_name))
+        offered = [tool.name for tool in self.tools]
+        self.conversation = self.runtime.conversations.get(session, offered)
         if self.turn.state is TurnState.QUEUED:
             event = self._durably(lambda: self.store.start_turn(self.turn))
             self.conversation.messages.append(event.message)
+            self.runtime.agents.get(session.agent_name)  # nobody else may go on in its place
         else:
+            self.runtime.agents.get(session.agent_name)
             self._resume()
-        limit = self.runtime.config.max_turns
+        limit = self.agent.max_turns
         while self.steps < limit:
             self.token.check()
             self.deadline.check("The turn")
@@ -187,6 +197,12 @@ class _Run:
             remedy="Ask it to go on, or raise [runtime] max_turns.",
             code="max_turns",
         )
+
+    def _serve(self, agent: Agent) -> None:
+        """This is whose turn it is."""
+        self.agent = agent
+        self.tools = agent.offered(self.runtime.tools)
+        self.answering = agent.model
 
     def _resume(self) -> None:
         """Go on with a turn that a crash or a shutdown interrupted."""
@@ -213,20 +229,20 @@ class _Run:
     def _ask_model(self) -> Completed:
         self.partial.clear()
         self.steps += 1
-        self._progress("provider_call", f"Asking {self.runtime.model.id}")
+        self._progress("provider_call", f"Asking {self.agent.model.id}")
         request = ModelRequest(
-            model=self.runtime.model,
+            model=self.agent.model,
             messages=[self.conversation.system, *self.conversation.messages],
-            tools=self.runtime.tools,
+            tools=self.tools,
             session_id=self.turn.session_id,
             deadline=self.deadline,
-            reasoning=self.runtime.reasoning,
+            reasoning=self.agent.reasoning,
             on_wait=self._show,
         )
         completed: Completed | None = None
-        answering = self.runtime.model
+        answering = self.agent.model
         try:
-            for event in self.runtime.provider.stream(request, self.token):
+            for event in self.agent.provider.stream(request, self.token):
                 if isinstance(event, TextDelta):
                     self.partial.append(event.text)
                     self.unsent.append(event.text)
@@ -251,7 +267,7 @@ class _Run:
         finally:
             self._show()
         if completed is None:
-            raise OxydraError(f"{self.runtime.provider.name} ended its stream without an answer.")
+            raise OxydraError(f"{self.agent.provider.name} ended its stream without an answer.")
         completed = self._with_files(completed)
         usage = priced(answering, completed.usage)
         self.usage += usage
@@ -298,9 +314,10 @@ class _Run:
             journal=self,
             deadline=self.deadline,
             step=self.steps,
-            max_steps=self.runtime.config.max_turns,
+            max_steps=self.agent.max_turns,
             tainted=marks.tainted,
             sensitive=marks.sensitive,
+            tools=frozenset(tool.name for tool in self.tools),
         )
 
     def _execute(self, calls: Sequence[ToolCall]) -> None:
@@ -390,7 +407,7 @@ class _Run:
                     "kind": {"kind": kind},
                     "message": message,
                     "turn": self.steps,
-                    "max_turns": self.runtime.config.max_turns,
+                    "max_turns": self.agent.max_turns,
                 }
             },
         )

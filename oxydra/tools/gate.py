@@ -91,7 +91,7 @@ class TurnScope:
     """The turn that calls belong to. `step` (of at most `max_steps`) counts its model calls.
 
     `attended` says that a person may be asked; `tainted` and `sensitive` that the conversation
-    holds what strangers wrote, and private data.
+    holds what strangers wrote, and private data. `tools` are all that may be called, None: any.
     """
 
     session_id: str
@@ -104,6 +104,7 @@ class TurnScope:
     attended: bool = True
     tainted: bool = False
     sensitive: bool = False
+    tools: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,7 @@ class Gate:
         Where the reason is `SHUTDOWN`, calls that can run after the restart are left as the journal
         has them and are not in what is returned. Raises only what the journal raises.
         """
-        prepared = [self._prepare(call) for call in calls]
+        prepared = [self._prepare(call, scope) for call in calls]
         self._ask(prepared, scope, emit)
         groups = self._grouped(prepared)
         outcomes: list[Outcome] = []
@@ -223,7 +224,7 @@ class Gate:
         reason is `SHUTDOWN` the rest is left for the next start. Raises only what the journal
         raises.
         """
-        for planned in map(self._prepare, calls):
+        for planned in [self._prepare(call, scope) for call in calls]:
             if _shutdown(scope):
                 return
             emit("tool_event", _event(planned.call, "started", self._announced(planned), 0))
@@ -239,10 +240,10 @@ class Gate:
 
     # ------------------------------------------------------------------------------- before
 
-    def _prepare(self, call: ToolCall) -> _Planned:
+    def _prepare(self, call: ToolCall, scope: TurnScope) -> _Planned:
         """Look up, parse, validate: a call that can run, or its refusal."""
         try:
-            tool = self._registry.get(call.name)
+            tool = self._registry.get(call.name, scope.tools)
             given = _parse(call)
             return _Planned(call, Wanted(call, tool, given, tool.validate(given)))
         except Exception as error:

@@ -6,7 +6,9 @@ A new tool is one function and one line in `TOOLS`; its module is imported when 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
 from typing import cast
 
 from oxydra.errors import ToolError, UsageError
@@ -23,6 +25,9 @@ TOOLS = {
     "web_fetch": "oxydra.tools.web:web_fetch",
     "web_search": "oxydra.tools.web:web_search",
 }
+
+# what a guest makes itself, where it has what they need
+MADE = ("delegate_to_agent", "shell_exec")
 
 
 class ToolRegistry:
@@ -44,13 +49,16 @@ class ToolRegistry:
     def __contains__(self, name: str) -> bool:
         return name in self._tools
 
-    def get(self, name: str) -> Tool:
-        """Raises `ToolError` that tells a model which tools there are."""
+    def get(self, name: str, among: Collection[str] | None = None) -> Tool:
+        """The tool `name`, if it is one of `among` (None: of all). Raises `ToolError` that tells a
+        model which tools there are.
+        """
         tool = self._tools.get(name)
-        if tool is None:
+        if tool is None or (among is not None and name not in among):
+            known = [one for one in self._tools if among is None or one in among]
             raise ToolError(
                 f"There is no tool named {name[:64]!r}.",
-                remedy=_suggest(name, self._tools),
+                remedy=_suggest(name, known),
                 code="unknown_tool",
             )
         return tool
@@ -62,6 +70,22 @@ def load(name: str) -> Tool:
         raise UsageError(f"There is no tool named {name!r}.", remedy=_suggest(name, TOOLS))
     module, _, attribute = TOOLS[name].partition(":")
     return cast(Tool, getattr(importlib.import_module(module), attribute))
+
+
+def check_pattern(pattern: str) -> None:
+    """Raises `UsageError` for a name or a pattern (`*`, `?`) that fits no tool that there may be;
+    which of them there are is known where they run.
+    """
+    known = sorted((*TOOLS, *MADE))
+    if not matching([pattern], known):
+        what = "fits no tool" if re.search(r"[*?\[]", pattern) else "is no tool"
+        raise UsageError(f"{pattern[:64]!r} {what}.", remedy=_suggest(pattern, known))
+
+
+def matching(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
+    """Those of `names` that one of `patterns` fits."""
+    patterns = list(patterns)
+    return {name for name in names if any(fnmatchcase(name, one) for one in patterns)}
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

@@ -76,13 +76,15 @@ def ask(
     session_id: str | None = None,
     attachments: Sequence[Json] = (),
     steer: bool = False,
+    agent: str = "",
     as_json: bool = False,
     clean: Callable[[str], str] = lambda text: text,
     out: TextIO = sys.stdout,
 ) -> int:
     """Ask and print the answer, or its terminal frame as JSON; returns the exit code.
 
-    `attachments` are those of `send_turn`. Without a session a new one is made. With `steer` the
+    `attachments` are those of `send_turn`. Without a session a new one is made, of
+    `agent`. With `steer` the
     question joins the turn that runs, and the answer is that turn's. Raises `OxydraError` for a
     turn that failed and `NoDaemonError` if there is none.
     """
@@ -96,6 +98,7 @@ def ask(
         on_link=events.put,
         session_id=session_id,
         new_session=session_id is None,
+        agent=agent,
         locate=locate,
         config=ClientConfig(),
     )

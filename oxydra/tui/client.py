@@ -84,6 +84,7 @@ class GatewayClient:
         on_death: Callable[[BaseException], None] | None = None,
         session_id: str | None = None,
         new_session: bool = False,
+        agent: str = "",
         locate: Locate | None = None,
         config: ClientConfig | None = None,
     ) -> None:
@@ -92,6 +93,7 @@ class GatewayClient:
         self._endpoint = endpoint
         self._token = token
         self._new_session = new_session
+        self._agent = agent
         self._on_frame = on_frame
         self._on_link = on_link
         self._locate = locate
@@ -200,6 +202,8 @@ class GatewayClient:
             hello["session_id"] = self.session_id
         elif self._new_session:
             hello["create_new_session"] = True
+            if self._agent:
+                hello["agent_name"] = self._agent
         last_seq = self._seen.get(self.session_id or "")
         if last_seq is not None:
             hello |= {"last_seq": last_seq, "epoch": self._epoch}

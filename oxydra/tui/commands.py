@@ -56,12 +56,27 @@ def unknown(line: str) -> str:
 # ----------------------------------------------------------------------------------------- commands
 
 
-def _new(state: State, name: str) -> Step:
-    return state.ask("create_session", {"display_name": name} if name else {}, "new")
+def _new(state: State, rest: str) -> Step:
+    payload: Json = {}
+    if rest == "--agent" or rest.startswith("--agent "):
+        agent, _, rest = rest.removeprefix("--agent").strip().partition(" ")
+        if not agent:
+            return state.say("warning", "Of which agent? /agents lists them."), ()
+        payload["agent_name"] = agent
+    if rest.strip():
+        payload["display_name"] = rest.strip()
+    return state.ask("create_session", payload, "new")
 
 
-def _sessions(state: State, _rest: str) -> Step:
-    return state.ask("list_sessions", {}, "sessions")
+def _agents(state: State, _rest: str) -> Step:
+    return state.ask("command", {"name": "agents"}, "agents")
+
+
+def _sessions(state: State, rest: str) -> Step:
+    if rest not in ("", "all"):
+        return state.say("warning", "/sessions, or /sessions all with those of delegations."), ()
+    payload = {"include_subagent_sessions": True} if rest else {}
+    return state.ask("list_sessions", payload, "sessions")
 
 
 def _switch(state: State, wanted: str) -> Step:
@@ -99,8 +114,9 @@ def _quit(state: State, _rest: str) -> Step:
 COMMANDS = {
     command.usage.split(" ")[0]: command
     for command in (
-        Command("/new [name]", "start a new session", _new),
-        Command("/sessions", "list the sessions", _sessions),
+        Command("/new [--agent <agent>] [name]", "start a new session", _new),
+        Command("/agents", "list the agents", _agents),
+        Command("/sessions [all]", "list the sessions; all: of delegations too", _sessions),
         Command("/switch <id or name>", "go on with another session", _switch),
         Command("/steer <text>", "tell it to the running turn, before its next step", _steer),
         Command("/cancel", "cancel the running turn", _cancel),
@@ -157,11 +173,26 @@ def on_sessions(state: State, purpose: str, about: str, sessions: list[SessionIn
     return state, ()
 
 
+def on_agents(state: State, data: Json) -> State:
+    """A list of agents came."""
+    rows = [row for row in data.get("agents") or () if isinstance(row, dict)]
+    return state.say("notice", "\n".join(_agent_row(state, row) for row in rows))
+
+
+def _agent_row(state: State, row: Json) -> str:
+    mark = "●" if row.get("name") == state.agent else " "
+    tools = row.get("tools")
+    may = ", ".join(map(str, tools)) if isinstance(tools, list) and tools else "no tools"
+    said = f"{row.get('name')}: {row.get('model')} by {row.get('provider')} · {may}"
+    return f"{mark} {one_line(said)}"
+
+
 def _row(state: State, session: SessionInfo) -> str:
     mark = "●" if session.session_id == state.session_id else " "
     when = session.last_active_at[:16].replace("T", " ")
     short = _short(session.session_id)
-    return f"{mark} {short}  {when}  {one_line(session.name) or '(no name)'} · {session.agent}"
+    whose = f"{session.agent}, delegated" if session.delegated else session.agent
+    return f"{mark} {short}  {when}  {one_line(session.name) or '(no name)'} · {one_line(whose)}"
 
 
 def _short(session_id: str) -> str:

@@ -166,6 +166,8 @@ def _on_frame(state: State, frame: Frame) -> Step:
             return approvals.show(state), ()
         case "session_list":
             return commands.on_sessions(state, purpose, about, _sessions(payload["sessions"]))
+        case "command_result" if purpose == "agents":
+            return commands.on_agents(state, payload["data"]), ()
         case "health_status":
             state = replace(state, health=_health(payload))
             if purpose == "status":
@@ -228,6 +230,7 @@ def _sessions(rows: list[Any]) -> list[SessionInfo]:
             str(row.get("agent_name") or ""),
             str(row.get("last_active_at") or ""),
             bool(row.get("archived")),
+            row.get("channel_origin") == "delegation",
         )
         for row in rows
         if isinstance(row, dict)

@@ -94,6 +94,7 @@ class SessionInfo:
     agent: str
     last_active_at: str
     archived: bool = False
+    delegated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

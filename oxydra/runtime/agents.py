@@ -1,0 +1,89 @@
+"""Agents: who answers in a session, with which model and which tools. Pure values.
+
+A session names its agent when it begins. `default` is always there; `[agents.<name>]` adds others,
+or says more of that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from oxydra.errors import NotFoundError
+from oxydra.tools.registry import matching
+from oxydra.types import Json, ModelSpec, Provider, ToolSpec
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """`provider` answers with `model` first. `tools` are names or patterns, None: all that there
+    are. `max_turns` model calls in one turn; `max_cost` in USD that one turn may cost.
+    """
+
+    name: str
+    provider: Provider
+    model: ModelSpec
+    reasoning: str = ""
+    tools: tuple[str, ...] | None = None
+    max_turns: int = 50
+    max_cost: Decimal | None = None
+
+    def offered(
+        self, tools: Sequence[ToolSpec], among: Iterable[str] | None = None
+    ) -> tuple[ToolSpec, ...]:
+        """Those of `tools` that it may use; of `among` only, if that is given."""
+        if not self.model.tools:
+            return ()
+        names = {tool.name for tool in tools}
+        if self.tools is not None:
+            names = matching(self.tools, names)
+        if among is not None:
+            names &= set(among)
+        return tuple(tool for tool in tools if tool.name in names)
+
+
+class Agents:
+    """All agents of one user. Immutable."""
+
+    def __init__(self, default: Agent, others: Iterable[Agent] = ()) -> None:
+        """One of `others` may be named `default` and takes its place."""
+        found = {DEFAULT: default} | {agent.name: agent for agent in others}
+        self._agents = dict(sorted(found.items()))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._agents
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._agents)
+
+    def get(self, name: str) -> Agent:
+        """Raises `NotFoundError` that lists the known ones."""
+        agent = self._agents.get(name)
+        if agent is None:
+            raise NotFoundError(
+                f"There is no agent {name[:64]!r}.",
+                remedy=f"[agents.<name>] of agent.toml makes one. There are: "
+                f"{', '.join(self._agents)}.",
+                code="unknown_agent",
+            )
+        return agent
+
+    def report(self, tools: Sequence[ToolSpec]) -> Json:
+        """What `/agents` lists; `tools` are all that there are."""
+        return {
+            "agents": [
+                {
+                    "name": agent.name,
+                    "provider": agent.model.provider,
+                    "model": agent.model.id,
+                    "tools": [tool.name for tool in agent.offered(tools)],
+                    "max_turns": agent.max_turns,
+                    "max_cost": None if agent.max_cost is None else str(agent.max_cost),
+                }
+                for agent in self._agents.values()
+            ]
+        }
