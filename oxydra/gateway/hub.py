@@ -24,7 +24,14 @@ from functools import partial
 from typing import Protocol
 
 from oxydra.config import GatewayConfig
-from oxydra.errors import BusyError, NotFoundError, OxydraError, StoreError, StoreFullError
+from oxydra.errors import (
+    BusyError,
+    NotFoundError,
+    OxydraError,
+    StoreBusyError,
+    StoreError,
+    StoreFullError,
+)
 from oxydra.frames import encode, session_ref, turn_ref
 from oxydra.gateway.connection import frame_text
 from oxydra.runtime import Runtime, internal_error
@@ -286,7 +293,7 @@ class Hub:
             terminal: Json = {"type": "turn_cancelled", "payload": {}}
             try:
                 self.store.finish_turn(queued, TurnState.CANCELLED, terminal)
-            except StoreFullError:
+            except (StoreFullError, StoreBusyError):
                 raise
             except StoreError:  # it joined the running turn just now
                 raise NotFoundError("That message has joined the running turn.") from None
