@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from oxydra.errors import ConfigError
-from oxydra.types import Json, ModelSpec, PriceTier, ReasoningOption, Usage
+from oxydra.types import Json, ModelSpec, PriceTier, Rates, ReasoningOption, Usage
 
 SCHEMA = 1
 SOURCE = "https://models.dev/api.json"
@@ -181,6 +181,25 @@ def cost(model: ModelSpec, usage: Usage) -> Decimal | None:
         + thinking * (price_out if thought is None else thought)
     )
     return total / MILLION
+
+
+def rates(model: ModelSpec, prompt_tokens: int) -> Rates | None:
+    """The most that the tokens of a call with so long a prompt can cost; None if the model's price
+    is not known. Of the price tiers that it reaches the dearest counts, so that a prompt that turns
+    out shorter is no dearer.
+    """
+    if model.price_input is None or model.price_output is None:
+        return None
+    prompt = [model.price_input, model.price_cache_read, model.price_cache_write]
+    output = [model.price_output, model.price_reasoning]
+    for tier in model.price_tiers:
+        if prompt_tokens > tier.above:
+            prompt += [tier.price_input, tier.price_cache_read, tier.price_cache_write]
+            output.append(tier.price_output)
+    return Rates(
+        max(price for price in prompt if price is not None),
+        max(price for price in output if price is not None),
+    )
 
 
 def priced(model: ModelSpec, usage: Usage) -> Usage:

@@ -8,6 +8,9 @@ word that goes into an `error` frame; `exit_code` is what a command exits with.
 
 from __future__ import annotations
 
+from decimal import Decimal
+
+ZERO = Decimal(0)
 EXIT_FAILED = 1  # the turn or the command failed
 EXIT_USAGE = 2  # usage or configuration
 EXIT_NO_DAEMON = 3  # nothing is running for this user
@@ -143,6 +146,7 @@ class ProviderError(OxydraError):
 
     `status` is the HTTP status, 0 where none arrived. `retryable` says that the same request may
     succeed later; `retry_after` (seconds) is what the provider asked for, None if it did not say.
+    `unsent`: the request never reached it, so that nothing is billed.
     """
 
     code = "provider_unavailable"
@@ -158,13 +162,37 @@ class ProviderError(OxydraError):
         retryable: bool = False,
         retry_after: float | None = None,
         code: str = "",
+        unsent: bool = False,
     ) -> None:
         super().__init__(message, remedy=remedy, code=code)
+        self.unsent = unsent
         self.provider = provider
         self.model = model
         self.status = status
         self.retryable = retryable
         self.retry_after = retry_after
+
+
+class BudgetError(OxydraError):
+    """A model call would pass a cap. `cap` is its setting, `left` USD; `resets_at` is UTC in RFC
+    3339, "" where it is not a matter of time.
+    """
+
+    code = "budget"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        remedy: str = "",
+        cap: str = "",
+        left: Decimal = ZERO,
+        resets_at: str = "",
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.cap = cap
+        self.left = left
+        self.resets_at = resets_at
 
 
 class ToolError(OxydraError):

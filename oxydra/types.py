@@ -165,6 +165,16 @@ class PriceTier:
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """The most that a token of a call can cost, in USD per million: of its prompt, whether cached,
+    written to a cache or neither, and of its answer.
+    """
+
+    prompt: Decimal
+    output: Decimal
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What the catalog (or conservative defaults) says of one model. Limits are tokens; prices are
     USD per million tokens.
@@ -265,7 +275,7 @@ class ModelRequest:
     """One call of a model. `messages` starts with the system message; `session_id` serves
     prompt-cache routing only; past `deadline` the stream raises `ProviderError`. `reasoning` is the
     effort asked for (`off`, `low`, `medium`, `high`, …), "" the model's own. `on_wait` is called by
-    a stream of `TextDelta.more` before it waits for bytes.
+    a stream of `TextDelta.more` before it waits for bytes. `meter` says who pays.
     """
 
     model: ModelSpec
@@ -275,6 +285,32 @@ class ModelRequest:
     deadline: Deadline = field(default_factory=lambda: Deadline.after(None))
     reasoning: str = ""
     on_wait: Callable[[], None] = lambda: None
+    meter: Meter | None = None
+
+
+class Bill(Protocol):
+    """What one call of a model may cost, set aside. It is closed once, by `settle` or `broken`;
+    what comes after that changes nothing.
+
+    `request` is what may be asked: the answer may have to be shorter. `settle` takes the end of a
+    stream and returns it with a usage that makes sense; `broken` takes what ended it otherwise, and
+    what was said until then (characters, of which `began` says that there was anything at all).
+    """
+
+    @property
+    def request(self) -> ModelRequest: ...
+
+    def settle(self, completed: Completed) -> Completed: ...
+
+    def broken(self, error: BaseException, said: int, *, began: bool) -> None: ...
+
+
+class Meter(Protocol):
+    """Who answers for the cost of calls. `open` is asked before each one, a repetition and another
+    model included, and raises `BudgetError` where it may not be made.
+    """
+
+    def open(self, request: ModelRequest) -> Bill: ...
 
 
 class Provider(Protocol):

@@ -29,6 +29,7 @@ from typing import BinaryIO
 
 from oxydra import cage, config, log
 from oxydra.approvals import Approvals, Rules
+from oxydra.budget import Caps
 from oxydra.config import GuestConfig
 from oxydra.disk import Ballast, shortage
 from oxydra.errors import FrameError, OxydraError, ToolError
@@ -40,9 +41,10 @@ from oxydra.policy import parse_virtual
 from oxydra.policy.network import Egress
 from oxydra.policy.paths import ROOTS
 from oxydra.providers import registry
+from oxydra.providers.metered import Metered
 from oxydra.providers.reliable import Choice, Reliable
 from oxydra.relay import Relay
-from oxydra.runtime import MADE, Agent, Runtime, SystemPrompt, prompt
+from oxydra.runtime import MADE, Agent, Runtime, Spending, SystemPrompt, prompt
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Store
 from oxydra.threads import Service, install_hooks
@@ -100,6 +102,11 @@ class AgentGuest:
         self._shell = ShellClient(self._short)
         tools = ToolRegistry(extra=self._shell_tools(settings))
         keys = envelope.runtime_policy.get("keys", ())
+        self._spending = Spending(
+            self._store,
+            caps_of(envelope),
+            settings.scheduler.default_timezone,
+        )
         self._runtime = Runtime(
             store=self._store,
             provider=self._provider(settings.models, settings, keys),
@@ -127,6 +134,7 @@ class AgentGuest:
                 agents={name: one.system_prompt for name, one in settings.agents.items()},
                 zone=settings.scheduler.default_timezone,
             ),
+            spending=self._spending,
         )
         self._hub = Hub(self._store, self._runtime, settings.gateway, envelope.user_id)
         self._gateway = Gateway(
@@ -141,6 +149,7 @@ class AgentGuest:
             commands={
                 "agents": ("chat", lambda _: self._runtime.agents.report(self._runtime.tools)),
                 "prompt": ("chat", self._explain_prompt),
+                "cost": ("chat", self._cost),
             },
         )
         stream.on_gateway = self._gateway.adopt
@@ -175,6 +184,11 @@ class AgentGuest:
         agent = runtime.agents.get(session.agent_name)
         return prompt.report(runtime.prompt, session, agent.offered(runtime.tools), agent.model)
 
+    def _cost(self, args: Json) -> Json:
+        spending = self._spending
+        found = spending.summary(str(args.get("session_id") or ""))
+        return {**found, **(spending.report(str(args["by"])) if args.get("by") else {})}
+
     def attach_shell(self, channel: Channel) -> None:
         """Take the channel to a shell guest that was started, again or for the first time."""
         self._shell.connect(channel)
@@ -208,11 +222,12 @@ class AgentGuest:
             entry = settings.providers.registry[name]
             key = name if name in keys else ""
             provider = registry.settings(name, entry, credential=key)
-            return Choice(registry.create(provider, self._transport), spec)
+            return Choice(Metered(registry.create(provider, self._transport)), spec)
 
         return Reliable([choice(spec) for spec in models], settings.reliability)
 
     def start(self) -> None:
+        self._spending.recover()
         self._hub.start()
         self._gateway.start()
 
@@ -233,6 +248,7 @@ class AgentGuest:
             "startup_status": self._startup_status(),
             "model": {"provider": self._model.provider, "model": self._model.id},
             "usage": usage_json(self._runtime.used()),
+            "spending": self._spending.summary(),
             **self._hub.counts(),
         }
 
@@ -443,6 +459,14 @@ class RunnerStream:
 def _turn_away(client: socket.socket, _peer: str) -> None:
     """A client that came before the gateway was there."""
     client.close()
+
+
+def caps_of(envelope: Envelope) -> Caps:
+    """The user's caps. Raises `FrameError`: none of them is ever left out."""
+    try:
+        return Caps.from_json(envelope.runtime_policy.get("budget") or {})
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise FrameError(f"bootstrap: runtime_policy.budget is broken: {error}.") from None
 
 
 def scrubber_of(envelope: Envelope) -> GuestScrubber:

@@ -16,17 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "oxydra"
 
 # A file imports only from lower layers; a package is one node and may import within itself. Inside
-# layer 0 the order is errors, threads, types; in layer 1 the log stands on scrub.
+# layer 0 the order is errors, threads, types; in layer 1 the log stands on scrub,
+# the configuration on budget.
 LAYERS = {
     "version": -1,
     "errors": 0.0,
     "threads": 0.1,
     "types": 0.2,
     "scrub": 0.9,
+    "budget": 0.9,
     "config": 1,
     "catalog": 1,
     "cadence": 1,
-    "budget": 1,
     "policy": 1,
     "frames": 1,
     "log": 1,

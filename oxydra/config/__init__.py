@@ -31,7 +31,7 @@ from oxydra.config.files import (
     trust,
     write_private,
 )
-from oxydra.config.guest import GuestConfig, effective, from_effective, runtime_policy
+from oxydra.config.guest import GuestConfig, caps, effective, from_effective, runtime_policy
 from oxydra.config.isolation import Isolation, Mount, Mounts, isolation, mounts
 from oxydra.config.load import Config, Row, Source, load
 from oxydra.config.schema import (
@@ -84,6 +84,7 @@ __all__ = [
     "address",
     "agent_models",
     "answers",
+    "caps",
     "config_home",
     "effective",
     "effective_egress",

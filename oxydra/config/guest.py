@@ -16,6 +16,7 @@ from oxydra.config.schema import AgentConfig
 from oxydra.errors import ConfigError
 
 if TYPE_CHECKING:  # importing it takes longer than the rest of this package
+    from oxydra.budget import Caps
     from oxydra.types import ModelSpec
 
 STRICTNESS = ("allow", "ask", "deny")
@@ -91,7 +92,7 @@ def runtime_policy(config: Config) -> dict[str, Any]:
     `approvals.rules` has the runner's rules and the user's: both have a say and the stricter
     counts, so that a user's file can narrow and never widen. `exfiltration` and `expiry_secs` are
     the stricter of the two, `private` is what either names. `egress_allowlist` has the local
-    services that web tools may reach.
+    services that web tools may reach. `budget` has the stricter of each cap.
     """
     both = (config.runner.approvals, config.user.approvals)
     decisions = [a.exfiltration or "ask" for a in both[:1]]
@@ -105,7 +106,24 @@ def runtime_policy(config: Config) -> dict[str, Any]:
             "private": sorted({path for approvals in both for path in approvals.private}),
         },
         "egress_allowlist": list(_allowed_services(config)),
+        "budget": caps(config).to_json(),
     }
+
+
+def caps(config: Config) -> Caps:
+    """What the user's model calls may cost: of each cap the stricter one. A model without a price
+    is for runner.toml to allow, or where that sets no cap and does not say, for the user's file.
+    """
+    from oxydra.budget import Caps
+    from oxydra.budget.caps import CAPS, stricter
+
+    ours, theirs = config.runner.budget, config.user.budget
+    amounts = {name: stricter(getattr(ours, name), getattr(theirs, name)) for name in CAPS}
+    allowed = ours.allow_unpriced
+    if allowed is None:
+        capped = any(getattr(ours, name) is not None for name in CAPS)
+        allowed = not capped and bool(theirs.allow_unpriced)
+    return Caps(**amounts, allow_unpriced=allowed and theirs.allow_unpriced is not False)
 
 
 def from_effective(table: dict[str, Any]) -> GuestConfig:

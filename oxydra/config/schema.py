@@ -449,6 +449,24 @@ class EgressConfig(Section):
 
 
 @section
+class BudgetConfig(Section):
+    """`[budget]` in runner.toml: what a user's model calls may cost, in USD by catalog prices; left
+    out: no cap.
+    """
+
+    per_turn: Decimal | None = key(None, "USD that one turn may cost.", least=0)
+    per_session: Decimal | None = key(None, "USD that one session may cost.", least=0)
+    per_day: Decimal | None = key(
+        None, "USD a day; it begins at midnight in the user's time zone.", least=0
+    )
+    per_month: Decimal | None = key(None, "USD a calendar month.", least=0)
+    allow_unpriced: bool | None = key(
+        None,
+        "Whether a model whose price is not known may be asked where a cap is set; left out: no.",
+    )
+
+
+@section
 class RunnerConfig(Section):
     """runner.toml: who is served, where, and how they are kept apart."""
 
@@ -460,6 +478,7 @@ class RunnerConfig(Section):
     guest_images: GuestImagesConfig = key(GuestImagesConfig, "")
     egress: EgressConfig = key(EgressConfig, "")
     approvals: ApprovalsConfig = key(ApprovalsConfig, "")
+    budget: BudgetConfig = key(BudgetConfig, "")
     tools: RunnerToolsConfig = key(RunnerToolsConfig, "")
     users: dict[str, UserEntry] = key(dict, "Users by id.")
 
@@ -558,6 +577,19 @@ class UserEgressConfig(Section):
 
 
 @section
+class UserBudgetConfig(Section):
+    """`[budget]` in users/<id>.toml: the stricter of this and runner.toml's counts."""
+
+    per_turn: Decimal | None = key(None, "As in runner.toml.", least=0)
+    per_session: Decimal | None = key(None, "As in runner.toml.", least=0)
+    per_day: Decimal | None = key(None, "As in runner.toml.", least=0)
+    per_month: Decimal | None = key(None, "As in runner.toml.", least=0)
+    allow_unpriced: bool | None = key(
+        None, "As in runner.toml; `true` counts only where that sets no cap and does not say."
+    )
+
+
+@section
 class UserConfig(Section):
     """users/<id>.toml: what holds for one user."""
 
@@ -565,6 +597,7 @@ class UserConfig(Section):
     mounts: MountsConfig = key(MountsConfig, "")
     resources: ResourcesConfig = key(ResourcesConfig, "")
     egress: UserEgressConfig = key(UserEgressConfig, "")
+    budget: UserBudgetConfig = key(UserBudgetConfig, "")
     approvals: ApprovalsConfig = key(ApprovalsConfig, "")
     credential_refs: dict[str, str] = key(
         dict,

@@ -21,6 +21,7 @@ from oxydra.scrub import printable
 
 QUOTE_CHARS = 300
 RETRYABLE = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
+UNSENT = ("url", "credential", "resolve", "connect", "tls", "limit", "busy")  # kinds of errors
 
 # Error types and codes of the known wires, where a failure inside a stream carries no HTTP status.
 _STATUS_OF = {
@@ -104,6 +105,7 @@ def from_transport(settings: ProviderSettings, model: str, error: TransportError
         model=model,
         retryable=error.retryable,
         code=code,
+        unsent=error.kind in UNSENT,
     )
 
 

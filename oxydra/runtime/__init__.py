@@ -3,5 +3,6 @@
 from oxydra.runtime.agents import Agent, Agents
 from oxydra.runtime.loop import MADE, Runtime, internal_error
 from oxydra.runtime.prompt import SystemPrompt
+from oxydra.runtime.spending import Spending
 
-__all__ = ["MADE", "Agent", "Agents", "Runtime", "SystemPrompt", "internal_error"]
+__all__ = ["MADE", "Agent", "Agents", "Runtime", "Spending", "SystemPrompt", "internal_error"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from threading import Event, Lock
 from typing import TypeVar
 
+from oxydra.budget import Account
 from oxydra.catalog import priced
 from oxydra.config import RuntimeConfig
 from oxydra.errors import Cancelled, OxydraError, StoreBusyError, StoreFullError
@@ -24,6 +25,7 @@ from oxydra.policy import VirtualPath
 from oxydra.runtime.agents import DEFAULT, Agent, Agents
 from oxydra.runtime.conversation import Conversations
 from oxydra.runtime.prompt import SystemPrompt
+from oxydra.runtime.spending import Spending
 from oxydra.store import Store
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline
 from oxydra.tools.gate import Gate, TurnScope
@@ -36,6 +38,7 @@ from oxydra.types import (
     Json,
     Marks,
     Message,
+    Meter,
     ModelRequest,
     ModelSpec,
     Provider,
@@ -71,6 +74,7 @@ class Runtime:
         keep: Callable[[Attachment], str] | None = None,
         prompt: SystemPrompt | None = None,
         agents: Iterable[Agent] = (),
+        spending: Spending | None = None,
     ) -> None:
         """`keep` puts a file that a model made into `MADE`, and says under which path. `provider`,
         `model` and `reasoning` are the default agent's, unless `agents` has it too.
@@ -84,6 +88,7 @@ class Runtime:
         self.config = config
         self.prompt = prompt or SystemPrompt([tool.name for tool in self.tools])
         self.conversations = Conversations(store, self.prompt)
+        self.spending = spending or Spending(store)
         self._used = Usage()
         self._used_lock = Lock()
 
@@ -94,15 +99,18 @@ class Runtime:
                 self._used += more
             return self._used
 
-    def run_turn(self, turn: Turn, token: CancelToken, emit: Emit) -> None:
+    def run_turn(
+        self, turn: Turn, token: CancelToken, emit: Emit, account: Account | None = None
+    ) -> None:
         """Run `turn` until it is terminal, or until `token` is cancelled with reason `SHUTDOWN`.
 
         Exactly one terminal frame is stored and then emitted. Never raises for what a model, a tool
-        or a provider does.
+        or a provider does. `account` says who pays, where it is not just the one who sent the
+        message: a schedule with its cap, or the turn that delegated this one.
         """
         with fields(session=turn.session_id, turn=turn.turn_id):
             try:
-                _Run(self, turn, token, emit).run()
+                _Run(self, turn, token, emit, account).run()
             except _LeaveRunning:
                 log.info("left running: it resumes with the next start")
             except Exception:
@@ -126,13 +134,21 @@ class _Ending:
 class _Run:
     """One turn on its way."""
 
-    def __init__(self, runtime: Runtime, turn: Turn, token: CancelToken, emit: Emit) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        turn: Turn,
+        token: CancelToken,
+        emit: Emit,
+        account: Account | None,
+    ) -> None:
         self.runtime = runtime
         self.store = runtime.store
         self.turn = turn
         self.token = token
         self.emit = emit
         self.deadline = Deadline.after(runtime.config.turn_timeout_secs)
+        self.account = account or Account(turn.turn_id, turn.session_id)
         self.partial: list[str] = []  # what the current model call has streamed
         self.unsent: list[str] = []  # of it, what was not emitted yet
         self.usage = Usage()
@@ -238,6 +254,7 @@ class _Run:
             deadline=self.deadline,
             reasoning=self.agent.reasoning,
             on_wait=self._show,
+            meter=self.meter(),
         )
         completed: Completed | None = None
         answering = self.agent.model
@@ -273,6 +290,17 @@ class _Run:
         self.usage += usage
         self.runtime.used(usage)
         return completed
+
+    def meter(self, purpose: str = "turn") -> Meter:
+        """Who pays for a call of this turn: what `ModelRequest.meter` takes."""
+        caps = (self.account.max_cost, self.runtime.config.max_cost, self.agent.max_cost)
+        account = replace(
+            self.account,
+            agent=self.agent.name,
+            purpose=purpose,
+            max_cost=min((cap for cap in caps if cap is not None), default=None),
+        )
+        return self.runtime.spending.meter(account, self._durably)
 
     def _with_files(self, completed: Completed) -> Completed:
         """An answer whose text says where the files are that the model made."""

@@ -138,6 +138,48 @@ def m006_session_order(db: apsw.Connection) -> None:
     )
 
 
+def m007_spend(db: apsw.Connection) -> None:
+    """What model calls may cost and have cost, in nano-dollars, with running totals."""
+    db.execute(
+        """
+        CREATE TABLE spend (
+            spend_id INTEGER PRIMARY KEY,
+            turn_id TEXT NOT NULL,
+            session_id TEXT NOT NULL,
+            scopes TEXT NOT NULL,
+            agent TEXT NOT NULL,
+            schedule TEXT NOT NULL,
+            purpose TEXT NOT NULL,
+            provider TEXT NOT NULL,
+            model TEXT NOT NULL,
+            state TEXT NOT NULL,
+            reserved INTEGER NOT NULL,
+            cost INTEGER NOT NULL,
+            priced INTEGER NOT NULL,
+            guessed INTEGER NOT NULL DEFAULT 0,
+            estimated INTEGER NOT NULL,
+            prompt_tokens INTEGER NOT NULL DEFAULT 0,
+            completion_tokens INTEGER NOT NULL DEFAULT 0,
+            cached_tokens INTEGER NOT NULL DEFAULT 0,
+            cache_write_tokens INTEGER NOT NULL DEFAULT 0,
+            reasoning_tokens INTEGER NOT NULL DEFAULT 0,
+            created_at TEXT NOT NULL,
+            settled_at TEXT NOT NULL DEFAULT ''
+        ) STRICT;
+        CREATE INDEX spend_by_time ON spend (created_at, cost);
+        CREATE INDEX spend_by_turn ON spend (turn_id);
+        CREATE INDEX spend_held ON spend (state, cost) WHERE state = 'reserved';
+
+        CREATE TABLE spend_totals (
+            kind TEXT NOT NULL,
+            name TEXT NOT NULL,
+            amount INTEGER NOT NULL,
+            PRIMARY KEY (kind, name)
+        ) STRICT, WITHOUT ROWID;
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -145,5 +187,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m004_foreign_prompts,
     m005_steering,
     m006_session_order,
+    m007_spend,
 )
 """In order, append-only: a migration that was released is never changed."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from oxydra.store.approvals import ApprovalTables
 from oxydra.store.conversation import ConversationTables
+from oxydra.store.spend import SpendTables
 
 
-class Store(ConversationTables, ApprovalTables):
+class Store(ConversationTables, ApprovalTables, SpendTables):
     """The database, with the methods of all its tables."""
