@@ -12,8 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oxydra.budget import (
-    LEAST_RATIO,
-    MOST_RATIO,
     Calibration,
     Calibrations,
     estimate_attachment,
@@ -24,6 +22,7 @@ from oxydra.budget import (
     estimate_tools,
     family,
 )
+from oxydra.budget.tokens import LEAST_RATIO, MOST_RATIO
 from oxydra.types import Attachment, Message, ModelRequest, ModelSpec, Native, ToolCall, ToolSpec
 
 MODEL = ModelSpec("openai", "gpt-5", 100_000, 4_000)

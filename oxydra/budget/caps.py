@@ -28,10 +28,10 @@ CAPS = ("per_turn", "per_session", "per_day", "per_month")
 
 
 def nano(value: Decimal) -> int:
-    """USD as nano-dollars, rounded up, at most `MOST`."""
-    if not value.is_finite():
-        return MOST if value > 0 else 0
-    return min(max(0, int((value * NANO).to_integral_value(ROUND_CEILING))), MOST)
+    """USD as nano-dollars, rounded up, at most `MOST`, which what is no number counts as too."""
+    if value.is_nan() or value >= usd(MOST):
+        return MOST
+    return int((value * NANO).to_integral_value(ROUND_CEILING)) if value > 0 else 0
 
 
 def usd(amount: int) -> Decimal:
