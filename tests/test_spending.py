@@ -582,12 +582,12 @@ def test_a_turns_own_cap_is_max_cost(store: Store) -> None:
 
 def test_a_turn_tells_what_it_cost(store: Store) -> None:
     spending = Spending(store, Caps(per_day=Decimal(5)), clock=Clock())
-    account = Account("t1", "s9", agent="helper", schedule="sch-1")
+    account = Account("t1", "s9", schedule="sch-1")
     kind, payload = run(store, runtime(store, Said(Usage(20, 100)), spending), account)
     assert kind == "turn_completed"
     assert payload["response"]["usage"]["cost_usd"] == 0.1
     (row,) = store.spend_rows("t1")
-    assert (row["agent"], row["schedule"], row["purpose"]) == ("helper", "sch-1", "turn")
+    assert (row["agent"], row["schedule"], row["purpose"]) == ("default", "sch-1", "turn")
     (by_schedule,) = spending.report("schedule")["rows"]
     assert (by_schedule["name"], by_schedule["calls"]) == ("sch-1", 1)
     with pytest.raises(UsageError, match="day, model"):
