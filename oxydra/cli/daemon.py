@@ -210,6 +210,8 @@ def _status_lines(status: Json) -> list[str]:
         lines.append(f"  turns     {turns}")
     if usage := status.get("usage"):
         lines.append(f"  usage     {_usage_line(usage)}")
+    if spending := status.get("spending"):
+        lines.append(f"  spent     {_spending_line(spending)}")
     lines += [f"  ! {row['detail']}" for row in startup.get("degraded_reasons", [])]
     return [printable(line) for line in lines]
 
@@ -221,6 +223,17 @@ def _usage_line(usage: Json) -> str:
     if prompt:
         line += f", {usage.get('cached_tokens', 0) / prompt:.0%} of the input from cache"
     return line + (f", ${usage['cost_usd']:.4f}" if "cost_usd" in usage else "")
+
+
+def _spending_line(spending: Json) -> str:
+    """Today and this month, each with its cap."""
+    caps = {row["cap"]: row for row in spending["caps"] if "left_usd" in row}
+    said = []
+    for name, cap in (("today", "per_day"), ("month", "per_month")):
+        amount = f"${spending[f'{name}_usd']:.4f}"
+        of = f" of ${caps[cap]['limit_usd']:.2f}" if cap in caps else ""
+        said.append(f"{amount}{of} {'today' if name == 'today' else 'this month'}")
+    return ", ".join(said)
 
 
 def stop(options: argparse.Namespace) -> int:

@@ -106,6 +106,14 @@ def _add_conversation(commands: Commands) -> None:
     ask.add_argument("--json", action="store_true", help="print the final frame as JSON")
     ask.add_argument("--raw", action="store_true", help="print control characters as they are")
     _add_approvals(commands)
+    text = "what the models have cost, and what is left of each cap"
+    cost = _command(commands, "cost", "oxydra.cli.cost:cost", text)
+    cost.add_argument(
+        "--by",
+        choices=("day", "model", "session", "schedule"),
+        help="a row for each: of the last 31 days, or of this month",
+    )
+    cost.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_approvals(commands: Commands) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 from oxydra import catalog
 from oxydra.budget import (
@@ -118,7 +119,7 @@ class Spending:
 
     def summary(self, session_id: str = "") -> Json:
         """What was spent today, this month and in a session, and what is left of each cap: amounts
-        in USD.
+        in USD, times of the user's zone.
         """
         now = self.clock()
         periods = Periods.around(now, self.zone)
@@ -132,7 +133,10 @@ class Spending:
             if limit.cap is not None and key != "per_turn" and (session_id or key != "per_session"):
                 left = max(0, limit.cap - amount)
                 row: Json = {"cap": key, "limit_usd": _number(limit.cap), "left_usd": _number(left)}
-                rows.append({**row, **({"resets_at": limit.resets_at} if limit.resets_at else {})})
+                if limit.resets_at:
+                    resets = datetime.fromisoformat(limit.resets_at).astimezone(ZoneInfo(self.zone))
+                    row["resets_at"] = resets.isoformat(timespec="seconds")
+                rows.append(row)
         if self.caps.per_turn is not None:
             rows.append({"cap": "per_turn", "limit_usd": float(self.caps.per_turn)})
         rows.sort(key=lambda row: CAPS.index(row["cap"]))
@@ -163,7 +167,13 @@ class Spending:
             groups = self.store.spend_groups(by, stamp(since))
         if by == "schedule":
             groups = [group for group in groups if group.name]
-        return {"by": by, "since": stamp(since), "rows": [_row(group) for group in groups]}
+        rows = [_row(group) for group in groups]
+        if by == "session":
+            sessions = self.store.sessions(include_archived=True)
+            titles = {session.session_id: session.display_name for session in sessions}
+            rows = [{**row, "title": titles.get(row["name"], "")} for row in rows]
+        local = since.astimezone(ZoneInfo(self.zone)).isoformat(timespec="seconds")
+        return {"by": by, "since": local, "rows": rows}
 
     def _by_day(self, minutes: Sequence[Group]) -> list[Group]:
         """Calls by minute (UTC) as calls by day in the user's zone, the newest day first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from oxydra.tui import costs
 from oxydra.tui.cells import one_line
 from oxydra.tui.state import Entry, Exit, SessionInfo, State, Step
 from oxydra.types import Json
@@ -97,6 +98,13 @@ def _cancel(state: State, _rest: str) -> Step:
     return cancel(state)
 
 
+def _cost(state: State, by: str) -> Step:
+    if by and by not in costs.BY:
+        return state.say("warning", f"By what? There are {', '.join(costs.BY)}."), ()
+    args = {"session_id": state.session_id, **({"by": by} if by else {})}
+    return state.ask("command", {"name": "cost", "args": args}, "cost")
+
+
 def _status(state: State, _rest: str) -> Step:
     return state.ask("health_check", {}, "status")
 
@@ -120,6 +128,11 @@ COMMANDS = {
         Command("/switch <id or name>", "go on with another session", _switch),
         Command("/steer <text>", "tell it to the running turn, before its next step", _steer),
         Command("/cancel", "cancel the running turn", _cancel),
+        Command(
+            "/cost [day|model|session|schedule]",
+            "show what was spent, and what is left of each cap",
+            _cost,
+        ),
         Command("/status", "show connection, model, sandbox and spending", _status),
         Command("/help", "show this", _help, offline=True),
         Command("/quit", "leave; a running turn goes on", _quit, offline=True),
@@ -171,6 +184,11 @@ def on_sessions(state: State, purpose: str, about: str, sessions: list[SessionIn
     if purpose == "switch":
         return _switch_to(state, about, sessions)
     return state, ()
+
+
+def on_cost(state: State, data: Json) -> State:
+    """What was spent came."""
+    return state.say("notice", "\n".join(costs.cost_lines(data)))
 
 
 def on_agents(state: State, data: Json) -> State:

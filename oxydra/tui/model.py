@@ -166,6 +166,8 @@ def _on_frame(state: State, frame: Frame) -> Step:
             return approvals.show(state), ()
         case "session_list":
             return commands.on_sessions(state, purpose, about, _sessions(payload["sessions"]))
+        case "command_result" if purpose == "cost":
+            return commands.on_cost(state, payload["data"]), ()
         case "command_result" if purpose == "agents":
             return commands.on_agents(state, payload["data"]), ()
         case "health_status":
