@@ -479,6 +479,7 @@ def test_help_lists_every_command(world: World) -> None:
         "/switch",
         "/steer",
         "/cancel",
+        "/cost",
         "/status",
         "/help",
         "/quit",
@@ -600,6 +601,19 @@ def test_a_session_of_an_agent_and_the_list_of_agents(world: World) -> None:
     (send,) = world.type("/sessions all")
     assert isinstance(send, Send) and send.payload["include_subagent_sessions"] is True
     assert world.type("/sessions every") == []
+
+
+def test_cost_asks_for_this_session_and_shows_what_came(world: World) -> None:
+    (send,) = world.type("/cost model")
+    assert isinstance(send, Send) and send.payload["name"] == "cost"
+    assert send.payload["args"] == {"session_id": world.state.session_id, "by": "model"}
+    cap = {"cap": "per_day", "limit_usd": 5, "left_usd": 4, "resets_at": "2026-11-26T00:00:00"}
+    data = {"today_usd": 1, "month_usd": 2.5, "session_usd": 0.25, "caps": [cap], "time_zone": "Z"}
+    world.reply(send, "command_result", name="cost", data=data)
+    assert "this session  $0.2500" in world.texts[-1]
+    assert "$5.00 a day, $4.00 left; it resets at 2026-11-26 00:00 (Z)" in world.texts[-1]
+    assert world.type("/cost weather") == []
+    assert world.shown[-1][0] == "warning"
 
 
 def test_an_error_without_a_turn_is_shown(world: World) -> None:

@@ -8,7 +8,7 @@ import os
 
 from oxydra.cli.target import load, locate, workspace_of
 from oxydra.config import Config
-from oxydra.errors import NoDaemonError
+from oxydra.errors import NoDaemonError, StoreError
 from oxydra.types import Json
 
 
@@ -48,8 +48,15 @@ def _stored(settings: Config, by: str | None) -> Json:
     zone = settings.user.behavior.timezone or settings.agent.scheduler.default_timezone
     with workspace.lock(wait=1.0):
         path = workspace.internal / "oxydra.db"
-        if path.is_symlink() or path.exists():
-            os.close(open_regular(path, os.O_RDONLY))  # no link leads elsewhere; not opened yet
+        try:
+            os.close(open_regular(path, os.O_RDONLY))  # before SQLite has it open: no locks to lose
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StoreError(
+                f"The database {path} is not opened: {error.strerror}.",
+                remedy="A guest may have put something else in its place: look at it.",
+            ) from None
         store = Store(path)
         try:
             spending = Spending(store, config.caps(settings), zone)

@@ -26,7 +26,7 @@ def cost_lines(data: Mapping[str, Any]) -> list[str]:
     lines += [_cap(row, zone) for row in rows] or ["no cap is set: [budget] in runner.toml"]
     if "rows" in data:
         lines += ["", *_table(data)]
-    return [printable(line) for line in lines]
+    return [printable(line).replace("\n", " ") for line in lines]
 
 
 def _cap(row: Json, zone: str) -> str:
@@ -49,7 +49,7 @@ def _table(data: Mapping[str, Any]) -> list[str]:
     lines = [f"by {data.get('by')}, since {since}:"]
     for name, row in named:
         tokens = f"{_count(row, 'prompt_tokens')} tokens in, {_count(row, 'completion_tokens')} out"
-        calls = f"{_count(row, 'calls')} calls"
+        calls = f"{_count(row, 'calls')} call{'' if row.get('calls') == 1 else 's'}"
         line = f"{name:<{width}}  {_usd(row.get('cost_usd')):>10}  {calls}, {tokens}"
         if row.get("unpriced"):
             line += f"; the price of {_count(row, 'unpriced')} is not known"
