@@ -27,6 +27,8 @@ from oxydra.errors import (
     StoreFullError,
     UsageError,
 )
+from oxydra.providers import create
+from oxydra.providers.base import ProviderSettings
 from oxydra.providers.metered import Metered
 from oxydra.providers.reliable import Choice, Reliable
 from oxydra.runtime import Runtime
@@ -36,12 +38,15 @@ from oxydra.store.spend import Entry
 from oxydra.threads import CancelToken
 from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
+from oxydra.transport import DirectTransport
 from oxydra.types import Completed, Message, ModelRequest, ModelSpec, TextDelta, Usage
+from tests.fake_model import CUT, FakeModel, Reply, event
 
 DOLLAR = 10**9
 NOON = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 # a dollar for each thousand tokens of an answer, nothing for those of a prompt
 DEAR = ModelSpec("p", "dear", 100_000, 4_000, price_input=Decimal(0), price_output=Decimal(1000))
+PRICED = replace(DEAR, price_input=Decimal(1000), price_output=Decimal(1000))
 FREE = replace(DEAR, id="free", price_output=Decimal(0))
 UNKNOWN = replace(DEAR, id="unknown", price_input=None, price_output=None)
 ASKED = [Message("system", "Be brief."), Message("user", "hello")]
@@ -222,10 +227,9 @@ def test_a_delegated_turn_spends_its_parents_budget_and_not_more_than_its_own(
 def test_what_was_certainly_not_billed_is_released(
     store: Store, error: BaseException, billed: bool
 ) -> None:
-    priced = replace(DEAR, price_input=Decimal(1000), price_output=Decimal(1000))
     spending = Spending(store, Caps(per_day=Decimal(10)), clock=Clock())
     with pytest.raises(type(error)):
-        ask(spending, Said(error), priced)
+        ask(spending, Said(error), PRICED)
     ((state, cost),) = rows(store)
     assert (state, cost > 0) == ("settled" if billed else "released", billed)
     assert spending.left(Account("t2", "s2")) == 10 * DOLLAR - cost
@@ -284,6 +288,42 @@ def test_a_fallback_that_would_pass_the_cap_is_not_asked(store: Store) -> None:
     with pytest.raises(BudgetError):
         list(reliable.stream(request, CancelToken()))
     assert not second.requests
+
+
+def dial(spending: Spending, url: str, account: Account) -> ProviderError | None:
+    """One call over a real socket; the error that it ended with."""
+    transport = DirectTransport()
+    try:
+        provider = Metered(create(ProviderSettings("mine", "openai", url), transport))
+        request = ModelRequest(PRICED, ASKED, meter=spending.meter(account))
+        list(provider.stream(request, CancelToken()))
+        return None
+    except ProviderError as error:
+        return error
+    finally:
+        transport.close()
+
+
+def test_over_a_real_wire_only_what_never_arrived_or_was_refused_is_free(store: Store) -> None:
+    spending = Spending(store, clock=Clock())
+    with FakeModel() as fake:
+        fake.error(429, "slow down")
+        fake.send(Reply([event({"content": "wo" * 200}), CUT]))
+        fake.send(Reply([CUT], framing="raw"))
+        fake.reply("fine", usage={"prompt_tokens": 100, "completion_tokens": -7})
+        fake.reply("fine", usage={"prompt_tokens": 10**300, "completion_tokens": "NaN"})
+        ends = [dial(spending, fake.url, Account(f"t{n}", "s1")) for n in range(5)]
+        gone = fake.url
+    ends.append(dial(spending, gone, Account("t5", "s1")))
+    assert [error is None for error in ends] == [False, False, False, True, True, False]
+    assert ends[-1] is not None
+    assert ends[-1].unsent
+    found = [rows(store, f"t{n}")[0] for n in range(6)]
+    states = [state for state, _cost in found]
+    assert states == ["released", "settled", "settled", "settled", "settled", "released"]
+    assert found[1][1] > found[2][1] > 0, "what was said counts beside the prompt"
+    assert found[3][1] > 0
+    assert found[4][1] > 0
 
 
 # ---------------------------------------------------------------------------------- hostile numbers

@@ -30,6 +30,8 @@ _FAMILIES: tuple[tuple[str, Family], ...] = (
 # What a family's tokenizer makes of the same text, compared with OpenAI's o200k.
 _SCALE: dict[Family, float] = {"openai": 1.0, "anthropic": 1.2, "gemini": 1.0, "other": 1.1}
 
+_WIRE = {of: f"tokens {of}" for of in _SCALE}  # where a message keeps its estimate
+
 # Tokens of a character, by kind. Words are cheap; a capital mostly begins a token of its own;
 # digits go by threes at best, and runs of punctuation are short.
 _WORD, _CAPITAL, _DIGIT, _MARK = 1 / 4.6, 1 / 1.8, 1 / 1.9, 1 / 1.65
@@ -102,7 +104,7 @@ def estimate_attachment(attachment: Attachment, of: Family = "other") -> int:
 def estimate_message(message: Message, model: ModelSpec) -> int:
     """Tokens of one message as `model` is sent it; counted once, since a message never changes."""
     of = family(model)
-    name = f"tokens {of}"
+    name = _WIRE[of]
     kept = message.wire.get(name)
     if kept is not None:
         return int(kept)
@@ -118,7 +120,12 @@ def estimate_message(message: Message, model: ModelSpec) -> int:
 
 
 def estimate_messages(messages: Iterable[Message], model: ModelSpec) -> int:
-    return sum(estimate_message(message, model) for message in messages)
+    """The sum; for messages that were counted before some 0.1 µs each."""
+    name, tokens = _WIRE[family(model)], 0
+    for message in messages:
+        kept = message.wire.get(name)
+        tokens += estimate_message(message, model) if kept is None else int(kept)
+    return tokens
 
 
 def estimate_tools(tools: Sequence[ToolSpec], model: ModelSpec) -> int:

@@ -162,6 +162,8 @@ class _Run:
     def run(self) -> None:
         try:
             ending = self._work()
+        except _LeaveRunning:
+            raise
         except Cancelled:
             if self.token.reason == SHUTDOWN:
                 raise _LeaveRunning from None
