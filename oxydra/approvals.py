@@ -313,6 +313,8 @@ class Approvals:
         found = self._store.approval_of_call(scope.turn_id, scope.step, call.id, call.name, sha256)
         if found is not None:
             return found
+        if scope.asked_by:
+            reason = f"The agent {scope.asked_by} asks, to which work was delegated. {reason}"
         if any(_as_text(value).startswith("/vault") for value in item.arguments.values()):
             reason += " What it reads from the vault goes to the provider of the model."
         text, complete = shown(item.given)

@@ -336,16 +336,31 @@ class SafetyTier(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Marks:
+    """`tainted`: holds what strangers wrote; `sensitive`: holds private data."""
+
+    tainted: bool = False
+    sensitive: bool = False
+
+    def __or__(self, other: Marks) -> Marks:
+        return Marks(self.tainted or other.tainted, self.sensitive or other.sensitive)
+
+    def __bool__(self) -> bool:
+        return self.tainted or self.sensitive
+
+
+@dataclass(frozen=True, slots=True)
 class ToolResult:
     """What a tool answers: `content` is what the model reads, `summary` one short line for
     people. `verbatim`: the content is a file's, which the model may write back, so that it reaches
-    it as it is.
+    it as it is. `marks`: what it holds besides what its tool and its paths say.
     """
 
     content: str
     is_error: bool = False
     summary: str = ""
     verbatim: bool = False
+    marks: Marks = Marks()
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,24 +379,11 @@ class ToolContext:
     step: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """`tainted`: holds what strangers wrote; `sensitive`: holds private data."""
-
-    tainted: bool = False
-    sensitive: bool = False
-
-    def __or__(self, other: Marks) -> Marks:
-        return Marks(self.tainted or other.tainted, self.sensitive or other.sensitive)
-
-    def __bool__(self) -> bool:
-        return self.tainted or self.sensitive
-
-
 class Tool(Protocol):
     """A capability offered to the model. `repeatable` says that starting the same call twice does
     no harm; `timeout` is in seconds.
 
+    `beside`: its calls may run beside others although they are not read-only.
     `egress`: the arguments leave the machine for a place that the model chose. `taints`: the result
     holds what strangers wrote, unless all of it is from the vault. `sensitive`: it moves or shows
     private data, whatever the arguments.
@@ -397,6 +399,7 @@ class Tool(Protocol):
     spec: ToolSpec
     tier: SafetyTier
     repeatable: bool
+    beside: bool
     timeout: float
     egress: bool
     taints: bool
@@ -407,6 +410,51 @@ class Tool(Protocol):
     def run(self, arguments: Json, context: ToolContext) -> ToolResult: ...
 
     def recover(self, arguments: Json, context: ToolContext) -> ToolResult | None: ...
+
+
+# ------------------------------------------------------------------------------ delegation
+
+DELEGATED = "delegation"  # the `channel_origin` of a session that was made for a tool call
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What one agent wants of another."""
+
+    agent: str
+    goal: str
+    key_facts: tuple[str, ...] = ()
+    expected_output: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delegation:
+    """The session and turn that work for one call: that of `step` (from 1) of the parent's turn,
+    with `call_id` and an errand of which `digest` is the SHA-256 (hex). `depth` counts the turns
+    above; `tools` are all that may be used; `attended`: a person may be asked; `max_cost` is in
+    USD.
+    """
+
+    session_id: str
+    turn_id: str
+    parent_session_id: str
+    parent_turn_id: str
+    step: int
+    call_id: str
+    digest: str
+    agent: str
+    depth: int
+    tools: frozenset[str]
+    attended: bool
+    max_cost: Decimal | None = None
+
+
+class Delegator(Protocol):
+    """Gives errands to agents. `delegate` returns when the agent has answered; the same call again
+    returns the same answer and starts nothing anew. Raises `ToolError` or `Cancelled`.
+    """
+
+    def delegate(self, errand: Errand, context: ToolContext) -> ToolResult: ...
 
 
 # ----------------------------------------------------------------------------------- turns
@@ -471,7 +519,7 @@ class Session:
 class Turn:
     """One exchange. `turn_id` is the client's idempotency key, `request_id` what its frames echo;
     `terminal` is the stored last frame, `{"type", "payload"}`; `tainted`: others wrote some of what
-    the person sent.
+    the person sent; `sensitive`: it holds private data.
     """
 
     turn_id: str
@@ -482,6 +530,7 @@ class Turn:
     attachments: tuple[Attachment, ...] = ()
     terminal: Json | None = None
     tainted: bool = False
+    sensitive: bool = False
 
 
 class ApprovalState(enum.StrEnum):

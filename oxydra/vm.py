@@ -44,11 +44,12 @@ from oxydra.providers import registry
 from oxydra.providers.metered import Metered
 from oxydra.providers.reliable import Choice, Reliable
 from oxydra.relay import Relay
-from oxydra.runtime import MADE, Agent, Runtime, Spending, SystemPrompt, prompt
+from oxydra.runtime import MADE, Agent, Delegations, Runtime, Spending, SystemPrompt, prompt
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Store
 from oxydra.threads import Service, install_hooks
 from oxydra.tools.confine import Workspace
+from oxydra.tools.delegate import delegate_tools
 from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
 from oxydra.tools.shell import ShellTool
@@ -100,7 +101,8 @@ class AgentGuest:
             sandboxed=envelope.startup_status.get("sandbox_level") not in UNSANDBOXED,
         )
         self._shell = ShellClient(self._short)
-        tools = ToolRegistry(extra=self._shell_tools(settings))
+        delegations = Delegations(self._store, settings.runtime.delegation)
+        tools = ToolRegistry(extra=[*self._shell_tools(settings), *delegate_tools(settings)])
         keys = envelope.runtime_policy.get("keys", ())
         self._spending = Spending(
             self._store,
@@ -117,6 +119,7 @@ class AgentGuest:
                     "workspace": self._workspace,
                     "shell": self._shell,
                     "workers": self._workers,
+                    "delegator": delegations,
                     "web": Web(self._transport, self._workers, egress, settings.tools.web_search),
                 },
                 approve=self._approvals.check,
@@ -136,6 +139,7 @@ class AgentGuest:
             ),
             spending=self._spending,
         )
+        delegations.attach(self._runtime)
         self._hub = Hub(self._store, self._runtime, settings.gateway, envelope.user_id)
         self._gateway = Gateway(
             listener=listener,

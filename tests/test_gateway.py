@@ -53,22 +53,17 @@ class Held(Scripted):
 class Running:
     """A gateway on a port of its own, over a store and a provider."""
 
-    def __init__(self, path, provider, tools=(), **config):
+    def __init__(self, path, provider, tools=(), approvals=None, **config):
+        """`approvals` gives who asks, once the runtime is there."""
         self.path, self.provider, self.tools = path, provider, tools
+        self.approvals = approvals or (lambda: None)
+        self.scopes = ["approve"] if approvals else []
         self.config = GatewayConfig(**config)
         self.start()
 
     def start(self, port=0):
         self.store = Store(self.path)
-        registry = ToolRegistry(names=(), extra=self.tools)
-        runtime = Runtime(
-            store=self.store,
-            provider=self.provider,
-            model=MODEL,
-            gate=Gate(registry, {}),
-            tools=registry.specs,
-            config=RuntimeConfig(),
-        )
+        runtime = self.runtime(self.store)
         self.hub = Hub(self.store, runtime, self.config, "alice")
         listener = socket.create_server(("127.0.0.1", port), backlog=64)
         self.port = listener.getsockname()[1]
@@ -78,11 +73,23 @@ class Running:
             self.hub,
             self.store,
             self.config,
-            [{"name": "local", "sha256": digest, "scopes": ["chat"]}],
+            [{"name": "local", "sha256": digest, "scopes": ["chat", *self.scopes]}],
             lambda: {"healthy": True, "startup_status": {"sandbox_tier": "process"}},
+            approvals=self.approvals(),
         )
         self.hub.start()
         self.gateway.start()
+
+    def runtime(self, store):
+        registry = ToolRegistry(names=(), extra=self.tools)
+        return Runtime(
+            store=store,
+            provider=self.provider,
+            model=MODEL,
+            gate=Gate(registry, {}),
+            tools=registry.specs,
+            config=RuntimeConfig(),
+        )
 
     def stop(self):
         assert self.gateway.stop(5)

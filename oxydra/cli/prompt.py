@@ -54,12 +54,14 @@ def _configured(settings: Config, agent: str) -> Json:
     from oxydra import config
     from oxydra.catalog import Catalog
     from oxydra.runtime import SystemPrompt, prompt
+    from oxydra.tools.delegate import delegate_tools
     from oxydra.tools.registry import ToolRegistry, matching
     from oxydra.tools.shell import ShellTool
 
     shell = settings.agent.tools.shell
     wanted = shell.enabled and settings.user.behavior.shell_enabled
-    tools = ToolRegistry(extra=[ShellTool(shell, named_paths=True)] if wanted else []).specs
+    made = [ShellTool(shell, named_paths=True)] if wanted else []
+    tools = ToolRegistry(extra=[*made, *delegate_tools(settings.agent)]).specs
     catalog = Catalog.load(home=settings.home)
     chosen = config.select(settings, catalog)
     told = config.effective(settings, chosen)

@@ -37,6 +37,7 @@ from oxydra.config.load import Config, Row, Source, load
 from oxydra.config.schema import (
     AgentConfig,
     AgentProfile,
+    DelegationConfig,
     GatewayConfig,
     GuestImagesConfig,
     MemoryConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "AgentProfile",
     "Config",
     "Credential",
+    "DelegationConfig",
     "EgressLimits",
     "EgressPolicy",
     "GatewayConfig",

@@ -139,6 +139,22 @@ class LoopGuardConfig(Section):
 
 
 @section
+class DelegationConfig(Section):
+    """`[runtime.delegation]`: work that an agent gives to another one."""
+
+    max_depth: int = key(
+        1, "How far delegated work is delegated on; 1: not at all, 0: nothing is.", least=0, most=5
+    )
+    max_per_turn: int = key(8, "Delegations of one turn, at most.", least=1, most=100)
+    timeout_secs: float = key(
+        600.0, "Seconds after which a delegated turn is ended.", least=1, most=604_800
+    )
+    budget_share: float = key(
+        0.5, "Share of what a turn may still cost that one delegation may.", least=0.01, most=1
+    )
+
+
+@section
 class RuntimeConfig(Section):
     """`[runtime]`: the turn loop."""
 
@@ -148,6 +164,7 @@ class RuntimeConfig(Section):
     )
     max_cost: Decimal | None = key(None, "USD that one turn may cost; left out: no cap.", least=0)
     loop_guard: LoopGuardConfig = key(LoopGuardConfig, "")
+    delegation: DelegationConfig = key(DelegationConfig, "")
     context_budget: ContextBudgetConfig = key(ContextBudgetConfig, "")
     summarization: SummarizationConfig = key(SummarizationConfig, "")
 

@@ -350,7 +350,10 @@ class Gateway(Handler):
         self._follow(client, session, "session_created", payload["request_id"])
 
     def _list_sessions(self, client: Client, payload: Json) -> None:
-        rows = self._store.sessions(include_archived=bool(payload.get("include_archived")))
+        rows = self._store.sessions(
+            include_archived=bool(payload.get("include_archived")),
+            include_delegated=bool(payload.get("include_subagent_sessions")),
+        )
         reply = {"request_id": payload["request_id"], "sessions": [session_json(s) for s in rows]}
         client.reply("session_list", reply)
 
@@ -390,8 +393,10 @@ class Gateway(Handler):
         return told
 
     def _of_turn(self, approval: Approval, payload: Json) -> Json:
-        """A frame's payload about a request, with the references of its turn."""
-        turn = self._store.turn(approval.turn_id)
+        """A frame's payload about a request, with the references of its turn: the one that a
+        person sent, where the work was delegated.
+        """
+        turn = self._store.turn(self._store.root_turn(approval.turn_id))
         if turn is None:
             raise NotFoundError("The turn of this request is gone.")
         return self._hub.address(turn, turn.state, payload)

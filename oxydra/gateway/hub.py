@@ -31,13 +31,14 @@ from oxydra.errors import (
     StoreBusyError,
     StoreError,
     StoreFullError,
+    UsageError,
 )
 from oxydra.frames import encode, session_ref, turn_ref
 from oxydra.gateway.connection import frame_text
 from oxydra.runtime import Runtime, internal_error
 from oxydra.store import Store
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, Service
-from oxydra.types import Attachment, Json, Session, Turn, TurnState
+from oxydra.types import DELEGATED, Attachment, Json, Session, Turn, TurnState
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +243,11 @@ class Hub:
 
         Raises `NotFoundError` for an unknown session and `BusyError` when its queue is full.
         """
-        self.store.session(session_id)
+        if self.store.session(session_id).channel_origin == DELEGATED:
+            raise UsageError(
+                "This session works for another one: it can be read, and takes no messages.",
+                remedy="Write to the session that delegated the work.",
+            )
         live = self.live(session_id)
         with self._lock:
             if self._stopping:

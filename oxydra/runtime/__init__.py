@@ -1,8 +1,18 @@
 """The turn loop: ask the model, run the tools it calls, feed the results back, until it answers."""
 
 from oxydra.runtime.agents import Agent, Agents
+from oxydra.runtime.delegation import Delegations
 from oxydra.runtime.loop import MADE, Runtime, internal_error
 from oxydra.runtime.prompt import SystemPrompt
 from oxydra.runtime.spending import Spending
 
-__all__ = ["MADE", "Agent", "Agents", "Runtime", "Spending", "SystemPrompt", "internal_error"]
+__all__ = [
+    "MADE",
+    "Agent",
+    "Agents",
+    "Delegations",
+    "Runtime",
+    "Spending",
+    "SystemPrompt",
+    "internal_error",
+]

@@ -7,10 +7,11 @@ or says more of that one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from oxydra.errors import NotFoundError
+from oxydra.threads import Deadline
 from oxydra.tools.registry import matching
 from oxydra.types import Json, ModelSpec, Provider, ToolSpec
 
@@ -43,6 +44,19 @@ class Agent:
         if among is not None:
             names &= set(among)
         return tuple(tool for tool in tools if tool.name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What limits one turn besides its agent: `tools` are all that it may use (None: all that the
+    agent may), `attended` says that a person may be asked, `asked_by` for whom, where work was
+    delegated to it.
+    """
+
+    tools: frozenset[str] | None = None
+    deadline: Deadline = field(default_factory=lambda: Deadline.after(None))
+    attended: bool = True
+    asked_by: str = ""
 
 
 class Agents:

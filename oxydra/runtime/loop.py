@@ -18,11 +18,11 @@ from typing import TypeVar
 from oxydra.budget import Account
 from oxydra.catalog import priced
 from oxydra.config import RuntimeConfig
-from oxydra.errors import Cancelled, OxydraError, StoreBusyError, StoreFullError
+from oxydra.errors import Cancelled, NotFoundError, OxydraError, StoreBusyError, StoreFullError
 from oxydra.frames import message_json, turn_ref, usage_json
 from oxydra.log import fields
 from oxydra.policy import VirtualPath
-from oxydra.runtime.agents import DEFAULT, Agent, Agents
+from oxydra.runtime.agents import DEFAULT, Agent, Agents, Terms
 from oxydra.runtime.conversation import Conversations
 from oxydra.runtime.prompt import SystemPrompt
 from oxydra.runtime.spending import Spending
@@ -90,33 +90,53 @@ class Runtime:
         self.conversations = Conversations(store, self.prompt)
         self.spending = spending or Spending(store)
         self._used = Usage()
-        self._used_lock = Lock()
+        self._runs: dict[str, Run] = {}  # by turn
+        self._lock = Lock()  # guards these two
 
     def used(self, more: Usage | None = None) -> Usage:
         """What all turns since the start have used, with `more` added to it."""
-        with self._used_lock:
+        with self._lock:
             if more is not None:
                 self._used += more
             return self._used
 
+    def run_of(self, turn_id: str) -> Run:
+        """A turn that runs now, for what is done on its behalf. Raises `NotFoundError`."""
+        with self._lock:
+            run = self._runs.get(turn_id)
+        if run is None:
+            raise NotFoundError(f"The turn {turn_id!r} does not run.")
+        return run
+
     def run_turn(
-        self, turn: Turn, token: CancelToken, emit: Emit, account: Account | None = None
+        self,
+        turn: Turn,
+        token: CancelToken,
+        emit: Emit,
+        account: Account | None = None,
+        terms: Terms | None = None,
     ) -> None:
         """Run `turn` until it is terminal, or until `token` is cancelled with reason `SHUTDOWN`.
 
         Exactly one terminal frame is stored and then emitted. Never raises for what a model, a tool
         or a provider does. `account` says who pays, where it is not just the one who sent the
-        message: a schedule with its cap, or the turn that delegated this one.
+        message: a schedule with its cap, or the turn that delegated this one; `terms` limit it.
         """
+        run = Run(self, turn, token, emit, account, terms or Terms())
+        with self._lock:
+            self._runs[turn.turn_id] = run
         with fields(session=turn.session_id, turn=turn.turn_id):
             try:
-                _Run(self, turn, token, emit, account).run()
+                run.run()
             except _LeaveRunning:
                 log.info("left running: it resumes with the next start")
             except Exception:
                 self.conversations.forget(turn.session_id)
                 log.exception("the turn could not be brought to its end")
                 raise
+            finally:
+                with self._lock:
+                    del self._runs[turn.turn_id]
 
 
 class _LeaveRunning(Exception):
@@ -131,7 +151,7 @@ class _Ending:
     message: Message | None = None
 
 
-class _Run:
+class Run:
     """One turn on its way."""
 
     def __init__(
@@ -141,13 +161,16 @@ class _Run:
         token: CancelToken,
         emit: Emit,
         account: Account | None,
+        terms: Terms,
     ) -> None:
+        self.terms = terms
         self.runtime = runtime
         self.store = runtime.store
         self.turn = turn
         self.token = token
         self.emit = emit
-        self.deadline = Deadline.after(runtime.config.turn_timeout_secs)
+        own = Deadline.after(runtime.config.turn_timeout_secs)
+        self.deadline = Deadline(min(own.at, terms.deadline.at))
         self.account = account or Account(turn.turn_id, turn.session_id)
         self.partial: list[str] = []  # what the current model call has streamed
         self.unsent: list[str] = []  # of it, what was not emitted yet
@@ -219,7 +242,7 @@ class _Run:
     def _serve(self, agent: Agent) -> None:
         """This is whose turn it is."""
         self.agent = agent
-        self.tools = agent.offered(self.runtime.tools)
+        self.tools = agent.offered(self.runtime.tools, self.terms.tools)
         self.answering = agent.model
 
     def _resume(self) -> None:
@@ -295,21 +318,24 @@ class _Run:
 
     def meter(self, purpose: str = "turn") -> Meter:
         """Who pays for a call of this turn: what `ModelRequest.meter` takes."""
+        return self.runtime.spending.meter(self.payer(purpose), self._durably)
+
+    def payer(self, purpose: str = "turn") -> Account:
+        """Who pays for what this turn does, with the caps that hold for it."""
         caps = (self.account.max_cost, self.runtime.config.max_cost, self.agent.max_cost)
-        account = replace(
+        return replace(
             self.account,
             agent=self.agent.name,
             purpose=purpose,
             max_cost=min((cap for cap in caps if cap is not None), default=None),
         )
-        return self.runtime.spending.meter(account, self._durably)
 
     def _with_files(self, completed: Completed) -> Completed:
         """An answer whose text says where the files are that the model made."""
         message = completed.message
         if self.runtime.keep is None or not message.attachments:
             return completed
-        if marks := self._marks():
+        if marks := self.marks():
             self.mark_files([str(MADE)], marks)
         said = [f"[{a.mime_type}: {self.runtime.keep(a)}]" for a in message.attachments]
         text = ("\n\n" if message.content else "") + "\n".join(said)
@@ -336,7 +362,7 @@ class _Run:
     def _scope(self, calls: Sequence[ToolCall]) -> TurnScope:
         """What the gate is told of the turn that makes these calls."""
         self.calling = {call.id: call for call in calls}
-        marks = self._marks()
+        marks = self.marks()
         return TurnScope(
             session_id=self.turn.session_id,
             turn_id=self.turn.turn_id,
@@ -348,6 +374,8 @@ class _Run:
             tainted=marks.tainted,
             sensitive=marks.sensitive,
             tools=frozenset(tool.name for tool in self.tools),
+            attended=self.terms.attended,
+            asked_by=self.terms.asked_by,
         )
 
     def _execute(self, calls: Sequence[ToolCall]) -> None:
@@ -361,7 +389,7 @@ class _Run:
                 code="loop",
             )
 
-    def _marks(self) -> Marks:
+    def marks(self) -> Marks:
         """What the conversation holds so far."""
         messages = self.conversation.messages
         return Marks(any(m.tainted for m in messages), any(m.sensitive for m in messages))

@@ -53,9 +53,17 @@ class ApprovalTables(Database):
         return bool(self._approvals(where, (session_id, tool, arguments_sha256)))
 
     def pending_approvals(self, session_id: str = "") -> list[Approval]:
-        """Open requests, oldest first; of one session if it is named."""
-        where = "WHERE state = 'pending'" + (" AND session_id = ?" if session_id else "")
-        return self._approvals(f"{where} ORDER BY rowid", (session_id,) if session_id else ())
+        """Open requests, oldest first; if a session is named, its own and those of the sessions
+        that work for it.
+        """
+        if not session_id:
+            return self._approvals("WHERE state = 'pending' ORDER BY rowid", ())
+        below = (
+            "WITH RECURSIVE below (id) AS (SELECT ? UNION SELECT session_id FROM delegations"
+            " JOIN below ON parent_session_id = id) SELECT id FROM below"
+        )
+        where = f"WHERE state = 'pending' AND session_id IN ({below}) ORDER BY rowid"
+        return self._approvals(where, (session_id,))
 
     def settle_approval(
         self, approval_id: str, state: ApprovalState, *, scope: str = "", decided_by: str = ""

@@ -25,6 +25,7 @@ from oxydra.frames import (
 )
 from oxydra.store.database import Database, Row, as_text, clean, placeholders, timestamp
 from oxydra.types import (
+    DELEGATED,
     Attachment,
     CallState,
     Event,
@@ -66,15 +67,8 @@ class ConversationTables(Database):
         display_name: str = "",
         channel_origin: str = "gateway",
     ) -> Session:
-        session_id = secrets.token_hex(8)
-        now = timestamp()
         with self._transaction() as db:
-            db.execute(
-                "INSERT INTO sessions (session_id, agent_name, display_name, channel_origin,"
-                f" created_at, last_active_at, activity) VALUES (?, ?, ?, ?, ?, ?, {_NEXT})",
-                (session_id, agent_name, display_name, channel_origin, now, now),
-            )
-        return Session(session_id, agent_name, display_name, channel_origin, now, now, False)
+            return insert_session(db, agent_name, display_name, channel_origin)
 
     def session(self, session_id: str) -> Session:
         """Raises `NotFoundError`."""
@@ -90,8 +84,9 @@ class ConversationTables(Database):
         """
         pattern = wanted.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         found = self._sessions(
-            "WHERE session_id LIKE ? ESCAPE '\\' OR display_name = ? ORDER BY session_id",
-            (pattern, wanted),
+            "WHERE session_id LIKE ? ESCAPE '\\' OR display_name = ? AND channel_origin <> ?"
+            " ORDER BY session_id",
+            (pattern, wanted, DELEGATED),
         )
         exact = [s for s in found if wanted in (s.session_id, s.display_name)]
         matches = exact or found
@@ -105,19 +100,23 @@ class ConversationTables(Database):
             )
         return matches[0]
 
-    def sessions(self, *, include_archived: bool = False) -> list[Session]:
-        """All sessions, the most recently active first."""
-        where = "" if include_archived else "WHERE archived = 0"
-        return self._sessions(f"{where} ORDER BY activity DESC")
+    def sessions(
+        self, *, include_archived: bool = False, include_delegated: bool = False
+    ) -> list[Session]:
+        """All sessions, the most recently active first; those that work for another only if they
+        are asked for.
+        """
+        where = "WHERE archived <= ? AND (? OR channel_origin <> ?) ORDER BY activity DESC"
+        return self._sessions(where, (include_archived, include_delegated, DELEGATED))
 
     def latest_session(self) -> Session | None:
-        rows = self._sessions("WHERE archived = 0 ORDER BY activity DESC LIMIT 1")
+        rows = self._sessions(f"WHERE {_OWN} ORDER BY activity DESC LIMIT 1")
         return rows[0] if rows else None
 
     def count_sessions(self) -> int:
-        """How many sessions are not archived."""
+        """How many sessions are not archived and work for no other."""
         with self._reading() as db:
-            return int(db.execute("SELECT count(*) FROM sessions WHERE archived = 0").get)
+            return int(db.execute(f"SELECT count(*) FROM sessions WHERE {_OWN}").get)
 
     def _sessions(self, clause: str, values: Sequence[Any] = ()) -> list[Session]:
         with self._reading() as db:
@@ -197,7 +196,7 @@ class ConversationTables(Database):
         """
         room = self._ballast is None or self._ballast.hold()
         with self._transaction() as db:
-            there = _turn(db, turn_id)
+            there = turn_of(db, turn_id)
             if there is not None:
                 if (there.session_id, there.prompt) != (session_id, clean(prompt)):
                     raise UsageError(
@@ -219,27 +218,21 @@ class ConversationTables(Database):
                 attachments,
                 tainted=tainted or bool(attachments),
             )
-            now = timestamp()
-            db.execute(
-                "INSERT INTO turns (turn_id, session_id, request_id, state, prompt, attachments,"
-                " created_at, updated_at, tainted, joins) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(turn_id, session_id, request_id, turn.state, clean(prompt)),
-                    *(compact(attachments_json(attachments)), now, now, turn.tainted, joins),
-                ),
-            )
-            _keep_blobs(db, attachments)
+            insert_turn(db, turn, joins)
             return turn, True
 
     def turn(self, turn_id: str) -> Turn | None:
         with self._reading() as db:
-            return _turn(db, turn_id)
+            return turn_of(db, turn_id)
 
     def unfinished_turns(self) -> list[Turn]:
-        """Queued and running turns, in the order in which they were accepted."""
+        """Queued and running turns, in the order in which they were accepted; not those that work
+        for a call, which go on with it.
+        """
         with self._reading() as db:
             rows: list[Row] = db.execute(
-                f"SELECT {_TURN} FROM turns WHERE state IN ('queued', 'running') ORDER BY rowid"
+                f"SELECT {_TURN} FROM turns WHERE state IN ('queued', 'running')"
+                " AND turn_id NOT IN (SELECT turn_id FROM delegations) ORDER BY rowid"
             ).fetchall()
             return [_turn_from(db, row) for row in rows]
 
@@ -290,9 +283,12 @@ class ConversationTables(Database):
     def finish_turn(
         self, turn: Turn, state: TurnState, terminal: Json, message: Message | None = None
     ) -> None:
-        """The last move of a turn, its terminal frame and, where there is one, its last message."""
+        """The last move of a turn, its terminal frame and, where there is one, its last message.
+        Nothing works for it any more: turns of its calls that were left over are cancelled with it.
+        """
         with self._transaction() as db:
             _move_turn(db, turn.turn_id, state, terminal)
+            _end_below(db, turn.turn_id)
             if message is not None:
                 self._append(db, turn.session_id, turn.turn_id, message)
 
@@ -337,15 +333,50 @@ class ConversationTables(Database):
                 _move_call(db, turn.turn_id, call_id, CallState.RUNNING)
 
 
-_TURN = "turn_id, session_id, request_id, state, prompt, attachments, terminal, tainted"
+_OWN = f"archived = 0 AND channel_origin <> '{DELEGATED}'"
+_TURN = "turn_id, session_id, request_id, state, prompt, attachments, terminal, tainted, sensitive"
+
+
+def insert_session(
+    db: apsw.Connection, agent_name: str, display_name: str, channel_origin: str
+) -> Session:
+    session_id, now = secrets.token_hex(8), timestamp()
+    db.execute(
+        "INSERT INTO sessions (session_id, agent_name, display_name, channel_origin,"
+        f" created_at, last_active_at, activity) VALUES (?, ?, ?, ?, ?, ?, {_NEXT})",
+        (session_id, agent_name, display_name, channel_origin, now, now),
+    )
+    return Session(session_id, agent_name, display_name, channel_origin, now, now, False)
+
+
+def insert_turn(db: apsw.Connection, turn: Turn, joins: str = "") -> None:
+    """A turn that waits, with the data of its attachments."""
+    now = timestamp()
+    db.execute(
+        "INSERT INTO turns (turn_id, session_id, request_id, state, prompt, attachments,"
+        " created_at, updated_at, tainted, sensitive, joins)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(turn.turn_id, turn.session_id, turn.request_id, turn.state, clean(turn.prompt)),
+            *(compact(attachments_json(turn.attachments)), now, now),
+            *(turn.tainted, turn.sensitive, joins),
+        ),
+    )
+    _keep_blobs(db, turn.attachments)
 
 
 def _said(turn: Turn) -> Message:
     """What the person said, as the model reads it."""
-    return Message("user", turn.prompt, attachments=turn.attachments, tainted=turn.tainted)
+    return Message(
+        "user",
+        turn.prompt,
+        attachments=turn.attachments,
+        tainted=turn.tainted,
+        sensitive=turn.sensitive,
+    )
 
 
-def _turn(db: apsw.Connection, turn_id: str) -> Turn | None:
+def turn_of(db: apsw.Connection, turn_id: str) -> Turn | None:
     row = db.execute(f"SELECT {_TURN} FROM turns WHERE turn_id = ?", (turn_id,)).fetchone()
     return None if row is None else _turn_from(db, row)
 
@@ -355,8 +386,21 @@ def _turn_from(db: apsw.Connection, row: Row) -> Turn:
     terminal = json.loads(row[6]) if row[6] else None
     state = TurnState(row[3])
     turn_id, session_id, request_id, _, prompt = row[:5]
-    tainted = bool(row[7])
-    return Turn(turn_id, session_id, request_id, state, prompt, attachments, terminal, tainted)
+    marks = bool(row[7]), bool(row[8])
+    return Turn(turn_id, session_id, request_id, state, prompt, attachments, terminal, *marks)
+
+
+def _end_below(db: apsw.Connection, turn_id: str) -> None:
+    """Cancel what is unfinished of the turns that work for this one."""
+    rows: list[Row] = db.execute(
+        "WITH RECURSIVE below (id) AS (SELECT turn_id FROM delegations WHERE parent_turn_id = ?"
+        " UNION SELECT turn_id FROM delegations JOIN below ON parent_turn_id = id)"
+        " SELECT turn_id FROM turns JOIN below ON turn_id = id"
+        " WHERE state IN ('queued', 'running')",
+        (turn_id,),
+    ).fetchall()
+    for (left,) in rows:
+        _move_turn(db, left, TurnState.CANCELLED, {"type": "turn_cancelled", "payload": {}})
 
 
 def _keep_blobs(db: apsw.Connection, attachments: Sequence[Attachment]) -> None:

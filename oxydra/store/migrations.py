@@ -180,6 +180,31 @@ def m007_spend(db: apsw.Connection) -> None:
     )
 
 
+def m008_delegations(db: apsw.Connection) -> None:
+    """Sessions that work for a tool call of another one."""
+    db.execute(
+        """
+        ALTER TABLE turns ADD COLUMN sensitive INTEGER NOT NULL DEFAULT 0;
+        CREATE TABLE delegations (
+            turn_id TEXT PRIMARY KEY REFERENCES turns,
+            session_id TEXT NOT NULL UNIQUE REFERENCES sessions,
+            parent_turn_id TEXT NOT NULL REFERENCES turns,
+            parent_session_id TEXT NOT NULL REFERENCES sessions,
+            step INTEGER NOT NULL,
+            call_id TEXT NOT NULL,
+            digest TEXT NOT NULL,
+            agent TEXT NOT NULL,
+            depth INTEGER NOT NULL,
+            tools TEXT NOT NULL,
+            attended INTEGER NOT NULL,
+            max_cost TEXT NOT NULL,
+            UNIQUE (parent_turn_id, step, call_id, digest)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX delegations_by_session ON delegations (parent_session_id);
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -188,5 +213,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m005_steering,
     m006_session_order,
     m007_spend,
+    m008_delegations,
 )
 """In order, append-only: a migration that was released is never changed."""

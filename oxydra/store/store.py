@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from oxydra.store.approvals import ApprovalTables
 from oxydra.store.conversation import ConversationTables
+from oxydra.store.delegation import DelegationTables
 from oxydra.store.spend import SpendTables
 
 
-class Store(ConversationTables, ApprovalTables, SpendTables):
+class Store(ConversationTables, ApprovalTables, SpendTables, DelegationTables):
     """The database, with the methods of all its tables."""

@@ -42,6 +42,7 @@ class FunctionTool:
         repeatable: bool,
         timeout: float,
         name: str = "",
+        beside: bool = False,
         egress: bool = False,
         taints: bool = False,
         sensitive: bool = False,
@@ -55,6 +56,7 @@ class FunctionTool:
         self.tier = tier
         self.repeatable = repeatable
         self.timeout = timeout
+        self.beside = beside
         self.egress = egress
         self.taints = taints
         self.sensitive = sensitive

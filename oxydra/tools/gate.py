@@ -1,9 +1,9 @@
 """The gate: the one way from a model's tool calls to their results, for every channel.
 
 Each call goes look-up -> parse -> validate and policy -> approval -> journal -> execute with a
-deadline -> scrub -> cap -> journal. Calls of read-only tools that stand next to each other run side
-by side, all others in order, on the turn's thread. A tool watches its token and deadline; no thread
-is left behind.
+deadline -> scrub -> cap -> journal. Calls of tools that are read-only, or say that they may, run
+side by side where they stand next to each other, all others in order, on the turn's thread. A tool
+watches its token and deadline; no thread is left behind.
 
 What a commit costs decides when the journal is written. A call whose tool is not repeatable is
 marked running, durably, before it starts, so that it starts at most once; the mark shares a
@@ -92,6 +92,7 @@ class TurnScope:
 
     `attended` says that a person may be asked; `tainted` and `sensitive` that the conversation
     holds what strangers wrote, and private data. `tools` are all that may be called, None: any.
+    `asked_by` is the agent to which the turn was delegated.
     """
 
     session_id: str
@@ -105,6 +106,7 @@ class TurnScope:
     tainted: bool = False
     sensitive: bool = False
     tools: frozenset[str] | None = None
+    asked_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +374,9 @@ class Gate:
         self, planned: _Planned, result: ToolResult, elapsed_ms: int, scope: TurnScope
     ) -> Outcome:
         call = planned.call
-        marks = self._marks_of(planned.wanted, scope) if planned.wanted is not None else Marks()
+        marks = result.marks
+        if planned.wanted is not None:
+            marks |= self._marks_of(planned.wanted, scope)
         # ids may come again in another turn, and the earlier output was promised to be there
         name = f"{scope.turn_id}-{call.id}"
         workspace = self._services.get("workspace")
@@ -489,7 +493,9 @@ class _Planned:
     @property
     def harmless(self) -> bool:
         """It may run beside others."""
-        return self.wanted is None or self.wanted.tool.tier is SafetyTier.READ_ONLY
+        if self.wanted is None:
+            return True
+        return self.wanted.tool.tier is SafetyTier.READ_ONLY or self.wanted.tool.beside
 
     @property
     def summary(self) -> str:

@@ -26,8 +26,7 @@ TOOLS = {
     "web_search": "oxydra.tools.web:web_search",
 }
 
-# what a guest makes itself, where it has what they need
-MADE = ("delegate_to_agent", "shell_exec")
+MADE = ("delegate_to_agent", "shell_exec")  # by the guest, where it has what they need
 
 
 class ToolRegistry:
