@@ -20,8 +20,9 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Place = str | int
 """A path, or the descriptor of what is there."""
@@ -130,6 +131,15 @@ def drop_root(uid: int, gid: int) -> None:
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
+
+
+def close_all_but(kept: Iterable[int]) -> None:
+    """Close every descriptor but these and the first three."""
+    last = 3
+    for descriptor in sorted(kept):
+        os.closerange(last, descriptor)
+        last = descriptor + 1
+    os.closerange(last, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def forbid_privileges() -> None:
@@ -495,8 +505,9 @@ NAMESPACED = ("container+cage", "bwrap+cage")
 
 
 class GuestCage:
-    """The cage of a guest that runs commands in two `folders` (descriptors): what its own process
-    gives up by `enter`, and a session of commands by `give_up_more`.
+    """The cage of a guest that runs commands in folders (descriptors), of which it can write some
+    and `read` others: what its own process gives up by `enter`, and a session of commands by
+    `give_up_more`.
 
     `level`: `container+cage` and `bwrap+cage` stand in namespaces of their own, `cage` on the
     host's tree, `rlimits` has no cage at all. `attributes` as in `filter_calls`; nothing newer than
@@ -508,7 +519,9 @@ class GuestCage:
         self,
         *,
         level: str,
-        folders: tuple[int, int],
+        write: Sequence[int],
+        read: Sequence[int],
+        guards: Sequence[Mapping[str, Any]],
         attributes: bool,
         newest_landlock: int,
         proxy: int = 0,
@@ -516,14 +529,20 @@ class GuestCage:
         found = probe()
         self.features = Features(min(found.landlock, newest_landlock), found.seccomp)
         self._level = level
-        self._folders = folders
+        self._write, self._read, self._guards = write, read, guards
         self._attributes = attributes
         self._proxy = proxy
 
     def enter(self) -> None:
-        """Raises OSError where the kernel can't hold this level."""
+        """Raises OSError where the kernel can't hold this level, or a guard is not in its place."""
         if self._level == "rlimits":
             return
+        for guard in self._guards:
+            path, expected = guard["path"], (guard["device"], guard["inode"])
+            found, mounted = os.lstat(path), os.statvfs(path)
+            held = guard["writable"] or mounted.f_flag & os.ST_RDONLY
+            if (found.st_dev, found.st_ino) != expected or not held:
+                raise OSError(f"{path} was replaced while it was mounted")
         if not self.features.seccomp:
             raise OSError("the kernel offers no seccomp filters on this machine")
         if not self.features.files and self._level == "cage":
@@ -545,10 +564,11 @@ class GuestCage:
     def _confine(self, read: tuple[str, ...], write: tuple[str, ...]) -> None:
         if not self.features.files:
             return
-        scratch = ("/var/tmp", "/dev/shm") if self._level in NAMESPACED else ()
+        named = self._level in NAMESPACED
+        scratch, names = (("/var/tmp", "/dev/shm"), ("/mnt",)) if named else ((), ())
         confine(
-            (*SYSTEM, *read),
-            (*self._folders, *DEVICES, *scratch, *write),
+            (*SYSTEM, *names, *self._read, *read),
+            (*self._write, *DEVICES, *scratch, *write),
             landlock=self.features.landlock,
             port=self._proxy,
         )
@@ -690,5 +710,5 @@ def keep(body: Callable[..., int], *arguments: object) -> int:
     adopt_orphans()
     die_with_parent()
     child = forked(body, *arguments)
-    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    close_all_but(())
     return watch(child)

@@ -1,8 +1,9 @@
-"""How much room a disk has, and the ballast that is given up last. No thread.
+"""How much room there is: on a disk, with the ballast that is given up last, and in a workspace.
 
 What stops as a disk fills, in this order: commands, while `shortage` has something to say; new
 turns, once the ballast is gone; a running turn, which then waits until there is room. The database
-is written to the last byte, and everything goes on by itself when there is room again.
+is written to the last byte, and everything goes on by itself when there is room again. What is
+over its `Quota` is written to by neither commands nor tools; it has a thread, see there.
 """
 
 from __future__ import annotations
@@ -10,12 +11,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from oxydra.threads import Service
+from oxydra.walk import measure
 
 LOW_BYTES = 200 << 20  # free, under which a disk is short of room
 LOW_INODES = 2_000
 LOW_SHARE = 20  # of a small disk its twentieth is enough
 BALLAST_BYTES = 8 << 20
+LOOK_SECONDS = (0.5, 2.0)  # between two looks at what a workspace holds: over its quota, and not
+LONGEST_LOOK = 600.0
+LOOK_SHARE = 20  # times as long as a look took, at least, until the next
 
 
 def shortage(*folders: Path) -> str:
@@ -78,3 +88,52 @@ class Ballast:
                     os.write(descriptor, bytes(1 << 20))
         finally:
             os.close(descriptor)
+
+
+class Quota:
+    """Whether folders hold more than `limit` bytes. Any thread may ask; nothing is done unasked.
+
+    A look takes its time where there are many files: it is taken on the thread `oxydra-measure`,
+    which ends with it, and an answer is as old as the last one. While there is too much, whoever
+    asks takes the look, so that room is noticed at once.
+    """
+
+    def __init__(self, folders: Sequence[Path], limit: int) -> None:
+        self._folders = folders
+        self._limit = limit
+        self._over = False
+        self._due = 0.0  # on the monotonic clock
+        self._lock = threading.Lock()
+        self._looking: Service | None = None
+
+    def over(self) -> str:
+        """Why nothing more may be written, empty if something may."""
+        with self._lock:
+            if time.monotonic() >= self._due:
+                if self._over:
+                    self._look()
+                else:
+                    self._due = time.monotonic() + LONGEST_LOOK
+                    with contextlib.suppress(RuntimeError):  # there is no thread to be had
+                        self._looking = Service("measure", lambda _service: self._look()).start()
+            if not self._over:
+                return ""
+        return (
+            f"the workspace holds more than its {self._limit >> 20} MiB, or something in it can't "
+            "be looked into"
+        )
+
+    def stop(self) -> None:
+        """Wait for a look that is under way; idempotent."""
+        if self._looking is not None:
+            self._looking.stop()
+
+    def _look(self) -> None:
+        begun = time.monotonic()
+        try:
+            self._over = measure(self._folders, self._limit) > self._limit
+        except OSError:
+            self._over = True
+        took = time.monotonic() - begun
+        pause = LOOK_SECONDS[0 if self._over else 1]
+        self._due = time.monotonic() + max(pause, LOOK_SHARE * took)

@@ -15,6 +15,7 @@ newer. JSON from a stranger is read by `parse` and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -24,7 +25,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from oxydra.errors import FrameError
-from oxydra.types import Attachment, Event, Json, Message, Native, Session, ToolCall, Usage
+from oxydra.types import (
+    Attachment,
+    Event,
+    Folder,
+    Json,
+    Message,
+    Native,
+    Session,
+    ToolCall,
+    Usage,
+)
 
 PROTOCOL_VERSION = 2
 MAX_TEXT_FRAME = 1 << 20  # bytes, without attachments
@@ -452,8 +463,8 @@ class Envelope:
 
     `config` is the effective configuration without secrets; `secret_hashes` are keyed hashes by
     which a guest recognises a configured secret; `gateway_token_hashes` are rows `{name, sha256,
-    scopes}`; `startup_status` is what `health_status` reports of the tier; `folders` has the paths
-    of `shared`, `tmp` and `vault` where they are not below `workspace_root`.
+    scopes}`; `startup_status` is what `health_status` reports of the tier; `folders` are the
+    folders that tools may use, as they are found where the guest runs.
     """
 
     user_id: str
@@ -464,12 +475,13 @@ class Envelope:
     gateway_token_hashes: list[Json]
     runtime_policy: Json = field(default_factory=dict)
     secret_hashes: Json = field(default_factory=dict)
-    folders: Json = field(default_factory=dict)
+    folders: tuple[Folder, ...] = ()
     sidecar_endpoint: Json | None = None
     channels: Json | None = None
 
     def to_json(self) -> Json:
-        return {name: getattr(self, name) for name in self.__slots__}
+        folders = [dataclasses.asdict(folder) for folder in self.folders]
+        return {name: getattr(self, name) for name in self.__slots__} | {"folders": folders}
 
     @classmethod
     def from_json(cls, payload: Json) -> Envelope:
@@ -477,6 +489,10 @@ class Envelope:
         if what := _wrong_field(payload, _ENVELOPE):
             raise FrameError(f"bootstrap: {what}")
         given = {name: payload.get(name) for name in cls.__slots__}
+        try:
+            given["folders"] = tuple(Folder(**row) for row in given["folders"] or ())
+        except TypeError as error:
+            raise FrameError("bootstrap: folders is broken") from error
         return cls(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -507,5 +523,5 @@ BROKER = {
 _ENVELOPE = _fields(
     "user_id:str sandbox_tier:str workspace_root:str config:object startup_status:object "
     "gateway_token_hashes:list runtime_policy?:object secret_hashes?:object "
-    "folders?:object sidecar_endpoint?:object channels?:object"
+    "folders?:list sidecar_endpoint?:object channels?:object"
 )

@@ -6,6 +6,7 @@ Nothing here does anything beyond what a value can say about itself. No thread, 
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -531,6 +532,29 @@ class Turn:
     terminal: Json | None = None
     tainted: bool = False
     sensitive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One of the folders that a guest has. A model sees it as `/<root>`; `at` is where it is for
+    whoever holds this. `guarded`: it is one of the person's own, in which what programs act upon
+    by its name stays as it is.
+    """
+
+    root: str
+    at: str
+    writable: bool
+    guarded: bool = False
+
+    @property
+    def virtual(self) -> str:
+        return f"/{self.root}"
+
+    @property
+    def variable(self) -> str:
+        """What holds its path in a command's environment: `HOME`, `TMPDIR`, `MNT_<NAME>`."""
+        usual = {"shared": "HOME", "tmp": "TMPDIR"}
+        return usual.get(self.root) or re.sub(r"\W", "_", self.root, flags=re.ASCII).upper()
 
 
 class ApprovalState(enum.StrEnum):

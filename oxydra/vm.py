@@ -22,7 +22,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -31,7 +31,7 @@ from oxydra import cage, config, log
 from oxydra.approvals import Approvals, Rules
 from oxydra.budget import Caps
 from oxydra.config import GuestConfig
-from oxydra.disk import Ballast, shortage
+from oxydra.disk import Ballast, Quota, shortage
 from oxydra.errors import FrameError, OxydraError, ToolError
 from oxydra.frames import Envelope, Unpacker, channel_info, pack, usage_json
 from oxydra.gateway.frontend import Gateway
@@ -39,7 +39,6 @@ from oxydra.gateway.hub import Hub
 from oxydra.mux import Channel, Mux
 from oxydra.policy import parse_virtual
 from oxydra.policy.network import Egress
-from oxydra.policy.paths import ROOTS
 from oxydra.providers import registry
 from oxydra.providers.metered import Metered
 from oxydra.providers.reliable import Choice, Reliable
@@ -56,7 +55,7 @@ from oxydra.tools.shell import ShellTool
 from oxydra.tools.shell_client import ShellClient
 from oxydra.tools.web import Web
 from oxydra.transport import BrokeredTransport
-from oxydra.types import Attachment, Json, ModelSpec, Tool
+from oxydra.types import Attachment, Folder, Json, ModelSpec, Tool
 from oxydra.worker import Workers
 
 logger = logging.getLogger(__name__)
@@ -90,17 +89,19 @@ class AgentGuest:
         self._workers = Workers()
         root = Path(envelope.workspace_root)
         internal = root / "internal"
-        folders = folders_of(envelope)
-        self._short = partial(shortage, internal, folders["shared"], folders["tmp"])
+        writable = [Path(folder.at) for folder in envelope.folders if folder.writable]
+        self._short = partial(shortage, internal, *writable)
         self._store = Store(internal / "oxydra.db", Ballast(internal / "ballast"))
-        self._workspace = Workspace(folders)
+        own = [Path(f.at) for f in envelope.folders if f.writable and not f.guarded]
+        self._quota = Quota(own, int(envelope.runtime_policy.get("workspace_bytes", 1 << 62)))
+        self._workspace = Workspace(envelope.folders, self._quota.over)
         rules = Rules.from_json(envelope.runtime_policy.get("approvals"))
         self._approvals = Approvals(
             self._store,
             rules,
             sandboxed=envelope.startup_status.get("sandbox_level") not in UNSANDBOXED,
         )
-        self._shell = ShellClient(self._short)
+        self._shell = ShellClient(lambda: self._short() or self._quota.over())
         delegations = Delegations(self._store, settings.runtime.delegation)
         tools = ToolRegistry(extra=[*self._shell_tools(settings), *delegate_tools(settings)])
         keys = envelope.runtime_policy.get("keys", ())
@@ -178,7 +179,11 @@ class AgentGuest:
         networked = bool(said.get("shell_network"))
         return [
             ShellTool(
-                settings.tools.shell, named_paths=named, contained=contained, networked=networked
+                settings.tools.shell,
+                named_paths=named,
+                contained=contained,
+                networked=networked,
+                mounts=[f for f in self._envelope.folders if f.root.startswith("mnt/")],
             )
         ]
 
@@ -241,6 +246,7 @@ class AgentGuest:
         self._hub.stop(STOP_SECONDS / 2)
         self._shell.close()
         self._workers.stop()
+        self._quota.stop()
         self._transport.close()
         self._store.close()
         self._workspace.close()
@@ -267,6 +273,9 @@ class AgentGuest:
         if short := self._short():
             detail = f"Commands are paused: {short}. They run again when there is room."
             reasons.append({"code": "low_disk", "detail": detail})
+        elif full := self._quota.over():
+            detail = f"Commands and file tools write nothing: {full}. Delete what is not needed."
+            reasons.append({"code": "workspace_full", "detail": detail})
         return {
             **said,
             "shell_available": bool(said["shell_available"]) and self._shell.alive,
@@ -294,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.setup("oxydra-vm", sys.stderr, scrub=scrubber_of(envelope).logged)
             contained = options.stream_socket is not None
             root = Path(envelope.workspace_root)
-            level = lock_in(root / "internal", folders_of(envelope), contained)
+            level = lock_in(root / "internal", envelope.folders, contained)
             control = stream.start()
             guest = AgentGuest(envelope, stream, listener, level)
             guest.start()
@@ -353,14 +362,8 @@ def _read_bootstrap(options: argparse.Namespace) -> Envelope:
         raise FrameError(f"The bootstrap file can't be read: {error.strerror}.") from error
 
 
-def folders_of(envelope: Envelope) -> dict[str, Path]:
-    """Where the folders of the workspace are, by root name."""
-    root = Path(envelope.workspace_root)
-    return {name: Path(str(envelope.folders.get(name, root / name))) for name in ROOTS}
-
-
-def lock_in(internal: Path, folders: Mapping[str, Path], contained: bool) -> str:
-    """Give up everything but the database's folder and the workspace's, for good: "cage", or "none"
+def lock_in(internal: Path, folders: Sequence[Folder], contained: bool) -> str:
+    """Give up everything but the database's folder and these, for good: "cage", or "none"
     where the kernel can't hold it. Before any thread is started, which would not be held.
 
     `contained` in a container: "container+cage", or "container" where a part of the cage is
@@ -374,9 +377,11 @@ def lock_in(internal: Path, folders: Mapping[str, Path], contained: bool) -> str
     cage.forbid_privileges()
     cage.keep_capabilities(KEPT_CAPABILITIES)
     if found.files:
+        readable = [folder.at for folder in folders if not folder.writable]
+        writable = [folder.at for folder in folders if folder.writable]
         cage.confine(
-            [*cage.SYSTEM, "/proc", "/usr/share/zoneinfo", *_code(), str(folders["vault"])],
-            [str(internal), str(folders["shared"]), str(folders["tmp"]), *cage.DEVICES],
+            [*cage.SYSTEM, "/proc", "/usr/share/zoneinfo", *_code(), *readable],
+            [str(internal), *writable, *cage.DEVICES],
             landlock=found.landlock,
         )
     cage.filter_calls(attributes=False)
@@ -475,7 +480,8 @@ def caps_of(envelope: Envelope) -> Caps:
 
 def scrubber_of(envelope: Envelope) -> GuestScrubber:
     """What removes this user's secrets from results and logs."""
-    return GuestScrubber(envelope.secret_hashes, envelope.workspace_root)
+    places = {folder.at: folder.virtual for folder in envelope.folders}
+    return GuestScrubber(envelope.secret_hashes, {envelope.workspace_root: "", **places})
 
 
 def serve(control: Channel, guest: AgentGuest, stream: RunnerStream) -> None:

@@ -20,7 +20,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from oxydra.frames import Frame, decode_client, encode, session_ref, turn_ref, usage_json
+from oxydra.frames import (
+    Frame,
+    decode_client,
+    encode,
+    session_ref,
+    turn_ref,
+    usage_json,
+)
 from oxydra.threads import Service
 from oxydra.types import Json, Usage
 

@@ -21,6 +21,7 @@ from oxydra.threads import CancelToken
 from oxydra.tiers import registry
 from oxydra.tiers.base import ShellSpec
 from oxydra.tools.shell_client import Ran, ShellClient
+from oxydra.types import Folder
 from tests.conftest import docker_missing
 from tests.docker_images import agent_image, shell_image
 
@@ -59,13 +60,14 @@ class Sandbox:
             "env": {},
             "isolation": isolation(folder, images=tier == "container"),
             "levels": (level,),
+            "folders": [
+                Folder(name, str(folder / name), writable=True) for name in ("shared", "tmp")
+            ],
             **options,
         }
         self.process = registry.create(tier).start_shell(
             ShellSpec(
                 workspace=folder,
-                shared=folder / "shared",
-                tmp=folder / "tmp",
                 log=self.log,
                 **settings,
             )

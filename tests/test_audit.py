@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oxydra.config import Mount, Mounts
-from oxydra.runner.audit import MAX_CONFIG, Guard, audit, dangerous_keys, guards, leads_out
-from oxydra.runner.walk import MAX_DEPTH, Walk, measure, opened
+from oxydra.runner.audit import MAX_CONFIG, audit, dangerous_keys, leads_out
 from oxydra.runner.workspace import Workspace
+from oxydra.walk import MAX_DEPTH, Walk, measure, opened
 from tests.test_daemon import Home
 
 SECRET = "the secret of somebody else"
@@ -355,28 +355,6 @@ def test_writable_mounts_are_looked_into_and_others_are_not(tmp_path):
     workspace.prepare()
     assert set(found(workspace)) == {"/shared/.envrc", "/mnt/src/.envrc"}
     assert workspace.counted == (base.tmp,)
-
-
-# ---------------------------------------------------------------------------------------- guards
-
-
-def test_what_stays_as_it_is_in_a_writable_folder(shared):
-    for name in (".envrc", ".git/config", ".git/hooks/x", "sub/deep/.git/config", "sub/.vscode/a"):
-        put(shared / name)
-    put(shared / "sub" / "plain")
-    (shared / "other").mkdir()
-    (shared / "other" / ".envrc").symlink_to("/etc/passwd")
-    assert guards(shared) == [
-        Guard(".envrc", False),
-        Guard(".git", True),
-        Guard(".git/config", False),
-        Guard(".git/hooks", False),
-        Guard("sub", True),
-        Guard("sub/.vscode", False),
-        Guard("sub/deep", True),
-        Guard("sub/deep/.git", True),
-        Guard("sub/deep/.git/config", False),
-    ]
 
 
 # ------------------------------------------------------------------------------- the command line

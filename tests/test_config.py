@@ -550,7 +550,12 @@ def test_what_a_guest_is_told_comes_back_the_same(
     from dataclasses import replace
 
     from oxydra.config.check import build, read
-    from oxydra.config.schema import AgentProfile, ContextBudgetConfig, GatewayConfig, RuntimeConfig
+    from oxydra.config.schema import (
+        AgentProfile,
+        ContextBudgetConfig,
+        GatewayConfig,
+        RuntimeConfig,
+    )
 
     agent = replace(
         AgentConfig(),

@@ -1,13 +1,17 @@
-"""A disk that fills: commands stop first, a running turn comes to its end, then all goes on.
+"""A disk that fills: commands stop first, a running turn comes to its end, then all goes on; and a
+workspace that holds more than it may.
 
 The disks are small ones of their own (tmpfs), filled for real.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -17,7 +21,7 @@ import pytest
 
 from oxydra import doctor
 from oxydra.config import RuntimeConfig
-from oxydra.disk import Ballast, shortage
+from oxydra.disk import Ballast, Quota, shortage
 from oxydra.errors import StoreFullError, ToolError
 from oxydra.runner.workspace import Workspace
 from oxydra.runtime import Runtime
@@ -27,9 +31,10 @@ from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
 from oxydra.tools.shell import result
 from oxydra.types import TurnState
+from tests.conftest import eventually
 from tests.sandbox import sandbox
 from tests.scripted import MODEL, Scripted
-from tests.test_daemon import home  # noqa: F401
+from tests.test_daemon import SCRIPT, home  # noqa: F401
 from tests.test_shell import ask_shell, best, sandboxed, until
 
 MIB = 1 << 20
@@ -249,4 +254,72 @@ def test_the_daemon_says_it(disk, home):  # noqa: F811
     assert "was not run: only" in ask_shell(home, "echo here")
     filler.unlink()
     assert paused() == []
+    assert "here" in ask_shell(home, "echo here")
+
+
+# ----------------------------------------------------------------------------- a workspace's quota
+
+
+def wait_for(quota, full):
+    eventually(lambda: bool(quota.over()) is full, timeout=20)
+
+
+def test_a_quota_is_noticed_and_so_is_room(tmp_path):
+    quota = Quota([tmp_path, tmp_path / "missing"], 4 * MIB)
+    assert quota.over() == ""
+    (tmp_path / "deep").mkdir()
+    big = tmp_path / "deep" / "big"
+    big.write_bytes(bytes(5 * MIB))
+    wait_for(quota, True)
+    assert "more than its 4 MiB" in quota.over()
+    big.unlink()
+    wait_for(quota, False)
+    quota.stop()
+
+
+def test_what_cant_be_seen_counts_as_too_much(tmp_path):
+    place = tmp_path
+    for _ in range(150):  # deeper than anybody looks
+        place /= "d"
+        place.mkdir()
+    quota = Quota([tmp_path], 4 * MIB)
+    quota.over()
+    wait_for(quota, True)
+    quota.stop()
+
+
+def test_one_look_at_a_time_and_none_unasked(tmp_path):
+    before = threading.active_count()
+    quota = Quota([tmp_path], MIB)
+    assert threading.active_count() == before
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(lambda _: quota.over(), range(200))) == {""}
+    quota.stop()
+    assert [t.name for t in threading.enumerate() if "measure" in t.name] == []
+
+
+def test_a_full_workspace_pauses_commands_and_tools(home):  # noqa: F811
+    sandboxed()
+    user = home.folder / "users" / "alice.toml"
+    limit = "[resources]\nmax_workspace_mib = 16"
+    user.write_text(user.read_text().replace("[resources]", limit))
+    home.env["OXYDRA__TOOLS__SHELL__ALLOW"] = "*"
+    home.run("start", "--detach")
+
+    def full():
+        rows = home.status()["startup_status"]["degraded_reasons"]
+        return [row["detail"] for row in rows if row["code"] == "workspace_full"]
+
+    assert full() == []
+    said = ask_shell(home, "head -c 32M /dev/zero > big; sleep 60")
+    assert "it was killed, since the workspace holds more than its 16 MiB" in said
+    assert "more than its 16 MiB" in full()[0]
+    assert "was not run: the workspace holds more" in ask_shell(home, "echo here")
+    write = [{"tool": "file_write", "arguments": {"path": "small", "content": "x"}}]
+    assert "can't be written: the workspace holds more" in home.run(
+        "ask", SCRIPT % json.dumps(write)
+    )
+    delete = [{"tool": "file_delete", "arguments": {"path": "big"}}]
+    home.run("ask", SCRIPT % json.dumps(delete))
+    eventually(lambda: full() == [], timeout=20)
     assert "here" in ask_shell(home, "echo here")

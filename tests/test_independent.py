@@ -18,7 +18,14 @@ from oxydra.providers.base import ProviderSettings
 from oxydra.providers.registry import PROVIDERS, create, credential
 from oxydra.threads import CancelToken
 from oxydra.transport import DirectTransport
-from oxydra.types import Completed, Message, ModelRequest, ModelSpec, TextDelta, ToolSpec
+from oxydra.types import (
+    Completed,
+    Message,
+    ModelRequest,
+    ModelSpec,
+    TextDelta,
+    ToolSpec,
+)
 
 pytestmark = pytest.mark.slow
 

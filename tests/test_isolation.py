@@ -13,6 +13,7 @@ from oxydra import config
 from oxydra.config.egress import covers
 from oxydra.config.presets import destinations
 from oxydra.errors import ConfigError
+from oxydra.types import Folder
 from tests.config_place import RUNNER, Place
 
 SECRET = "ghp-test-0123456789abcdefghij"
@@ -257,7 +258,11 @@ def test_the_workspaces_own_folders_are_the_default(place: Place) -> None:
     assert (mounts.shared, mounts.tmp, mounts.vault) == tuple(
         space / name for name in ("shared", "tmp", "vault")
     )
-    assert mounts.writable == (space / "shared", space / "tmp")
+    assert mounts.folders(space) == [
+        Folder("shared", str(space / "shared"), True),
+        Folder("tmp", str(space / "tmp"), True),
+        Folder("vault", str(space / "vault"), False),
+    ]
 
 
 def test_folders_of_ones_own(place: Place) -> None:
@@ -273,8 +278,13 @@ def test_folders_of_ones_own(place: Place) -> None:
         config.Mount(papers, "Papers", False),
         config.Mount(code, "src", True),
     )
-    assert [mount.virtual for mount in mounts.extra] == ["/mnt/Papers", "/mnt/src"]
-    assert mounts.writable[2:] == (code,)
+    space = place.load(place.local / "runner.toml").workspace_root / "alice"
+    assert mounts.folders(space)[2:] == [
+        Folder("vault", str(vault), False, guarded=True),
+        Folder("mnt/Papers", str(papers), False, guarded=True),
+        Folder("mnt/src", str(code), True, guarded=True),
+    ]
+    assert [mount.variable for mount in mounts.extra] == ["MNT_PAPERS", "MNT_SRC"]
 
 
 @pytest.mark.parametrize("key", ["shared", "tmp", "vault", "extra"])
@@ -333,6 +343,10 @@ def test_a_folder_of_somebody_elses(place: Place, monkeypatch: pytest.MonkeyPatc
     ("text", "says"),
     [
         ('extra = [{ path = "../../a" }, { path = "../../b/a" }]', "two mounts named 'a'"),
+        (
+            'extra = [{ path = "../../a", name = "a-1" }, { path = "../../b/a", name = "A.1" }]',
+            "two mounts named 'A.1'",
+        ),
         ('extra = [{ path = "../../a" }, { path = "../../a", name = "b" }]', "lies in"),
         ('extra = [{ path = "../../b/a" }, { path = "../../b" }]', "lies in"),
         ('shared = "../../b"\nvault = "../../b/a"', "lies in"),

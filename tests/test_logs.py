@@ -14,7 +14,15 @@ import pytest
 from oxydra.cli.logs import since
 from oxydra.errors import UsageError
 from oxydra.frames import MAX_PACKED, pack
-from oxydra.runner.logs import FILES, MAX_LINE, MAX_LINES, MAX_READ, Answer, read, request
+from oxydra.runner.logs import (
+    FILES,
+    MAX_LINE,
+    MAX_LINES,
+    MAX_READ,
+    Answer,
+    read,
+    request,
+)
 from oxydra.runner.workspace import Workspace
 from tests.conftest import eventually
 from tests.test_daemon import RUNNER, Home

@@ -19,11 +19,17 @@ from oxydra.runner import shell as runner_shell
 from oxydra.runner.workspace import Workspace as UserWorkspace
 from oxydra.threads import CancelToken, Deadline, Service
 from oxydra.tiers import ladder, shell_line
-from oxydra.tools.shell import NAMED_PATHS, RELATIVE_PATHS, ShellTool, request_id, result
+from oxydra.tools.shell import (
+    NAMED_PATHS,
+    RELATIVE_PATHS,
+    ShellTool,
+    request_id,
+    result,
+)
 from oxydra.tools.shell_client import SESSIONS, Ran, ShellClient
 from oxydra.types import SafetyTier, ToolContext
 from tests.conftest import eventually
-from tests.sandbox import UID, missing, processes_with, sandbox
+from tests.sandbox import UID, isolation, missing, processes_with, sandbox
 from tests.test_daemon import SCRIPT, home, running  # noqa: F401
 
 LEVELS = ("container+cage", "bwrap+cage", "cage", "rlimits")
@@ -518,6 +524,19 @@ def sandboxed() -> str:
     if level == "rlimits":
         pytest.skip(missing("cage"))
     return level
+
+
+def test_what_resources_say_holds_commands(tmp_path):
+    """The limits of `[resources]` in the process tier."""
+    given = isolation(tmp_path, images=False, max_memory_mib=128, max_processes=32)
+    with sandbox(tmp_path, sandboxed(), isolation=given) as box:
+        assert "MemoryError" in box.text("python3 -c 'x = bytearray(200 << 20)'")
+        assert box.text("python3 -c 'x = bytearray(64 << 20); print(len(x) >> 20)'") == "64\n"
+        ran = box.run("for i in $(seq 60); do sleep 30 & done; jobs -p | wc -l", seconds=20)
+        assert "fork" in ran.output.decode()
+    with sandbox(tmp_path, sandboxed()) as box:  # the defaults: twice and four times as much
+        assert box.text("python3 -c 'x = bytearray(200 << 20); print(1)'") == "1\n"
+        assert box.text("for i in $(seq 60); do sleep 3 & done; jobs -p | wc -l").endswith("60\n")
 
 
 def test_status_and_a_command(running):  # noqa: F811

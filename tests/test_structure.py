@@ -23,6 +23,7 @@ LAYERS = {
     "errors": 0.0,
     "threads": 0.1,
     "types": 0.2,
+    "walk": 0.3,
     "scrub": 0.9,
     "budget": 0.9,
     "config": 1,
@@ -56,7 +57,7 @@ LAYERS = {
     "doctor": 10,
     "cli": 11,
 }
-STDLIB_ONLY = ("errors", "threads", "types", "frames", "scrub", "cage", "mux")
+STDLIB_ONLY = ("errors", "threads", "types", "walk", "frames", "scrub", "cage", "mux")
 MAX_LINES = 750
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -21,7 +21,7 @@ from oxydra.errors import PolicyDenied, ToolError
 from oxydra.policy import parse_virtual
 from oxydra.threads import CancelToken, Deadline, Service
 from oxydra.tools import FunctionTool, Workspace, confine, files
-from oxydra.types import ToolContext, ToolResult
+from oxydra.types import Folder, ToolContext, ToolResult
 
 SECRET = "the secret outside"
 
@@ -507,9 +507,9 @@ def test_a_root_that_is_a_link_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "shared").symlink_to("real")
     with pytest.raises(OSError):
-        Workspace({"shared": tmp_path / "shared"})
+        Workspace([Folder("shared", str(tmp_path / "shared"), writable=True)])
     with (
-        Workspace({"shared": tmp_path / "real"}) as workspace,
+        Workspace([Folder("shared", str(tmp_path / "real"), writable=True)]) as workspace,
         pytest.raises(ToolError, match="There is no /tmp"),
     ):
         workspace.scan(parse_virtual("/tmp"))
@@ -730,7 +730,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk(small_disk: Path) -> None:
     (small_disk / "shared").mkdir()
-    with Workspace({"shared": small_disk / "shared"}) as workspace:
+    with Workspace([Folder("shared", str(small_disk / "shared"), writable=True)]) as workspace:
         assert workspace.write(parse_virtual("f"), b"old")
         for _ in range(3):
             with pytest.raises(ToolError, match="no space is left") as caught:

@@ -18,7 +18,14 @@ from oxydra.threads import CancelToken, Deadline
 from oxydra.tools import FunctionTool, web
 from oxydra.tools.registry import TOOLS, ToolRegistry
 from oxydra.tools.web import Web, search_routes, web_fetch, web_search
-from oxydra.transport import Credential, DirectConfig, DirectTransport, HttpRequest, Routes, line
+from oxydra.transport import (
+    Credential,
+    DirectConfig,
+    DirectTransport,
+    HttpRequest,
+    Routes,
+    line,
+)
 from oxydra.types import SafetyTier, ToolContext, ToolResult
 from oxydra.worker import Workers
 from tests.fake_web import Asked, FakeWeb, Page, serving

@@ -22,7 +22,13 @@ from urllib.parse import urlsplit
 from oxydra.broker.audit import AuditLog, Exchange, utc_day
 from oxydra.broker.destinations import Destinations, GuestName
 from oxydra.broker.quota import Quota
-from oxydra.errors import Cancelled, FrameError, OxydraError, PolicyDenied, TransportError
+from oxydra.errors import (
+    Cancelled,
+    FrameError,
+    OxydraError,
+    PolicyDenied,
+    TransportError,
+)
 from oxydra.frames import check_fields, pack, read_frame
 from oxydra.mux import Channel
 from oxydra.relay import Relay

@@ -32,7 +32,7 @@ def audit(options: argparse.Namespace) -> int:
 def size(options: argparse.Namespace) -> int:
     from oxydra import config
     from oxydra.runner.audit import writable
-    from oxydra.runner.walk import measure
+    from oxydra.walk import measure
 
     settings = load(options)
     workspace = workspace_of(settings, config.mounts(settings))

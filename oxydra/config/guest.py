@@ -92,7 +92,8 @@ def runtime_policy(config: Config) -> dict[str, Any]:
     `approvals.rules` has the runner's rules and the user's: both have a say and the stricter
     counts, so that a user's file can narrow and never widen. `exfiltration` and `expiry_secs` are
     the stricter of the two, `private` is what either names. `egress_allowlist` has the local
-    services that web tools may reach. `budget` has the stricter of each cap.
+    services that web tools may reach; `budget` has the stricter of each cap. The workspace's own
+    folders hold `workspace_bytes` at most.
     """
     both = (config.runner.approvals, config.user.approvals)
     decisions = [a.exfiltration or "ask" for a in both[:1]]
@@ -107,6 +108,7 @@ def runtime_policy(config: Config) -> dict[str, Any]:
         },
         "egress_allowlist": list(_allowed_services(config)),
         "budget": caps(config).to_json(),
+        "workspace_bytes": config.user.resources.max_workspace_mib << 20,
     }
 
 

@@ -11,12 +11,16 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oxydra.config.egress import EgressPolicy, effective_egress
 from oxydra.config.fields import MOUNT
 from oxydra.config.load import Config
 from oxydra.config.schema import ExtraMount, GuestImagesConfig, ResourcesConfig
 from oxydra.errors import ConfigError
+
+if TYPE_CHECKING:  # importing it takes longer than the rest of this package
+    from oxydra.types import Folder
 
 SYSTEM_FOLDERS = ("/proc", "/sys", "/dev", "/run", "/boot")
 OWN_FOLDERS = ("shared", "tmp", "vault")
@@ -31,8 +35,14 @@ class Mount:
     writable: bool
 
     @property
-    def virtual(self) -> str:
-        return f"/mnt/{self.name}"
+    def variable(self) -> str:
+        """What commands call it by; the same for names that are alike but for their punctuation."""
+        return self.folder().variable
+
+    def folder(self) -> Folder:
+        from oxydra.types import Folder
+
+        return Folder(f"mnt/{self.name}", str(self.path), self.writable, guarded=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +61,17 @@ class Mounts:
         """The workspace's own."""
         return cls(workspace / "shared", workspace / "tmp", workspace / "vault")
 
-    @property
-    def writable(self) -> tuple[Path, ...]:
-        """What commands can write."""
-        return (self.shared, self.tmp, *(mount.path for mount in self.extra if mount.writable))
+    def folders(self, workspace: Path) -> list[Folder]:
+        """All of them, where they are on the host; those that are not the workspace's own are
+        guarded.
+        """
+        from oxydra.types import Folder
+
+        usual = (("shared", self.shared), ("tmp", self.tmp), ("vault", self.vault))
+        return [
+            *(Folder(root, str(p), root != "vault", p.parent != workspace) for root, p in usual),
+            *(mount.folder() for mount in self.extra),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +114,7 @@ def mounts(config: Config) -> Mounts:
     extra: list[Mount] = []
     for entry in given.extra:
         mount = _extra(config, entry)
-        if mount.name in checked or mount.name in {other.name for other in extra}:
+        if mount.variable in {other.variable for other in extra}:
             raise _refused(config, "extra", f"there are two mounts named {mount.name!r}", NAME_IT)
         checked[mount.name] = mount.path
         extra.append(mount)

@@ -544,7 +544,10 @@ class ResourcesConfig(Section):
     """`[resources]`: what the user's guests may take."""
 
     max_vcpus: float = key(
-        2.0, "CPUs that each guest may use (container tier).", least=0.1, most=1024
+        2.0,
+        "CPUs that each guest may use; the process tier can't limit them.",
+        least=0.1,
+        most=1024,
     )
     max_memory_mib: int = key(
         1024,
@@ -560,7 +563,7 @@ class ResourcesConfig(Section):
     )
     max_workspace_mib: int = key(
         4096,
-        "MiB in the workspace's own shared and tmp; `workspace size` fails beyond it.",
+        "MiB in the workspace's own shared and tmp; beyond it nothing is written to them.",
         least=16,
         most=1_000_000_000,
     )

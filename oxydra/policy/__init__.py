@@ -9,6 +9,7 @@ from oxydra.policy.paths import (
     VirtualPath,
     parse_virtual,
     parse_writable,
+    protected,
     require_writable,
     visible,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "VirtualPath",
     "parse_virtual",
     "parse_writable",
+    "protected",
     "require_writable",
     "visible",
 ]

@@ -1,9 +1,10 @@
 """The rules on what a tool may name: virtual paths. Pure.
 
 A model sees three folders in every tier: `/shared` (the person's files, and what a relative path
-starts from), `/tmp` (scratch) and `/vault` (read-only to tools). `parse_virtual` turns what a model
-wrote into a `VirtualPath` or refuses it in words the model can act on. It decides by the text
-alone; that no link on the way leads elsewhere is the business of `oxydra/tools/confine.py`.
+starts from), `/tmp` (scratch) and `/vault` (read-only to tools), and in `/mnt` any others that the
+person has mounted. `parse_virtual` turns what a model wrote into a `VirtualPath` or refuses it in
+words the model can act on. It decides by the text alone; which mounts there are, and that no link
+on the way leads elsewhere, is the business of `oxydra/tools/confine.py`.
 """
 
 from __future__ import annotations
@@ -16,18 +17,24 @@ from oxydra.errors import PolicyDenied
 
 ROOTS = ("shared", "tmp", "vault")
 READ_ONLY_ROOTS = frozenset({"vault"})
+MOUNTS = "mnt"  # the folder whose folders are roots too
+PROTECTED = (".envrc", ".vscode", ".git")  # what programs on the host act upon
 
 MAX_PATH_BYTES = 2048
 MAX_NAME_BYTES = 255  # NAME_MAX of every file system we meet
 MAX_DEPTH = 64
 
-_ROOTS_TEXT = "Use /shared/… (relative paths start there), /tmp/… or /vault/… (read-only)."
+_ROOTS_TEXT = (
+    "Use /shared/… (relative paths start there), /tmp/…, /vault/… (read-only), or /mnt/<name>/… for"
+    " a folder that the person has mounted."
+)
 _JOINERS = "\u200c\u200d"  # format characters that ordinary names need: Persian, emoji
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualPath:
-    """A place in the workspace: one of `ROOTS` and the names below it, none of them `.` or `..`.
+    """A place in the workspace: one of `ROOTS` or `mnt/<name>`, and the names below it, none of
+    them `.` or `..`.
 
     `str()` is how people and models see it; characters that can't be seen are escaped there.
     """
@@ -41,7 +48,7 @@ class VirtualPath:
     @property
     def name(self) -> str:
         """The last name; that of the root where there is no other."""
-        return self.parts[-1] if self.parts else self.root
+        return self.parts[-1] if self.parts else self.root.rpartition("/")[2]
 
     @property
     def parent(self) -> VirtualPath:
@@ -53,7 +60,7 @@ class VirtualPath:
 
 
 def parse_virtual(path: str) -> VirtualPath:
-    """What a model means by `path`. Raises `PolicyDenied` for anything outside the three roots.
+    """What a model means by `path`. Raises `PolicyDenied` for anything outside the roots.
 
     `..` is refused rather than resolved: resolved by text it means something else than it does to
     a shell as soon as a link is on the way.
@@ -63,7 +70,9 @@ def parse_virtual(path: str) -> VirtualPath:
     if ".." in parts:
         raise _denied(path, "contains '..'", "Give the full path, for example /shared/notes.txt.")
     if path.startswith("/"):
-        if not parts or parts[0] not in ROOTS:
+        if len(parts) > 1 and parts[0] == MOUNTS:
+            parts = (f"{MOUNTS}/{parts[1]}", *parts[2:])
+        elif not parts or parts[0] not in ROOTS:
             raise _denied(path, "is outside the workspace", _ROOTS_TEXT)
         root, parts = parts[0], parts[1:]
     elif parts[:1] == ("~",):
@@ -72,7 +81,7 @@ def parse_virtual(path: str) -> VirtualPath:
         root = "shared"
     if len(parts) > MAX_DEPTH:
         raise _denied(path, f"is more than {MAX_DEPTH} folders deep", "Use a shorter path.")
-    for part in parts:
+    for part in (*root.split("/"), *parts):
         if len(part.encode()) > MAX_NAME_BYTES:
             raise _denied(
                 path, f"has a name of more than {MAX_NAME_BYTES} bytes", "Use a shorter name."
@@ -94,6 +103,15 @@ def require_writable(path: VirtualPath) -> None:
             f"{path} may not be changed: /{path.root} is read-only to tools.",
             remedy="Write to /shared or /tmp instead.",
         )
+
+
+def protected(path: VirtualPath) -> str:
+    """The name on this path by which programs on the host run something; "" if there is none."""
+    for part in path.parts:
+        name = part.casefold()  # a file system may not tell the cases apart
+        if name in PROTECTED or name.endswith(".git"):
+            return part
+    return ""
 
 
 def _check_text(path: str) -> None:

@@ -5,7 +5,13 @@ errors, `repair` makes a history sendable.
 """
 
 from oxydra.providers.base import ProviderSettings
-from oxydra.providers.registry import PROVIDERS, ProviderType, create, credential, provider_type
+from oxydra.providers.registry import (
+    PROVIDERS,
+    ProviderType,
+    create,
+    credential,
+    provider_type,
+)
 from oxydra.providers.repair import repair
 
 __all__ = [

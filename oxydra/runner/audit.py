@@ -17,16 +17,15 @@ from pathlib import Path
 
 from oxydra.errors import OxydraError
 from oxydra.policy.paths import visible
-from oxydra.runner.walk import Entry, Walk, opened
 from oxydra.runner.workspace import Workspace, read_small
 from oxydra.types import Json
+from oxydra.walk import Entry, Walk, is_repository, opened
 
 STATE = "audit.json"
 MAX_STATE = 32 << 20  # bytes of it
 MAX_FINDINGS = 10_000
 MAX_CONFIG = 256 << 10  # bytes of a `.git/config`
 MAX_KEY = 500  # characters of one that is looked at closely
-PROTECTED = (".git/hooks", ".git/config", ".envrc", ".vscode")
 
 HEADER = re.compile(r'\[\s*([\w.-]+)\s*(?:"((?:[^"\\]|\\.)*)")?\s*\]\s*')
 SETTING = re.compile(r"([A-Za-z][\w-]*)\s*(?:=\s*(.*))?$")
@@ -94,11 +93,9 @@ def audit(workspace: Workspace) -> list[Finding]:
 
 def writable(workspace: Workspace) -> Iterator[tuple[str, Path]]:
     """The folders that commands can write, each with the path that the model sees."""
-    yield "/shared", workspace.shared
-    yield "/tmp", workspace.tmp
-    for mount in workspace.mounts.extra:
-        if mount.writable:
-            yield mount.virtual, mount.path
+    for folder in workspace.folders:
+        if folder.writable:
+            yield folder.virtual, Path(folder.at)
 
 
 # ------------------------------------------------------------------------------------- one entry
@@ -150,7 +147,7 @@ def _is_git_config(entry: Entry, in_git: bool) -> bool:
         return True
     if entry.name not in ("config", "config.worktree"):
         return False
-    return in_git or _is_repository(entry.folder)
+    return in_git or is_repository(entry.folder)
 
 
 def leads_out(path: str, target: str) -> bool:
@@ -167,16 +164,6 @@ def leads_out(path: str, target: str) -> bool:
 def _is_program(entry: Entry) -> bool:
     mode = entry.state.st_mode
     return stat.S_ISREG(mode) and bool(mode & 0o111)
-
-
-def _is_repository(folder: int) -> bool:
-    """Whether a folder is a bare repository, which git takes for one wherever it lies."""
-    try:
-        for name in ("HEAD", "objects", "refs"):
-            os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except OSError:
-        return False
-    return True
 
 
 def _read(entry: Entry) -> str:
@@ -233,37 +220,3 @@ def _remember(workspace: Workspace, programs: Programs) -> None:
         raise OxydraError(
             f"What the audit saw can't be kept in {workspace.ipc}: {error.strerror}."
         ) from error
-
-
-# ------------------------------------------------------------------------ what stays as it was
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """A mount inside a writable folder, by which something in it stays as it is."""
-
-    path: str  # relative to the folder
-    writable: bool
-
-
-def guards(folder: Path) -> list[Guard]:
-    """What a tier with mounts puts over a writable folder of the user's, outermost first.
-
-    `.git/hooks`, `.git/config`, `.envrc` and `.vscode` are read-only wherever they are found, and
-    the folders on the way there are mounted on themselves: a folder that is no mount could be
-    renamed, and another put in its place. Raises OSError.
-    """
-    found: dict[str, bool] = {}
-    with opened(folder) as top:
-        for entry in Walk(top):
-            plain = entry.is_folder or entry.is_plain
-            if plain and any(f"/{entry.path}".endswith(f"/{name}") for name in PROTECTED):
-                found[entry.path] = False
-                for at in (i for i, char in enumerate(entry.path) if char == "/"):
-                    found.setdefault(entry.path[:at], True)
-    inner = {path for path in found if any(_holds(o, path) for o, w in found.items() if not w)}
-    return [Guard(path, found[path]) for path in sorted(set(found) - inner)]
-
-
-def _holds(outer: str, path: str) -> bool:
-    return path.startswith(f"{outer}/")

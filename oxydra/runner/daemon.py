@@ -175,6 +175,7 @@ class Runner:
         try:
             spec = GuestSpec(
                 workspace=self._workspace.path,
+                folders=self._workspace.folders,
                 uid=uid,
                 gid=gid,
                 envelope=self._envelope(self._tier),
@@ -211,7 +212,7 @@ class Runner:
             user_id=self._workspace.user,
             sandbox_tier=tier.name,
             workspace_root=tier.guest_root(self._workspace.path),
-            folders=tier.guest_folders(self._settings.isolation.mounts),
+            folders=tuple(tier.guest_folders(self._workspace.folders)),
             config=self._settings.config,
             startup_status=status,
             gateway_token_hashes=[

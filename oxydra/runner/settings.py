@@ -77,16 +77,6 @@ def from_config(settings: Config) -> RunnerSettings:
     if chain[0].provider == "offline":
         notices.append({"code": "no_model", "detail": chain[0].reason})
     isolation = config.isolation(settings)
-    if isolation.mounts.extra:
-        source = settings.source("mounts.extra", "user")
-        raise ConfigError(
-            "mounts.extra is not served: no tier hands a guest more folders than shared, tmp and "
-            "vault so far.",
-            remedy="Take it out, or mount the folder in the place of one of these: mounts.shared.",
-            file=source.file,
-            line=source.line,
-            key="mounts.extra",
-        )
     return RunnerSettings(
         workspace=Workspace(settings.workspace_root, settings.user_id, isolation.mounts),
         tier=settings.tier,

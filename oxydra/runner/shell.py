@@ -12,26 +12,28 @@ import os
 import pwd
 import socket
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from oxydra.cage import NAMESPACED
 from oxydra.config import Isolation
 from oxydra.config.schema import VARIABLES, ShellConfig
 from oxydra.errors import ConfigError, OxydraError
+from oxydra.runner.guards import Unguardable, guards
 from oxydra.runner.stream import GuestStream, Serve
-from oxydra.runner.walk import Walk, opened
 from oxydra.runner.workspace import Workspace
 from oxydra.threads import Service
-from oxydra.tiers.base import ShellProcess, ShellSpec, Tier
-from oxydra.types import Json
+from oxydra.tiers.base import Guard, ShellProcess, ShellSpec, Tier
+from oxydra.types import Folder, Json
+from oxydra.walk import Walk, opened
 
 DEDICATED = range(61184, 65520)  # what systemd keeps for dynamic users: no package takes one
 
 UNCAPPED = {
     "code": "totals_uncapped",
-    "detail": "Nothing caps the memory and disk that all commands take together: each process and "
-    "each file is limited, their sum is not. A container or a cgroup with limits would.",
+    "detail": "Nothing caps the memory and processor time that all commands take together: each "
+    "process is limited, their sum is not. A container or a cgroup with limits would.",
 }
 OLD_KERNEL = {
     "code": "signals_limited",
@@ -47,6 +49,10 @@ NO_EGRESS = {
     "detail": "Commands have no network, though [egress] allows one: only a sandbox with a network "
     "of its own can offer it. Install bubblewrap, or use the container tier.",
 }
+UNMOUNTABLE = (
+    "holds what programs on this machine act upon, which only a sandbox with mounts of its own can "
+    "protect; install bubblewrap, or use the container tier"
+)
 UNSANDBOXED = {
     "code": "shell_unsandboxed",
     "detail": "WARNING: THE SHELL IS NOT SANDBOXED. Commands that the model chooses run as your "
@@ -85,9 +91,13 @@ class ShellGuest:
         process: ShellProcess,
         on_exit: Callable[[str], None],
         egress: EgressLine | None = None,
+        rows: Sequence[Json] = (),
     ) -> None:
-        """`egress` is for commands that may have a network; what can't have one does without."""
+        """`egress` is for commands that may have a network; what can't have one does without.
+        `rows` say what else commands do not have.
+        """
         self._egress = egress
+        self._rows = rows
         self._offline = egress is not None and process.level not in NAMESPACED
         if egress is not None:
             (egress.close if self._offline else egress.start)()
@@ -131,7 +141,7 @@ class ShellGuest:
     def degraded(self) -> list[Json]:
         """What it does not protect here."""
         contained = self.level == "container+cage"  # what its engine can't limit, the tier says
-        rows = [] if contained or memory_is_capped() else [UNCAPPED]
+        rows = [*self._rows, *([] if contained or memory_is_capped() else [UNCAPPED])]
         if self._offline:
             rows.append(NO_EGRESS)
         if self.level == "rlimits":
@@ -169,9 +179,10 @@ def start(
     uid, gid = owner(workspace)
     output = workspace.open_log("shell.log")
     try:
-        for folder in (workspace.shared, workspace.tmp):
-            if workspace.owns(folder):
-                give(folder, uid, gid)
+        for own in (workspace.shared, workspace.tmp):
+            if workspace.owns(own):
+                give(own, uid, gid)
+        folders, found, rows = for_commands(workspace.folders, uid, gid)
         with contextlib.ExitStack() as undo:
             egress: EgressLine | None = None
             if serve is not None and isolation.egress.shell != "none":
@@ -180,8 +191,8 @@ def start(
             spec = ShellSpec(
                 workspace=workspace.path,
                 isolation=isolation,
-                shared=workspace.shared,
-                tmp=workspace.tmp,
+                folders=folders,
+                guards=found,
                 uid=uid,
                 gid=gid,
                 dedicated=os.geteuid() == 0 and uid in DEDICATED,
@@ -190,7 +201,10 @@ def start(
                 levels=levels or allowed_levels(config),
                 egress=None if egress is None else egress.theirs,
             )
-            guest = ShellGuest(tier.start_shell(spec), on_exit, egress)
+            process = tier.start_shell(spec)
+            less = (f for f in spec.folders_at(process.level) if f not in folders)
+            rows += [read_only(folder, UNMOUNTABLE) for folder in less]
+            guest = ShellGuest(process, on_exit, egress, rows)
             undo.pop_all()
         return guest
     except OSError as error:
@@ -201,6 +215,48 @@ def start(
         ) from error
     finally:
         os.close(output)
+
+
+def for_commands(
+    folders: Iterable[Folder], uid: int, gid: int
+) -> tuple[list[Folder], list[Guard], list[Json]]:
+    """Which folders commands have, what in them stays as it is, and what they can only read though
+    the person has asked for more.
+    """
+    given: list[Folder] = []
+    found: list[Guard] = []
+    rows: list[Json] = []
+    for folder in folders:
+        if folder.root == "vault":
+            continue
+        if folder.writable and folder.guarded:
+            try:
+                if not allowed(folder, 3, uid, gid):
+                    raise Unguardable("belongs to somebody else, whom commands do not run as")
+                found += guards(folder)
+            except Unguardable as error:
+                folder = replace(folder, writable=False)
+                rows.append(read_only(folder, str(error)))
+        if not allowed(folder, 5, uid, gid):
+            detail = f"Commands can't read {folder.virtual}: it belongs to somebody else."
+            rows.append({"code": "folder_closed", "detail": detail})
+        given.append(folder)
+    return given, found, rows
+
+
+def read_only(folder: Folder, why: str) -> Json:
+    """What status says of a folder that commands can only read."""
+    return {
+        "code": "folder_read_only",
+        "detail": f"Commands can only read {folder.virtual}: it {why}. File tools can still write.",
+    }
+
+
+def allowed(folder: Folder, bits: int, uid: int, gid: int) -> bool:
+    """Whether a folder's mode gives a user these of `rwx`."""
+    state = os.stat(folder.at)
+    mode = state.st_mode >> (6 if state.st_uid == uid else 3 if state.st_gid == gid else 0)
+    return uid == 0 or mode & bits == bits
 
 
 def allowed_levels(config: ShellConfig) -> tuple[str, ...]:

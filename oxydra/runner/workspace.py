@@ -58,6 +58,7 @@ class Workspace:
         self.user = user
         self.path = root.absolute() / user
         self.mounts = mounts or Mounts.of(self.path)
+        self.folders = tuple(self.mounts.folders(self.path))
         self.shared, self.tmp = self.mounts.shared, self.mounts.tmp
         # What max_workspace_mib is about: the user's own folders are not Oxydra's to count.
         self.counted = tuple(f for f in (self.shared, self.tmp) if self.owns(f))

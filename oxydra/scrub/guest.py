@@ -18,7 +18,7 @@ import base64
 import hashlib
 import re
 import secrets as random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -57,12 +57,14 @@ class GuestScrubber:
     """What a guest shows and logs, without secrets and without the host's paths. Immutable; any
     thread may use it.
 
-    `hashes` is what `describe` returned, `workspace_root` the user's folder on this host: a path
-    below it is shown as the model knows it (`/shared/x`). Each method leaves text without a finding
-    as it is and changes nothing that it returned before.
+    `hashes` is what `describe` returned, `places` are folders of this host, each with what a model
+    calls it: a path below one is shown as the model knows it (`/shared/x`). Each method leaves text
+    without a finding as it is and changes nothing that it returned before.
     """
 
-    def __init__(self, hashes: dict[str, Any] | None = None, workspace_root: str = "") -> None:
+    def __init__(
+        self, hashes: dict[str, Any] | None = None, places: Mapping[str, str] | None = None
+    ) -> None:
         hashes = hashes or {}
         self._key = bytes.fromhex(str(hashes.get("key", "")))
         rows = hashes.get("secrets", [])
@@ -72,10 +74,11 @@ class GuestScrubber:
             lengths = sorted({int(row["length"]) for row in rows if row["kind"] == name})
             if lengths:
                 self._looks.append((re.compile(rf"{kind}{{{lengths[0]},}}+"), lengths))
-        root = workspace_root.rstrip("/")
-        self._root = root
+        named = {at.rstrip("/"): name for at, name in (places or {}).items()}
+        self._places = {at: name for at, name in named.items() if at != name}
+        either = "|".join(map(re.escape, sorted(self._places, key=len, reverse=True)))
         self._host = (
-            re.compile(rf"(?<![\w.-])(?:{re.escape(root)})++(?![\w-]|\.\w)") if root else None
+            re.compile(rf"(?<![\w.-])(?:({either}))++(?![\w-]|\.\w)") if self._places else None
         )
 
     def shown(self, text: str) -> str:
@@ -129,9 +132,14 @@ class GuestScrubber:
 
     def _virtual(self, text: str) -> str:
         """Host paths as a model knows them."""
-        if self._host is None or self._root not in text:
+        if self._host is None or not any(at in text for at in self._places):
             return text
-        return self._host.sub(lambda m: "" if text[m.end() : m.end() + 1] == "/" else "/", text)
+
+        def virtual(match: re.Match[str]) -> str:
+            inside = text[match.end() : match.end() + 1] == "/"
+            return self._places[match[1]] or ("" if inside else "/")
+
+        return self._host.sub(virtual, text)
 
 
 def _digest(key: bytes, form: str) -> str:

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import signal
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from oxydra.config import Isolation, Mounts
+from oxydra.config import Isolation
 from oxydra.errors import OxydraError
 from oxydra.frames import Envelope
-from oxydra.types import Json
+from oxydra.types import Folder, Json
 
 # how well commands are locked in, best first; the first is the container tier's, the others the
 # process tier's
 LEVELS = ("container+cage", "bwrap+cage", "cage", "rlimits")
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A mount inside a folder that commands can write, by which what is there stays as it is.
+
+    `path` is below the folder `root`. One that is `writable` is a folder on the way to another,
+    mounted so that it can't be renamed.
+    """
+
+    root: str
+    path: str
+    writable: bool = False
+
+    @property
+    def at(self) -> str:
+        """Where it is in a guest."""
+        return f"/{self.root}/{self.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +48,11 @@ class GuestSpec:
     `listener` is the gateway's bound and listening socket; `lock` the descriptor of
     `internal/daemon.lock`, which a guest that can holds as long as it lives; `log` the descriptor
     its output goes to. `uid` and `gid` own the workspace: a tier that can runs the guest as them.
+    `folders` are those that tools may use, where they are on the host.
     """
 
     workspace: Path
+    folders: Sequence[Folder]
     uid: int
     gid: int
     envelope: Envelope
@@ -42,8 +66,10 @@ class GuestSpec:
 class ShellSpec:
     """What a shell guest is started with.
 
-    `workspace` is the user's folder on the host, `isolation` what its guests may have. `uid` and
-    `gid` are whom it runs as, `dedicated` where that owns nothing else. `env` are variables its
+    `workspace` is the user's folder on the host, `isolation` what its guests may have. `folders`
+    are those that commands have, where they are on the host, `shared` and `tmp` first; `guards` lie
+    in them, outermost first. `uid` and `gid` are whom it runs as, `dedicated` where that owns
+    nothing else. `env` are variables its
     sessions get besides the usual ones. `log` is a descriptor for what the guest itself has to say.
     `levels` are the rungs that may be tried, `newest_landlock` the newest version of it to use.
     `egress` is the guest's end of a stream to the broker, for commands that may have a network;
@@ -52,8 +78,7 @@ class ShellSpec:
 
     workspace: Path
     isolation: Isolation
-    shared: Path
-    tmp: Path
+    folders: Sequence[Folder]
     uid: int
     gid: int
     dedicated: bool
@@ -62,6 +87,17 @@ class ShellSpec:
     levels: Sequence[str] = LEVELS[1:3]
     newest_landlock: int = 99
     egress: socket.socket | None = None
+    guards: Sequence[Guard] = ()
+
+    def folders_at(self, level: str) -> list[Folder]:
+        """The folders as commands have them at this level: where nothing can be mounted, one with
+        guards in it can only be read.
+        """
+        guarded = {guard.root for guard in self.guards} if level == "cage" else set()
+        return [
+            replace(folder, writable=folder.writable and folder.root not in guarded)
+            for folder in self.folders
+        ]
 
 
 class GuestProcess(Protocol):
@@ -115,8 +151,8 @@ class Tier(Protocol):
     def guest_root(self, workspace: Path) -> str:
         """Where a guest of this tier finds the folders of a workspace."""
 
-    def guest_folders(self, mounts: Mounts) -> dict[str, str]:
-        """Where it finds `shared`, `tmp` and `vault`, if that is not below the root."""
+    def guest_folders(self, folders: Sequence[Folder]) -> list[Folder]:
+        """Folders of the host, where a guest of this tier finds them."""
 
     def degraded(self) -> list[Json]:
         """What this tier does not protect here: rows `{code, detail}` for `startup_status`."""
@@ -126,6 +162,31 @@ class Tier(Protocol):
 
     def start_shell(self, spec: ShellSpec) -> ShellProcess:
         """Start the shell guest. Raises `OxydraError` with the remedy."""
+
+
+@contextlib.contextmanager
+def opened(spec: ShellSpec) -> Iterator[tuple[dict[str, int], dict[Guard, int]]]:
+    """Descriptors of the folders, by root, and of the guards in them, reached through no link.
+
+    As long as they are open nothing else can have their inodes. Raises OSError.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def keep(descriptor: int) -> int:
+            stack.callback(os.close, descriptor)
+            return descriptor
+
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        folders = {folder.root: keep(os.open(folder.at, flags)) for folder in spec.folders}
+        guards: dict[Guard, int] = {}
+        for guard in spec.guards:
+            place = folders[guard.root]
+            for name in guard.path.split("/"):
+                place = keep(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=place))
+            if stat.S_ISLNK(os.fstat(place).st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), guard.at)
+            guards[guard] = place
+        yield folders, guards
 
 
 def ending(status: int) -> str:

@@ -17,19 +17,19 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oxydra.config import Mounts
 from oxydra.errors import OxydraError
 from oxydra.frames import pack
 from oxydra.threads import Service
 from oxydra.tiers import images
-from oxydra.tiers.base import GuestSpec, ShellSpec, ending
+from oxydra.tiers.base import GuestSpec, ShellSpec, ending, opened
 from oxydra.tiers.door import Door
 from oxydra.tiers.engine import Engine, EngineError, forgiving, telling
 from oxydra.tiers.shell_line import STOP_SECONDS, ShellLine
-from oxydra.types import Json
+from oxydra.types import Folder, Json
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -219,8 +219,8 @@ class ContainerTier:
         """What the guest calls the workspace."""
         return "/"
 
-    def guest_folders(self, mounts: Mounts) -> dict[str, str]:
-        return {}  # mounted below the root
+    def guest_folders(self, folders: Sequence[Folder]) -> list[Folder]:
+        return [replace(folder, at=folder.virtual) for folder in folders]
 
     def degraded(self) -> list[Json]:
         uncapped = self._engine.uncapped()
@@ -235,12 +235,9 @@ class ContainerTier:
         ]
 
     def start(self, spec: GuestSpec) -> ContainerGuest:
-        mounts = spec.isolation.mounts
         with _bootstrap(spec) as bootstrap:
             folders = {
-                "/shared": (mounts.shared, True),
-                "/tmp": (mounts.tmp, True),
-                "/vault": (mounts.vault, False),
+                **{folder.virtual: (Path(folder.at), folder.writable) for folder in spec.folders},
                 "/internal": (spec.workspace / "internal", True),
                 f"{RUN}/bootstrap": (bootstrap, False),
             }
@@ -252,24 +249,27 @@ class ContainerTier:
 
     def start_shell(self, spec: ShellSpec) -> ContainerShell:
         """At its one level, whatever the levels of `spec` are."""
-        mounts = spec.isolation.mounts
-        folders = {"/shared": (mounts.shared, True), "/tmp": (mounts.tmp, True)}
+        folders = {folder.virtual: (Path(folder.at), folder.writable) for folder in spec.folders}
+        tops = {folder.root: folder.at for folder in spec.folders}
+        folders |= {g.at: (Path(tops[g.root], g.path), g.writable) for g in spec.guards}
         arguments = ["--control", f"{RUN}/stream", "--cage", f"{CODE}/cage.py"]
         arguments += ["--egress", f"{CODE}/mux.py", f"{CODE}/egress-forwarder"]
-        guest = ContainerShell(*self._start("shell", spec, folders, arguments))
         most = spec.isolation.resources.max_processes
-        try:
-            guest.configure(
-                spec,
-                shared_path="/shared",
-                tmp_path="/tmp",
-                shell="/bin/bash",
-                attributes=True,
-                limits={"processes": most - most // 4},  # the rest is the guest's own
-            )
-        except BaseException:
-            guest.stop()
-            raise
+        # the engine finds what it mounts by its path, and the guest then looks what that was
+        with opened(spec) as (places, guards):
+            guest = ContainerShell(*self._start("shell", spec, folders, arguments))
+            try:
+                guest.configure(
+                    spec,
+                    places,
+                    guards,
+                    shell="/bin/bash",
+                    attributes=True,
+                    limits={"processes": most - most // 4},  # the rest is the guest's own
+                )
+            except BaseException:
+                guest.stop()
+                raise
         return guest
 
     # ---------------------------------------------------------------------------------- containers

@@ -20,13 +20,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import oxydra.cage
 import oxydra.mux
 from oxydra.errors import OxydraError
-from oxydra.tiers.base import ShellSpec, ending, guest_script
+from oxydra.tiers.base import ShellSpec, ending, guest_script, opened
 from oxydra.tiers.shell_line import STOP_SECONDS, ShellLine
 
 log = logging.getLogger(__name__)
@@ -120,8 +120,8 @@ def _start(spec: ShellSpec, level: str, namespaces: list[str]) -> LadderProcess:
         stack.enter_context(theirs)
         daemon = _open_source(stack, guest_script("shell-daemon"))
         cage = _open_source(stack, Path(oxydra.cage.__file__))
-        folders = [_open_folder(stack, path) for path in (spec.shared, spec.tmp)]
-        kept = [theirs.fileno(), daemon, cage, *folders]
+        places, guards = stack.enter_context(opened(spec))
+        kept = [theirs.fileno(), daemon, cage, *places.values()]
         python, prefixes = interpreter(spec.uid)
         command = [python, "-I", "-S", f"/proc/self/fd/{daemon}"]
         command += ["--control", str(theirs.fileno()), "--cage", f"/proc/self/fd/{cage}"]
@@ -131,7 +131,10 @@ def _start(spec: ShellSpec, level: str, namespaces: list[str]) -> LadderProcess:
             kept += forwarder
             command += ["--egress", *(f"/proc/self/fd/{file}" for file in forwarder)]
         if namespaces:
-            command = [*namespaces, *_mounts(prefixes, folders), "--", *command]
+            mounts = [(f.writable, places[f.root], f.virtual) for f in spec.folders]
+            mounts += [(guard.writable, place, guard.at) for guard, place in guards.items()]
+            kept += guards.values()
+            command = [*namespaces, *_mounts(prefixes, mounts), "--", *command]
         drop = os.geteuid() == 0 and not namespaces
         child = subprocess.Popen(
             command,
@@ -146,31 +149,31 @@ def _start(spec: ShellSpec, level: str, namespaces: list[str]) -> LadderProcess:
             group=spec.gid if drop else None,
             extra_groups=[] if drop else None,
         )
-    guest = LadderProcess(child, ours, level)
-    inside = level in oxydra.cage.NAMESPACED
-    try:
-        guest.configure(
-            spec,
-            shared=folders[0],
-            tmp=folders[1],
-            shared_path="/shared" if inside else str(spec.shared),
-            tmp_path="/tmp" if inside else str(spec.tmp),
-            shell=shutil.which("bash") or "/bin/bash",
-            attributes=inside or spec.dedicated,
-            limits={
-                "data": spec.isolation.resources.max_memory_mib << 20,
-                "processes": spec.isolation.resources.max_processes,
-            },
-        )
-    except BaseException:
-        _end(child)
-        ours.close()
-        raise
+        theirs.close()
+        guest = LadderProcess(child, ours, level)
+        try:
+            guest.configure(
+                spec,
+                places,
+                guards,
+                shell=shutil.which("bash") or "/bin/bash",
+                attributes=level in oxydra.cage.NAMESPACED or spec.dedicated,
+                limits={
+                    "data": spec.isolation.resources.max_memory_mib << 20,
+                    "processes": spec.isolation.resources.max_processes,
+                },
+            )
+        except BaseException:
+            _end(child)
+            ours.close()
+            raise
     return guest
 
 
-def _mounts(prefixes: Sequence[str], folders: list[int]) -> list[str]:
-    """What is to be seen in a namespace: the system, the workspace's two folders, nothing else."""
+def _mounts(prefixes: Sequence[str], folders: Iterable[tuple[bool, int, str]]) -> list[str]:
+    """What is to be seen in a namespace: the system and the folders, nothing else. Of each of
+    these: whether it can be written, its descriptor, its path inside.
+    """
     words = ["--ro-bind", "/usr", "/usr"]
     for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         if os.path.islink(name):
@@ -182,8 +185,13 @@ def _mounts(prefixes: Sequence[str], folders: list[int]) -> list[str]:
             words += ["--ro-bind-try", name, name]
     for prefix in prefixes:
         words += ["--ro-bind", prefix, prefix]
-    for descriptor, name in zip(folders, ("/shared", "/tmp"), strict=True):
-        words += ["--bind", f"/proc/self/fd/{descriptor}", name]
+    words += ["--dir", "/mnt"]  # made by the way it would be root's alone
+    for writable, descriptor, name in folders:
+        words += [
+            "--bind" if writable else "--ro-bind",
+            f"/proc/self/fd/{descriptor}",
+            name,
+        ]
     return words
 
 
@@ -210,12 +218,6 @@ def _open_source(stack: contextlib.ExitStack, path: Path) -> int:
     descriptor = os.memfd_create(path.name)
     stack.callback(os.close, descriptor)
     os.write(descriptor, path.read_bytes())
-    return descriptor
-
-
-def _open_folder(stack: contextlib.ExitStack, path: Path) -> int:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    stack.callback(os.close, descriptor)
     return descriptor
 
 

@@ -14,14 +14,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from oxydra.config import Mounts
 from oxydra.errors import OxydraError
 from oxydra.frames import pack
 from oxydra.tiers import ladder
 from oxydra.tiers.base import GuestSpec, ShellSpec, ending, guest_script
-from oxydra.types import Json
+from oxydra.types import Folder, Json
 
 
 class ProcessGuest:
@@ -50,8 +50,8 @@ class ProcessTier:
     def guest_root(self, workspace: Path) -> str:
         return str(workspace)
 
-    def guest_folders(self, mounts: Mounts) -> dict[str, str]:
-        return {name: str(getattr(mounts, name)) for name in ("shared", "tmp", "vault")}
+    def guest_folders(self, folders: Sequence[Folder]) -> list[Folder]:
+        return list(folders)
 
     def degraded(self) -> list[Json]:
         return []  # the guests say how well they are caged

@@ -5,13 +5,14 @@ are handed to it, and hanging up ends it. No thread runs here.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from oxydra.cage import NAMESPACED, tasks_of
 from oxydra.errors import FrameError, OxydraError
 from oxydra.frames import Unpacker, pack
-from oxydra.tiers.base import ShellSpec
+from oxydra.tiers.base import Guard, ShellSpec
 from oxydra.types import Json
 
 READY_SECONDS = 10.0
@@ -30,12 +31,34 @@ class ShellLine:
         self.level = level
         self.landlock = 0
 
-    def configure(self, spec: ShellSpec, **more: Json | str | int | bool) -> None:
+    def configure(
+        self,
+        spec: ShellSpec,
+        places: Mapping[str, int],
+        guards: Mapping[Guard, int],
+        **more: Json | str | int | bool,
+    ) -> None:
         """Tell the daemon what it is to do; returns once it is ready. Raises `OxydraError`.
 
-        Its stream to the broker goes along where it has a network of its own to offer a proxy on.
+        `places` and `guards` are what `base.opened` says. Its stream to the broker goes along where
+        it has a network of its own to offer a proxy on.
         """
-        egress = spec.egress if self.level in NAMESPACED else None
+        named = self.level in NAMESPACED
+        egress = spec.egress if named else None
+        folders = [
+            {
+                "name": folder.virtual,
+                "path": folder.virtual if named else folder.at,
+                "descriptor": -1 if named else places[folder.root],
+                "writable": folder.writable,
+                "variable": folder.variable,
+            }
+            for folder in spec.folders_at(self.level)
+        ]
+        mounted = [
+            {"path": g.at, "writable": g.writable, "device": state.st_dev, "inode": state.st_ino}
+            for g, state in ((guard, os.fstat(place)) for guard, place in guards.items())
+        ]
         said = {
             "level": self.level,
             "uid": spec.uid,
@@ -47,6 +70,8 @@ class ShellLine:
             "running": tasks_of(spec.uid) + (FORWARDER_TASKS if egress else 0),
             "proxy": PROXY_PORT if egress else 0,
             "newest_landlock": spec.newest_landlock,
+            "folders": folders,
+            "guards": mounted if named else [],
             **more,
         }
         self._control.settimeout(READY_SECONDS)

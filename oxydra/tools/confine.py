@@ -16,14 +16,22 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from oxydra.errors import PolicyDenied, ToolError
-from oxydra.policy import MAX_DEPTH, ROOTS, VirtualPath, require_writable
+from oxydra.policy import (
+    MAX_DEPTH,
+    READ_ONLY_ROOTS,
+    ROOTS,
+    VirtualPath,
+    protected,
+    visible,
+)
+from oxydra.types import Folder
 
 MAX_WRITE_BYTES = 16 * 1024 * 1024
 MAX_ENTRIES = 10_000  # read from one folder
@@ -48,18 +56,20 @@ class Entry:
 
 
 class Workspace:
-    """The folders behind `/shared`, `/tmp` and `/vault`.
+    """The folders behind `/shared`, `/tmp`, `/vault` and what is in `/mnt`.
 
     Every method takes a `VirtualPath`, raises `ToolError` in the path's virtual form for what is
     missing, full or broken, and `PolicyDenied` for what is forbidden.
     """
 
-    def __init__(self, roots: Mapping[str, Path]) -> None:
-        """`roots` are host folders by root name; each must exist and be no link."""
+    def __init__(self, folders: Iterable[Folder], full: Callable[[], str] = str) -> None:
+        """Each folder must exist and be no link. While `full` says why, nothing is written."""
+        self._folders = {folder.root: folder for folder in folders}
+        self._full = full
         self._roots: dict[str, int] = {}
         try:
-            for name, path in roots.items():
-                self._roots[name] = os.open(path, _PATH_ONLY | _DIRECTORY)
+            for root, folder in self._folders.items():
+                self._roots[root] = os.open(folder.at, _PATH_ONLY | _DIRECTORY)
         except OSError:
             self.close()
             raise
@@ -67,7 +77,9 @@ class Workspace:
     @classmethod
     def at(cls, directory: Path) -> Workspace:
         """The workspace of one user: `directory` holds a folder for each root."""
-        return cls({name: directory / name for name in ROOTS})
+        return cls(
+            Folder(name, str(directory / name), name not in READ_ONLY_ROOTS) for name in ROOTS
+        )
 
     def close(self) -> None:
         while self._roots:
@@ -158,7 +170,9 @@ class Workspace:
         keeps its permissions; folders on the way are made. With `expect` it must still be the file
         that this is the status of; with `new` there must be none.
         """
-        require_writable(path)
+        self._require_writable(path)
+        if full := self._full():
+            raise ToolError(f"{path} can't be written: {full}.", remedy="Delete something first.")
         if len(data) > MAX_WRITE_BYTES:
             raise ToolError(
                 f"{len(data):,} bytes are too many to write at once.",
@@ -194,7 +208,7 @@ class Workspace:
 
     def delete(self, path: VirtualPath) -> Kind:
         """Remove a file, a link (never what it points to) or an empty folder; say which it was."""
-        require_writable(path)
+        self._require_writable(path)
         if not path.parts:
             raise PolicyDenied(f"{path} itself can't be deleted.", remedy="Name something in it.")
         with _explained(path), self._folder(path.parent) as folder:
@@ -208,12 +222,34 @@ class Workspace:
 
     # ------------------------------------------------------------------------------- walking
 
+    def _require_writable(self, path: VirtualPath) -> None:
+        folder = self._folders.get(path.root)
+        if folder is None:
+            raise self._no_root(path)
+        if not folder.writable:
+            raise PolicyDenied(
+                f"{path} may not be changed: {folder.virtual} is read-only.",
+                remedy="Write to /shared or /tmp instead.",
+            )
+        if folder.guarded and (name := protected(path)):
+            raise PolicyDenied(
+                f"{path} may not be changed: programs on the person's computer act upon what is in"
+                f" {visible(name)!r}.",
+                remedy="Tell the person what should be in it.",
+            )
+
+    def _no_root(self, path: VirtualPath) -> ToolError:
+        there = ", ".join(folder.virtual for folder in self._folders.values())
+        return ToolError(
+            f"There is no {VirtualPath(path.root)} here.", remedy=f"There are: {there}."
+        )
+
     @contextlib.contextmanager
     def _folder(self, path: VirtualPath, *, create: bool = False) -> Iterator[int]:
         """A descriptor of the folder at `path`, for the length of the block."""
         root = self._roots.get(path.root)
         if root is None:
-            raise ToolError(f"There is no /{path.root} here.")
+            raise self._no_root(path)
         fd = os.open(".", _PATH_ONLY | _DIRECTORY, dir_fd=root)
         try:
             for depth, name in enumerate(path.parts, start=1):

@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 SUMMARY_CHARS = 120
 OVERRUN = 2.0  # seconds past its deadline after which a tool is said to ignore it
 
-WORKSPACE = ["/shared", "/tmp"]  # what a command can reach
+WORKSPACE = ["/shared", "/tmp", "/mnt"]  # what a command can reach
 
 
 class Journal(Protocol):

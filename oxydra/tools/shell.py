@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated
 
 from oxydra.config.schema import ShellConfig
@@ -17,7 +18,7 @@ from oxydra.policy.commands import CommandRules
 from oxydra.tools.base import FunctionTool
 from oxydra.tools.schema import Bounds
 from oxydra.tools.shell_client import Ran, ShellClient
-from oxydra.types import Json, SafetyTier, ToolContext, ToolResult
+from oxydra.types import Folder, Json, SafetyTier, ToolContext, ToolResult
 
 MAX_COMMAND_CHARS = 64 * 1024
 SLACK_SECONDS = 15.0  # on top of a command's own time, to open a shell and to end it
@@ -48,9 +49,9 @@ def shell_exec(
 
 
 class ShellTool(FunctionTool):
-    """`shell_exec` as it is configured. `named_paths`: commands find `/shared` and `/tmp` there;
-    `contained`: a sandbox keeps them from all other files and, unless they are `networked`, from
-    the network.
+    """`shell_exec` as it is configured. `named_paths`: commands find `/shared`, `/tmp` and `mounts`
+    there; `contained`: a sandbox keeps them from all other files and, unless they are `networked`,
+    from the network.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class ShellTool(FunctionTool):
         named_paths: bool,
         contained: bool = True,
         networked: bool = False,
+        mounts: Sequence[Folder] = (),
     ) -> None:
         super().__init__(
             shell_exec,
@@ -79,6 +81,8 @@ class ShellTool(FunctionTool):
             f" a command has {config.command_timeout_secs:g} seconds."
         )
         paths = NAMED_PATHS if named_paths else RELATIVE_PATHS
+        if mounts and not named_paths:
+            paths += f" {', '.join(f'${m.variable} is {m.virtual}' for m in mounts)}."
         self.spec = dataclasses.replace(self.spec, description=f"{description} {paths}")
         self._rules = CommandRules(
             allow=config.allow,

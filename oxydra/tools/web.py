@@ -16,7 +16,13 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from oxydra.config import WebSearchConfig
-from oxydra.errors import Cancelled, OxydraError, PolicyDenied, ToolError, TransportError
+from oxydra.errors import (
+    Cancelled,
+    OxydraError,
+    PolicyDenied,
+    ToolError,
+    TransportError,
+)
 from oxydra.policy.network import Egress, Url, check_url, follow, parse_url
 from oxydra.threads import Deadline
 from oxydra.tools.base import tool

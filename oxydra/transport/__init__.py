@@ -7,7 +7,13 @@ without a caller noticing: callers name a credential and never hold one. `route`
 credential may go.
 """
 
-from oxydra.transport.base import Credential, HttpRequest, HttpStream, Transport, origin_of
+from oxydra.transport.base import (
+    Credential,
+    HttpRequest,
+    HttpStream,
+    Transport,
+    origin_of,
+)
 from oxydra.transport.brokered import BrokeredTransport
 from oxydra.transport.direct import DirectConfig, DirectTransport
 from oxydra.transport.route import Route, Routes

@@ -20,7 +20,13 @@ from urllib.parse import urlsplit
 from oxydra.errors import TransportError
 from oxydra.policy.network import Egress
 from oxydra.threads import CancelToken
-from oxydra.transport.base import Credential, HttpRequest, HttpStream, origin_of, too_large
+from oxydra.transport.base import (
+    Credential,
+    HttpRequest,
+    HttpStream,
+    origin_of,
+    too_large,
+)
 from oxydra.version import VERSION
 
 if TYPE_CHECKING:

@@ -21,7 +21,14 @@ from oxydra.config import EgressLimits
 from oxydra.frames import channel_info
 from oxydra.mux import Mux
 from oxydra.threads import CancelToken, Service, parallel
-from oxydra.transport import BrokeredTransport, DirectTransport, HttpRequest, Routes, Transport, sse
+from oxydra.transport import (
+    BrokeredTransport,
+    DirectTransport,
+    HttpRequest,
+    Routes,
+    Transport,
+    sse,
+)
 from oxydra.transport.route import Route
 from tests.bench import proc
 

@@ -64,11 +64,12 @@ def gate_of(folder: Path, store: Store, workspace: Workspace, tier: SafetyTier) 
     """A gate as an agent guest has it, with a tool of `tier` that does nothing."""
     again = tier is SafetyTier.READ_ONLY
     tool = FunctionTool(look, tier=tier, repeatable=again, timeout=60)
+    hashes = describe([secrets.token_urlsafe(32) for _ in KEYS])
     return Gate(
         ToolRegistry(extra=[tool]),
         {"workspace": workspace},
         approve=Approvals(store, Rules(), sandboxed=True).check,
-        scrubber=GuestScrubber(describe([secrets.token_urlsafe(32) for _ in KEYS]), str(folder)),
+        scrubber=GuestScrubber(hashes, {str(folder): ""}),
     )
 
 

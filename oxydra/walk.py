@@ -120,6 +120,16 @@ class Walk:
             self.skipped.append((path, why))
 
 
+def is_repository(folder: int) -> bool:
+    """Whether git takes this folder for a repository, wherever it lies and whatever its name is."""
+    try:
+        for name in ("HEAD", "objects", "refs"):
+            os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[int]:
     """A descriptor of a folder, not reached through a link at its last component. Raises
