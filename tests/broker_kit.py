@@ -17,6 +17,7 @@ from oxydra.frames import channel_info
 from oxydra.mux import Channel, Mux
 from oxydra.threads import Service
 from oxydra.transport import BrokeredTransport, HttpRequest, Route, Routes
+from oxydra.transport.line import Resolve
 from tests.conftest import eventually
 
 UNLIMITED = EgressLimits(0, 0, 0)
@@ -56,12 +57,14 @@ def broker_world(
     guest: GuestName = "agent",
     limits: EgressLimits = UNLIMITED,
     secrets: Sequence[str] = (),
+    resolve: Resolve | None = None,
 ) -> Iterator[BrokerWorld]:
     """Without `destinations` everything may be reached."""
     destinations = destinations or Destinations(AnyRoute())
     left, right = socket.socketpair()
     with tempfile.TemporaryDirectory() as folder, left, right:
-        broker = Broker(destinations, Quota(limits), AuditLog(Path(folder)), list(secrets))
+        audit = AuditLog(Path(folder))
+        broker = Broker(destinations, Quota(limits), audit, list(secrets), resolve=resolve)
 
         def accept(channel: Channel) -> None:
             broker.accept(guest, channel_info(channel.info), channel)

@@ -9,12 +9,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from oxydra.broker import AuditLog, Destinations, Quota, verify
 from oxydra.broker import audit as audit_log
 from oxydra.broker.audit import Exchange
+from oxydra.broker.destinations import GuestName
 from oxydra.config import EgressLimits, EgressPolicy
 from oxydra.errors import Cancelled, PolicyDenied, TransportError
 from oxydra.frames import pack, read_frame
@@ -311,6 +313,27 @@ def test_a_name_that_leads_to_this_machine_is_not_dialled(fake: FakeModel) -> No
     assert fake.requests == []
 
 
+def test_a_local_service_of_the_web_tools_is_none_of_the_shells(fake: FakeModel) -> None:
+    """Though commands may reach that very name and port on the internet."""
+    service = f"service.example:{fake.port}"
+    both = Destinations(egress=Egress.parse([service]), shell=allowing(service))
+
+    def here(_host: str, port: int) -> list[Any]:
+        return socket.getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)
+
+    url = f"http://{service}/v1/models"
+    with broker_world(both, guest="shell", resolve=here) as world:
+        op, payload, _channel = connect(world, "service.example", fake.port)
+        assert (op, payload["code"]) == ("error", "denied")
+        with pytest.raises(PolicyDenied, match=r"leads to 127\.0\.0\.1, a loopback address"):
+            ask(world, HttpRequest("GET", url, guarded=True))
+    assert fake.requests == []
+    with broker_world(both, resolve=here) as world:  # where the web tools get to
+        fake.reply("x")
+        ask(world, HttpRequest("GET", url, guarded=True))
+    assert len(fake.requests) == 1
+
+
 def test_a_connection_is_carried_and_counted(fake: FakeModel) -> None:
     """To a local service, which only the tests allow."""
     service = f"127.0.0.1:{fake.port}"
@@ -340,6 +363,9 @@ class _Unchecked(Destinations):
         assert self.shell.allows(host, port)
         return Url("https", host, port, "/")
 
+    def local(self, guest: GuestName) -> Egress:
+        return self.egress
+
 
 def test_the_agent_opens_no_connection(world: BrokerWorld) -> None:
     op, payload, _channel = connect(world, "example.org", 443)
@@ -353,7 +379,7 @@ def test_a_git_host_gets_its_token_over_https_alone() -> None:
     assert admitted.url == "https://git.example.org/a/b.git/git-upload-pack"
     assert admitted.credential == route == "git:git.example.org"
     assert admitted.guarded
-    credential = made.credentials["git:git.example.org"]
+    credential = made.credentials("shell")["git:git.example.org"]
     assert credential.origin == "https://git.example.org"
     assert base64.b64decode(credential.value.removeprefix("Basic ")) == b"oxydra:tok-1234"
     with pytest.raises(PolicyDenied):  # another host, and the same by another port

@@ -36,9 +36,13 @@ def test_the_log(logged: Home) -> None:
 
 def test_a_changed_log_is_told(logged: Home) -> None:
     assert "4 rows are as they were written" in logged.run("egress", "log", "--verify")
+    whole = json.loads(logged.run("egress", "log", "--verify", "--json"))
+    assert whole == {"rows": 4, "problem": None}
     file = logged.workspace / "audit" / NAME
     file.write_bytes(file.read_bytes().replace(b"evil.example", b"good.example"))
     assert "was changed" in logged.fails("egress", "log", "--verify")
+    told = logged.command("egress", "log", "--verify", "--json")
+    assert (told.returncode, json.loads(told.stdout)["rows"]) == (1, 3)
 
 
 def test_what_would_be_decided(home: Home) -> None:

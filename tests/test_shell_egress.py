@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from oxydra.broker import AuditLog, Broker, Destinations, Quota, rows
+from oxydra.broker.destinations import GuestName
 from oxydra.config import EgressLimits, EgressPolicy
 from oxydra.policy.network import Egress, Url, parse_url
 from oxydra.runner.shell import EgressLine
@@ -54,6 +55,9 @@ class Reachable(Destinations):
         if not self.shell.allows(host, port):
             return super().admit_connection(host, port)
         return Url("https", host, port, "/")
+
+    def local(self, guest: GuestName) -> Egress:
+        return self.egress
 
     def _of_shell(self, request: HttpRequest) -> tuple[HttpRequest, str]:
         url = parse_url(request.url)

@@ -12,7 +12,7 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from oxydra.config import EgressLimits, EgressPolicy
 from oxydra.config.fields import ROUTING_HEADERS, SECRET_HEADER
@@ -22,6 +22,7 @@ from oxydra.transport import Credential, HttpRequest
 from oxydra.transport.route import Routes
 
 GuestName = Literal["agent", "shell"]
+GUESTS: tuple[GuestName, ...] = get_args(GuestName)
 
 WEB_METHODS = ("GET", "HEAD")
 _DROPPED = re.compile(rf"{SECRET_HEADER}|(?i:^proxy-|^x-forwarded|^forwarded$)")
@@ -87,10 +88,15 @@ class Destinations:
         check_url(url, Egress())
         return request, "shell"
 
-    @property
-    def credentials(self) -> dict[str, Credential]:
-        """Every key, by the name that requests carry after `admit`."""
-        found = self.routes.credentials
+    def local(self, guest: GuestName) -> Egress:
+        """What a guest may reach besides public addresses, whatever its requests are called."""
+        return self.egress if guest == "agent" else Egress()
+
+    def credentials(self, guest: GuestName) -> dict[str, Credential]:
+        """A guest's keys, by the name that its requests carry after `admit`."""
+        if guest == "agent":
+            return self.routes.credentials
+        found = {}
         for host, token in self.git.items():  # what git's servers take a token as: a password
             basic = base64.b64encode(f"oxydra:{token}".encode()).decode()
             found[f"git:{host}"] = Credential("Authorization", f"Basic {basic}", f"https://{host}")

@@ -17,10 +17,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from oxydra.broker.audit import AuditLog, Exchange, utc_day
-from oxydra.broker.destinations import Destinations, GuestName
+from oxydra.broker.destinations import GUESTS, Destinations, GuestName
 from oxydra.broker.quota import Quota
 from oxydra.errors import (
     Cancelled,
@@ -36,6 +37,9 @@ from oxydra.scrub.exact import ExactScrubber
 from oxydra.threads import CancelToken, Deadline, Service
 from oxydra.transport import DirectConfig, DirectTransport, HttpRequest
 from oxydra.types import Json
+
+if TYPE_CHECKING:
+    from oxydra.transport.line import Resolve
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +57,29 @@ class Broker:
     """The broker of one user."""
 
     def __init__(
-        self, destinations: Destinations, quota: Quota, audit: AuditLog, secrets: list[str]
+        self,
+        destinations: Destinations,
+        quota: Quota,
+        audit: AuditLog,
+        secrets: list[str],
+        *,
+        resolve: Resolve | None = None,
     ) -> None:
         """`secrets` must neither come back in an answer nor leave in a request's body. `audit` is
-        the broker's from here on.
+        the broker's from here on. `resolve(host, port)` stands in for `socket.getaddrinfo`.
         """
         self._destinations = destinations
         self._quota = quota
         self._audit = audit
         self._scrubber = ExactScrubber(secrets)
-        self._transport = DirectTransport(
-            destinations.credentials, DirectConfig(egress=destinations.egress)
-        )
+        self._transports = {
+            guest: DirectTransport(
+                destinations.credentials(guest),
+                DirectConfig(egress=destinations.local(guest)),
+                resolve=resolve,
+            )
+            for guest in GUESTS
+        }
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._open: set[_Exchange] = set()
@@ -75,7 +90,7 @@ class Broker:
 
     def warm(self) -> None:
         """Do in idle time what the first request would wait for."""
-        self._transport.warm()
+        self._transports["agent"].warm()
 
     def used(self) -> Json:
         """Today's requests and bytes, for `status`."""
@@ -105,7 +120,8 @@ class Broker:
         for exchange in left:
             exchange.service.stop(deadline.remaining())
         self._relay.stop()
-        self._transport.close()
+        for transport in self._transports.values():
+            transport.close()
         self._audit.close()
 
     # ----------------------------------------------------------------------------- one channel
@@ -168,7 +184,7 @@ class Broker:
         self._quota.count(len(request.body))
         exchange.sent = len(request.body)
         request = replace(request, on_wait=exchange.flush)
-        with self._transport.open(request, exchange.token) as stream:
+        with self._transports[exchange.guest].open(request, exchange.token) as stream:
             exchange.status = stream.status
             exchange.channel.settimeout(ANSWER_SECONDS)
             head = {"status": stream.status, "headers": self._passed_on(stream.headers)}
@@ -219,7 +235,8 @@ class Broker:
         if exchange.guest != "shell":
             raise PolicyDenied("Only the shell connects; everybody else makes requests.")
         place = self._destinations.admit_connection(host, port)
-        sock = self._transport.dial(place.host, place.port, CONNECT_SECONDS, exchange.token)
+        shell = self._transports["shell"]
+        sock = shell.dial(place.host, place.port, CONNECT_SECONDS, exchange.token)
         exchange.channel.settimeout(ANSWER_SECONDS)
         try:
             exchange.channel.sendall(pack("response", {"status": 200, "headers": {}}))

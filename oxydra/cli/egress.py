@@ -20,6 +20,9 @@ def log(options: argparse.Namespace) -> int:
     folder = workspace_of(load(options)).audit
     if options.verify:
         count, problem = verify(folder)
+        if options.json:
+            print(json.dumps({"rows": count, "problem": problem or None}))
+            return EXIT_FAILED if problem else 0
         if problem:
             raise OxydraError(
                 f"The audit log was changed after it was written: {problem}.",
@@ -52,7 +55,7 @@ def test(options: argparse.Namespace) -> int:
         url = destinations.look(options.guest, options.url)
         found = _addresses(url.host, url.port)
         for address in found:
-            destinations.egress.check(url.host, url.port, address)
+            destinations.local(options.guest).check(url.host, url.port, address)
     except OxydraError as error:
         verdict = "denied" if isinstance(error, PolicyDenied) else "not reached"
         print(printable(f"{verdict}: {error}"), file=sys.stderr)
