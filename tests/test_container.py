@@ -199,9 +199,9 @@ def test_what_an_engine_cannot_limit(fake):
 
 def test_as_whom_a_guest_runs():
     info = {"KernelVersion": "x"}
-    assert Engine("", "", info).user(5, 6) == "5:6"
+    assert Engine("", "", info).user(5, 6) == (5, 6)
     rootless = Engine("", "", {**info, "SecurityOptions": ["name=seccomp", "name=rootless"]})
-    assert rootless.user(5, 6) == "0:0"  # there root is the engine's own user
+    assert rootless.user(5, 6) == (0, 0)  # there root is the engine's own user
     assert Engine("", "", {**info, "SecurityOptions": ["name=userns"]}).remapped
 
 

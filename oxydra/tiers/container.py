@@ -263,6 +263,7 @@ class ContainerTier:
                     spec,
                     places,
                     guards,
+                    self._engine.user(spec.uid, spec.gid),
                     shell="/bin/bash",
                     attributes=True,
                     limits={"processes": most - most // 4},  # the rest is the guest's own
@@ -343,7 +344,7 @@ class ContainerTier:
         return {
             "name": f"oxydra-{spec.workspace.name}-{role}-{secrets.token_hex(4)}",
             "hostname": "oxydra",
-            "user": self._engine.user(spec.uid, spec.gid),
+            "user": "{}:{}".format(*self._engine.user(spec.uid, spec.gid)),
             "working_dir": "/",
             "environment": {"HOME": "/var/tmp"},
             "labels": {

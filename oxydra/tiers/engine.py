@@ -77,9 +77,9 @@ class Engine:
         with telling("The container engine does not answer"):
             return _client(self.path, self._version)
 
-    def user(self, uid: int, gid: int) -> str:
-        """Who in a container is `uid` out here."""
-        return "0:0" if self.rootless else f"{uid}:{gid}"
+    def user(self, uid: int, gid: int) -> tuple[int, int]:
+        """Who in a container is this user and group out here."""
+        return (0, 0) if self.rootless else (uid, gid)
 
     def cpus(self, wanted: float) -> int:
         """In billionths, and no more than there are."""

@@ -156,6 +156,7 @@ def _start(spec: ShellSpec, level: str, namespaces: list[str]) -> LadderProcess:
                 spec,
                 places,
                 guards,
+                (spec.uid, spec.gid),
                 shell=shutil.which("bash") or "/bin/bash",
                 attributes=level in oxydra.cage.NAMESPACED or spec.dedicated,
                 limits={

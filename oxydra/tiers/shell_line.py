@@ -36,12 +36,14 @@ class ShellLine:
         spec: ShellSpec,
         places: Mapping[str, int],
         guards: Mapping[Guard, int],
+        user: tuple[int, int],
         **more: Json | str | int | bool,
     ) -> None:
         """Tell the daemon what it is to do; returns once it is ready. Raises `OxydraError`.
 
-        `places` and `guards` are what `base.opened` says. Its stream to the broker goes along where
-        it has a network of its own to offer a proxy on.
+        `places` and `guards` are what `base.opened` says, `user` is the user and group that it
+        becomes if it is root. Its stream to the broker goes along where it has a network of its own
+        to offer a proxy on.
         """
         named = self.level in NAMESPACED
         egress = spec.egress if named else None
@@ -61,8 +63,8 @@ class ShellLine:
         ]
         said = {
             "level": self.level,
-            "uid": spec.uid,
-            "gid": spec.gid,
+            "uid": user[0],
+            "gid": user[1],
             "env": {
                 **spec.env,
                 **(_proxy_variables(spec.isolation.egress.git_hosts) if egress else {}),
