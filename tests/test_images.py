@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import io
 import json
 import os
@@ -146,6 +147,7 @@ def test_what_an_image_keeps_of_a_tree(tmp_path: Path) -> None:
             ("./usr/bin/python3.11", 0o755),
             ("./usr/lib/x86_64-linux-gnu/libz.so.1", 0o644),
             ("./usr/lib/x86_64-linux-gnu/gconv/X.so", 0o644),
+            ("./lib/ld-linux-aarch64.so.1", 0o755),
             ("./usr/share/man/man1/su.1.gz", 0o644),
             ("./etc/hostname", 0o644),
             ("./etc/shadow-", 0o600),
@@ -156,6 +158,7 @@ def test_what_an_image_keeps_of_a_tree(tmp_path: Path) -> None:
     files = {role: rootfs.file_system(tree, role, 7) for role in images.REPOSITORIES}
     for layer in files.values():
         assert layer.names() >= {"usr/bin/python3.11", "bin", "shared", "etc/passwd", "tmp"}
+        assert "usr/lib/ld-linux-aarch64.so.1" in layer.names()
         assert not layer.names() & {"usr/share/man/man1/su.1.gz", "etc/shadow-", "bin/su"}
         assert layer.content("etc/hostname") == b"oxydra\n"
         assert b"nobody:x:65534:" in (layer.content("etc/passwd") or b"")
@@ -164,6 +167,22 @@ def test_what_an_image_keeps_of_a_tree(tmp_path: Path) -> None:
     assert files["shell"].names() >= {library, useless, "usr/bin/su"}
     with tarfile.open(fileobj=io.BytesIO(files["shell"].tar())) as archive:
         assert archive.getmember("usr/bin/su").mode == 0o755
+
+
+def test_an_archive_of_an_image_says_what_it_is_for(tmp_path: Path) -> None:
+    layer = rootfs.Layer(7)
+    layer.add("opt/x", b"x")
+    for name in ("once", "again"):
+        rootfs.write_image(tmp_path / name, layer.tar(), "mine:1", "arm64", 7)
+    assert (tmp_path / "once").read_bytes() == (tmp_path / "again").read_bytes()
+    with tarfile.open(tmp_path / "once") as archive:
+        found = {name: archive.extractfile(name).read() for name in archive.getnames()}  # type: ignore[union-attr]
+    [row] = json.loads(found["manifest.json"])
+    config = json.loads(found[row["Config"]])
+    assert (row["RepoTags"], config["architecture"], config["os"]) == (["mine:1"], "arm64", "linux")
+    [name] = row["Layers"]
+    digest = hashlib.sha256(found[name]).hexdigest()
+    assert config["rootfs"]["diff_ids"] == [f"sha256:{digest}"]
 
 
 def test_a_layer_is_the_same_whatever_the_order() -> None:

@@ -6,8 +6,11 @@ Used by `guest/build-images`. A layer is held in memory until it is written. No 
 from __future__ import annotations
 
 import io
+import json
 import re
 import tarfile
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 # What no guest needs, and what differs from one build to the next.
@@ -21,7 +24,7 @@ DROPPED = re.compile(
 )
 # The agent's packages are unpacked, not installed: only what Python needs of them is kept.
 KEPT_FOR_AGENT = re.compile(
-    r"usr/lib/(python3[^/]*|ssl|[^/]+-linux-gnu[^/]*)(/|$)(?!gconv|perl|security|sasl2|gawk)"
+    r"usr/lib/(python3[^/]*|ssl|[^/]+-linux-gnu[^/]*|ld-linux[^/]*)(/|$)(?!gconv|perl|security|sasl2|gawk)"
     r"|lib64/|usr/lib64/|usr/bin/python3[.\d]*$|usr/share/zoneinfo/|usr/share/doc/.*/copyright$"
     r"|etc/(mime\.types|ssl|python3[^/]*)(/|$)"
 )
@@ -98,6 +101,34 @@ class Layer:
                 else:
                     archive.addfile(member, io.BytesIO(content))
         return target.getvalue()
+
+
+def write_image(target: Path, layer: bytes, reference: str, architecture: str, epoch: int) -> None:
+    """An archive for `docker load` of an image with one layer. (`docker import` of engines before
+    23.0 takes every file system for one of their own architecture.)
+    """
+    made = datetime.fromtimestamp(epoch, UTC).isoformat()
+    config = json.dumps(
+        {
+            "architecture": architecture,
+            "os": "linux",
+            "created": made,
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{sha256(layer).hexdigest()}"]},
+            "history": [{"created": made}],
+        }
+    ).encode()
+    name = f"{sha256(config).hexdigest()}.json"
+    manifest = [{"Config": name, "RepoTags": [reference], "Layers": ["layer.tar"]}]
+    with tarfile.open(target, "w") as archive:
+        for file, content in (
+            (name, config),
+            ("layer.tar", layer),
+            ("manifest.json", json.dumps(manifest).encode()),
+        ):
+            member = tarfile.TarInfo(file)
+            member.size, member.mtime = len(content), epoch
+            archive.addfile(member, io.BytesIO(content))
 
 
 def _hard_link(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo:
