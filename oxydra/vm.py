@@ -152,10 +152,11 @@ class AgentGuest:
             on_death=_die,
             approvals=self._approvals,
             commands={
-                "agents": ("chat", lambda _: self._runtime.agents.report(self._runtime.tools)),
-                "prompt": ("chat", self._explain_prompt),
-                "cost": ("chat", self._cost),
+                "agents": lambda _: self._runtime.agents.report(self._runtime.tools),
+                "prompt": self._explain_prompt,
+                "cost": self._cost,
             },
+            tools=[tool.name for tool in tools.specs],
         )
         stream.on_gateway = self._gateway.adopt
 

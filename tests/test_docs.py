@@ -151,3 +151,38 @@ def test_the_guidebook_index_lists_every_chapter() -> None:
     index = (folder / "README.md").read_text(encoding="utf-8")
     for chapter in folder.glob("*.md"):
         assert chapter.name == "README.md" or f"({chapter.name})" in index
+
+
+# --------------------------------------------------------------------------------------- access
+
+
+def access_tables() -> str:
+    """Which scopes each route, frame and command needs."""
+    from oxydra.gateway import access
+
+    def said(need: frozenset[str] | None) -> str:
+        if need is None:
+            return "no token"
+        if not need:
+            return "any token"
+        names = [f"`{scope}`" for scope in access.SCOPES if scope in need]
+        return "any scope" if len(names) == len(access.SCOPES) else " or ".join(names)
+
+    rows = ["| what | needs |", "|---|---|"]
+    for (method, path), route in access.ROUTES.items():
+        rows.append(f"| `{method} {path}` | {said(route.need)} |")
+    rows += [f"| frame `{name}` | {said(need)} |" for name, need in access.FRAMES.items()]
+    rows += [f"| command `{name}` | {said(need)} |" for name, need in access.COMMANDS.items()]
+    return "\n".join(rows) + "\n"
+
+
+def test_the_access_tables_are_what_the_code_says() -> None:
+    page = ROOT / "docs" / "access.md"
+    text = page.read_text(encoding="utf-8")
+    begin, end = "<!-- access tables, generated -->\n", "<!-- end -->"
+    head, _, rest = text.partition(begin)
+    written, _, tail = rest.partition(end)
+    if os.environ.get("REGENERATE"):
+        page.write_text(head + begin + access_tables() + end + tail, encoding="utf-8")
+        return
+    assert written == access_tables(), "REGENERATE=1 make test ARGS=tests/test_docs.py"

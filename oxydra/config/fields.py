@@ -144,6 +144,25 @@ def is_hosts(value: tuple[str, ...]) -> str:
     return ""
 
 
+def is_address(value: str) -> str:
+    import ipaddress
+
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return "is no IP address, like 127.0.0.1 or ::1"
+    return ""
+
+
+def is_addresses(value: tuple[str, ...]) -> str:
+    import ipaddress
+
+    for address in value:
+        if is_address(address) or str(ipaddress.ip_address(address)) != address:
+            return f"holds {address!r}; an address is written like 192.0.2.7 or 2001:db8::7"
+    return ""
+
+
 def is_services(value: tuple[str, ...]) -> str:
     for service in value:
         match = re.fullmatch(r"(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+):([1-9][0-9]{0,4})", service)

@@ -13,6 +13,8 @@ from typing import Literal
 
 from oxydra.config.fields import (
     Section,
+    is_address,
+    is_addresses,
     is_destinations,
     is_git_credentials,
     is_headers,
@@ -200,12 +202,28 @@ class ReliabilityConfig(Section):
 class GatewayConfig(Section):
     """`[gateway]`: the door for clients."""
 
-    port: int = key(0, "TCP port on 127.0.0.1; 0: any free one.", least=0, most=65535)
+    listen: str = key(
+        "127.0.0.1",
+        "The address to listen on; one beyond this machine needs behind_proxy.",
+        check=is_address,
+    )
+    port: int = key(0, "TCP port; 0: any free one.", least=0, most=65535)
+    behind_proxy: bool = key(
+        False,
+        "Whether a reverse proxy, which speaks TLS, stands before it: nobody else is answered, and "
+        "its X-Forwarded-For is believed.",
+    )
+    trusted_proxies: tuple[str, ...] = key(
+        (), "Addresses of that proxy, where it is not on this machine.", check=is_addresses
+    )
     allowed_origins: tuple[str, ...] = key(
         (), "Origins whose web pages may connect; none by default.", check=is_origins
     )
     allowed_hosts: tuple[str, ...] = key(
         (), "Names besides localhost under which clients may reach it.", check=is_hosts
+    )
+    openai_api: bool = key(
+        False, "Whether OpenAI's clients may talk to the agent, at `/v1` (docs/openai-api.md)."
     )
     max_sessions_per_user: int = key(1000, "Sessions that are not archived.", least=1)
     max_concurrent_turns_per_user: int = key(8, "Turns running at once.", least=1, most=256)

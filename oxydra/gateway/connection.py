@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -213,6 +213,8 @@ class ServerLimits:
     """Silence of a peer after which it is sent a ping."""
     pong_timeout: float = 20.0
     """Silence after a ping that ends the connection."""
+    beat_interval: float = 15.0
+    """How often an HTTP answer that takes its time is asked to say something."""
     close_timeout: float = 3.0
     """What a peer has to take the last bytes and hang up."""
     max_message: int = MAX_ATTACHMENT_FRAME
@@ -223,11 +225,26 @@ class ServerLimits:
     drain_mark: int = 256 << 10
     """`Handler.on_drain` is called when a queue falls from above this to it or below."""
     max_body: int = 0
-    """The body of an HTTP request; no route takes one yet."""
+    """The body of an HTTP request, where the handler does not say."""
     failures_per_peer: int = 20
     """Failed handshakes a minute of one address (IPv6: one /64), before it gets 429."""
     failures_overall: int = 300
     """Failed handshakes a minute of all addresses together."""
+
+
+class Later:
+    """An HTTP answer that is given bit by bit, from any thread, by `Connection.send_frame` (which
+    takes any bytes) and `Connection.end`. Its methods are called on the I/O thread.
+    """
+
+    def begin(self, conn: Connection) -> None:
+        """The request was taken; the answer may begin, its status line first."""
+
+    def beat(self, conn: Connection) -> None:
+        """`ServerLimits.beat_interval` has passed: say something, so that no proxy gives up."""
+
+    def gone(self, conn: Connection) -> None:
+        """The connection is over: `conn.ended` says whether after the whole answer was queued."""
 
 
 class Handler:
@@ -243,8 +260,22 @@ class Handler:
         """
         return plain(401, "No authorization is configured.")
 
-    def handle_http(self, request: Request) -> Response:
-        """Answer a GET that is not for the WebSocket."""
+    def source(self, request: Request) -> str:
+        """The address of who asks; behind a proxy not that of the TCP peer."""
+        return request.peer
+
+    def methods(self, path: str) -> Sequence[str]:
+        """What may be done at a path that is not the WebSocket's; anything else gets 405."""
+        return ("GET",)
+
+    def body_limit(self, head: Request) -> int | Response | None:
+        """How many bytes the body of this request may have, or why it is refused before it is
+        read; None: `ServerLimits.max_body`.
+        """
+        return None
+
+    def handle_http(self, request: Request) -> Response | Later:
+        """Answer a request that is not for the WebSocket."""
         return plain(404, "Not found.")
 
     def on_open(self, conn: Connection) -> None:
@@ -294,6 +325,8 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
         self.identity: Any = None
         self.close_code = ABNORMAL
         self.request_reader: RequestReader | None = RequestReader(peer, limits.max_body)
+        self.later: Later | None = None
+        self.ended = False
         self.handler = handler
         self.limits = limits
         self._notify = notify
@@ -352,6 +385,11 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
         if self._finish(frame(CLOSE, close_payload(status, reason))):
             self.close_code = status
 
+    def end(self, last: bytes = b"") -> bool:
+        """Queue the last bytes of an HTTP answer, after which the connection ends."""
+        self.ended = self._finish(last)
+        return self.ended
+
     def _finish(self, last: bytes) -> bool:
         with self._lock:
             if self.closed:
@@ -364,6 +402,8 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
         return True
 
     def _enqueue(self, data: bytes | memoryview) -> None:
+        if not data:
+            return
         self.sendq.append(data)
         self._queued += len(data)
         if self._queued > self.limits.drain_mark:
@@ -375,6 +415,16 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
         """Answer in HTTP and end."""
         self.request_reader = None
         self._finish(response.encode())
+
+    def postpone(self, later: Later, now: float) -> None:
+        """Have the request answered by `later`."""
+        self.request_reader, self.later, self.seen_at = None, later, now
+        self._guard(later.begin)
+
+    def beat(self, now: float) -> None:
+        self.seen_at = now
+        if self.later is not None:
+            self._guard(self.later.beat)
 
     def upgrade(self, request: Request, grant: bytes, rest: bytes) -> None:
         """Leave HTTP: `grant` is the 101 response, `rest` what the peer sent behind its request."""
@@ -430,9 +480,13 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
 
     def _drop_queue(self) -> None:
         """Replace the queue of a slow reader by Close 1013; a frame already begun is kept whole."""
+        self._overflowed = False
+        if self.later is not None:  # an answer in HTTP is cut short, which its reader can see
+            self.sendq.clear()
+            self._queued = 0
+            return
         kept = [chunk for chunk in islice(self.sendq, 1) if isinstance(chunk, memoryview)]
         last = frame(CLOSE, close_payload(TRY_LATER, "You read too slowly."))
-        self._overflowed = False
         self.close_code = TRY_LATER
         self.sendq.clear()
         self._queued = 0
@@ -494,12 +548,20 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
     def handle_close(self) -> None:
         self._guard(self.handler.on_close)
 
+    def handle_gone(self) -> None:
+        """As `handle_close`, for one that never was a WebSocket."""
+        if self.later is not None:
+            self._guard(self.later.gone)
+
     def _guard(self, callback: Callable[..., None], *arguments: Any) -> None:
         try:
             callback(self, *arguments)
         except Exception:
             log.exception("%s failed; closing the connection of %s", callback, self.peer)
-            self.close(INTERNAL_ERROR, "Internal error.")
+            if self.later is not None:
+                self.end()
+            else:
+                self.close(INTERNAL_ERROR, "Internal error.")
 
     def dispose(self) -> None:
         """The connection is gone: nothing is queued any more, and the queue is freed."""

@@ -7,13 +7,12 @@ that no client's write delays another client's bytes. Both end with `stop`.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import logging
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from oxydra.approvals import Approvals, answer_from, request_payload, resolved_payload
 from oxydra.config import GatewayConfig
@@ -22,7 +21,6 @@ from oxydra.errors import (
     FrameError,
     NotFoundError,
     OxydraError,
-    PolicyDenied,
     UsageError,
 )
 from oxydra.frames import (
@@ -34,10 +32,13 @@ from oxydra.frames import (
     session_json,
     session_ref,
 )
+from oxydra.gateway.access import CHAT, COMMANDS, FRAMES, ROUTES, Access, Identity
 from oxydra.gateway.attachments import read_attachments
-from oxydra.gateway.connection import Connection, Handler, frame_text
-from oxydra.gateway.http import Request, Response
+from oxydra.gateway.connection import Connection, Handler, Later, frame_text
+from oxydra.gateway.http import Request, Response, plain
 from oxydra.gateway.hub import Hub
+from oxydra.gateway.metrics import CONTENT_TYPE, Metrics
+from oxydra.gateway.openai_api import Door
 from oxydra.gateway.server import GatewayServer
 from oxydra.store import Store
 from oxydra.threads import Inbox, InboxClosed, Service
@@ -47,15 +48,7 @@ log = logging.getLogger(__name__)
 
 INBOX = 4096  # client frames that may wait
 HISTORY_LIMIT = 500  # events in one `session_history`
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose token it was."""
-
-    token_name: str
-    scopes: frozenset[str]
+REVOKED = 4401  # the close code of a connection whose token is no longer valid
 
 
 @dataclass(slots=True, eq=False)
@@ -67,11 +60,38 @@ class Client:
     closed: bool = False
     sessions: set[str] = field(default_factory=set)  # subscribed to
 
+    @property
+    def identity(self) -> Identity:
+        identity: Identity = self.connection.identity
+        return identity
+
     def deliver(self, frame: bytes) -> None:
         self.connection.send_frame(frame)
 
     def reply(self, frame_type: str, payload: Json) -> None:
         self.connection.send(encode(frame_type, payload))
+
+
+class Page(Later):
+    """An HTTP answer that is made on `oxydra-requests`."""
+
+    def __init__(self, make: Callable[[], Response], do: Callable[[Callable[[], None]], bool]):
+        self._make = make
+        self._do = do
+
+    def begin(self, conn: Connection) -> None:
+        if not self._do(partial(self._give, conn)):
+            conn.end(plain(503, "The gateway is overloaded.").encode())
+
+    def _give(self, conn: Connection) -> None:
+        try:
+            response = self._make()
+        except OxydraError as error:
+            response = _page(503, {"status": "unavailable", "error": str(error)})
+        except Exception:
+            log.exception("a page could not be made")
+            response = _page(500, {"status": "failed"})
+        conn.end(response.encode())
 
 
 class Gateway(Handler):
@@ -90,22 +110,20 @@ class Gateway(Handler):
         health: Callable[[], Json],
         on_death: Callable[[BaseException], None] | None = None,
         approvals: Approvals | None = None,
-        commands: Mapping[str, tuple[str, Callable[[Json], Json]]] | None = None,
+        commands: Mapping[str, Callable[[Json], Json]] | None = None,
+        tools: Collection[str] = (),
     ) -> None:
-        """`commands` are further ones for `command` frames: by name the scope that a token needs
-        for it, and what gives the data from its arguments; it runs on `oxydra-requests`.
+        """`commands` are further ones for `command` frames: by name what gives the data from the
+        arguments; it runs on `oxydra-requests`. `tools` are the names that metrics tell apart.
         """
         self._hub = hub
         self._approvals = approvals
         self._store = store
         self._config = config
         self._health = health
-        self._tokens = [
-            (bytes.fromhex(str(row["sha256"])), Identity(str(row["name"]), _scopes(row["scopes"])))
-            for row in tokens
-        ]
+        self._access = Access(config, tokens)
         self._clients: dict[Connection, Client] = {}
-        self._inbox: Inbox[tuple[Client, str]] = Inbox(INBOX)
+        self._inbox: Inbox[Callable[[], None]] = Inbox(INBOX)
         self._requests = Service("requests", self._work, wake=self._inbox.close, on_death=on_death)
         self._server = GatewayServer(listener, self, on_death=on_death)
         self._handlers: dict[str, Callable[[Client, Json], None]] = {
@@ -121,10 +139,22 @@ class Gateway(Handler):
             "approve": self._approve,
             "command": self._command,
         }
-        # what `command` frames can ask for: the scope that is needed, and what gives the data
-        self._commands: dict[str, tuple[str, Callable[[Json], Json]]] = {
-            "approvals": ("approve", self._open_requests),
+        self._commands: dict[str, Callable[[Json], Json]] = {
+            "approvals": self._open_requests,
             **(commands or {}),
+        }
+        if unknown := set(self._commands) - set(COMMANDS):
+            raise RuntimeError(f"gateway/access.py says of no scope for {sorted(unknown)}")
+        self._door = Door(hub, self._inbox.put)
+        self._metrics = Metrics(tools)
+        hub.watch = self._metrics.observe
+        self._pages: dict[tuple[str, str], Callable[[Request, Identity | None], Response | Later]]
+        self._pages = {
+            ("GET", "/healthz"): lambda _request, _who: _page(200, {"status": "ok"}),
+            ("GET", "/readyz"): lambda _request, _who: Page(self._ready, self._inbox.put),
+            ("GET", "/metrics"): lambda _request, _who: Page(self._measured, self._inbox.put),
+            ("GET", "/v1/models"): lambda _request, _who: self._door.models(),
+            ("POST", "/v1/chat/completions"): self._complete,
         }
 
     def start(self) -> None:
@@ -137,49 +167,43 @@ class Gateway(Handler):
 
     def stop(self, timeout: float) -> bool:
         """Say good-bye to every client (1001) and end both threads."""
+        self._door.stop()
         ended = self._server.stop(timeout)
         return self._requests.stop(timeout) and ended
 
     # --------------------------------------------------------------- the I/O thread: who gets in
 
     def authorize(self, request: Request) -> Response | Identity:
-        refusal = self._foreign(request)
+        identity, refusal = self._access.route(request)
+        if refusal is not None or identity is None:
+            return refusal or plain(401, "A valid bearer token is needed.")
+        return identity
+
+    def source(self, request: Request) -> str:
+        return self._access.source(request)
+
+    def methods(self, path: str) -> Sequence[str]:
+        return [method for method, known in ROUTES if known == path] or ("GET",)
+
+    def body_limit(self, head: Request) -> int | Response | None:
+        _identity, refusal = self._access.route(head)
+        return refusal if refusal is not None else ROUTES[head.method, head.path].body
+
+    def handle_http(self, request: Request) -> Response | Later:
+        identity, refusal = self._access.route(request)
         if refusal is not None:
             return refusal
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        digest = hashlib.sha256(token.strip().encode("utf-8", "replace")).digest()
-        found: Identity | None = None
-        for known, identity in self._tokens:  # all of them: the time taken tells nothing
-            if hmac.compare_digest(known, digest):
-                found = identity
-        if kind.lower() != "bearer" or found is None:
-            return _refused(
-                401, "A valid bearer token is needed.", **{"WWW-Authenticate": "Bearer"}
-            )
-        return found
+        return self._pages[request.method, request.path](request, identity)
 
-    def _foreign(self, request: Request) -> Response | None:
-        """Refuse a web page's request, and one whose Host was rebound to us."""
-        origin = request.headers.get("origin")
-        if origin is not None and origin not in self._config.allowed_origins:
-            return _refused(403, "This origin is not in [gateway] allowed_origins.")
-        host = request.headers.get("host", "")
-        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-        if name.lower() not in (*LOOPBACK, *self._config.allowed_hosts):
-            return _refused(403, "This host is not in [gateway] allowed_hosts.")
-        return None
-
-    def handle_http(self, request: Request) -> Response:
-        refusal = self._foreign(request)
-        if refusal is not None:
-            return refusal
-        if request.path in ("/healthz", "/readyz"):
-            body = json.dumps({"status": "ok"}).encode()
-            return Response(200, body, "application/json")
-        return _refused(404, "There is nothing here.")
+    def _complete(self, request: Request, identity: Identity | None) -> Later:
+        if identity is None:
+            raise RuntimeError("a door without a token")
+        return self._door.exchange(request, identity)
 
     def on_open(self, conn: Connection) -> None:
         self._clients[conn] = Client(conn)
+        if not self._access.valid(conn.identity):  # it was revoked since the handshake
+            _turn_out(conn)
 
     def on_close(self, conn: Connection) -> None:
         client = self._clients.pop(conn, None)
@@ -190,25 +214,51 @@ class Gateway(Handler):
 
     def on_text(self, conn: Connection, text: str) -> None:
         client = self._clients[conn]
-        if not self._inbox.put((client, text)):
+        if not self._inbox.put(partial(self._act, client, text)):
             client.reply("error", {"message": "The gateway is overloaded.", "code": "busy"})
 
     def on_binary(self, conn: Connection, data: bytes) -> None:
         message = "Frames are text: one JSON object each."
         self._clients[conn].reply("error", {"message": message, "code": "bad_frame"})
 
+    def set_tokens(self, tokens: Sequence[Mapping[str, object]]) -> None:
+        """From now on these are valid, and who came with another one is sent away; any thread."""
+        self._access.replace(tokens)
+        for conn in list(self._clients):  # one that is let in meanwhile is looked at in `on_open`
+            if not self._access.valid(conn.identity):
+                _turn_out(conn)
+        self._door.revoke(self._access.valid)
+
     # ------------------------------------------------------------------- the thread that acts
+
+    def _ready(self) -> Response:
+        """Whether messages are taken: the thread that takes them answers, and the database."""
+        self._store.count_sessions()
+        return _page(200, {"status": "ok"})
+
+    def _measured(self) -> Response:
+        waiting = 0 if self._approvals is None else len(self._approvals.pending())
+        gauges = {
+            "connections": len(self._server.connections),
+            "clients": len(self._clients),
+            "requests_waiting": len(self._inbox),
+            "outbox_bytes": sum(conn.queued_bytes for conn in list(self._clients)),
+            "approvals_waiting": waiting,
+        }
+        text = self._metrics.text(self._health(), gauges)
+        return Response(200, text.encode(), CONTENT_TYPE, known=True)
 
     def _work(self, _service: Service) -> None:
         while True:
             try:
-                client, text = self._inbox.get()
+                act = self._inbox.get()
             except InboxClosed:
                 return
-            if not client.closed:
-                self._act(client, text)
+            act()
 
     def _act(self, client: Client, text: str) -> None:
+        if client.closed or not self._access.valid(client.identity):
+            return
         request_id = ""
         try:
             frame = decode_client(text)
@@ -219,6 +269,7 @@ class Gateway(Handler):
                 client.reply("error", _error("Say hello first.", "protocol", request_id))
                 client.connection.close(4400, "hello expected")
                 return
+            client.identity.check(FRAMES[frame.type])
             self._handlers[frame.type](client, frame.payload)
         except FrameError as error:
             client.reply("error", _error(str(error), error.code, error.request_id or request_id))
@@ -248,19 +299,23 @@ class Gateway(Handler):
             )
             client.connection.close(4401, "user")
             return
-        session = self._session_for(payload)
+        session = self._session_for(client, payload)
         client.greeted = True
         last_seq = payload.get("last_seq")
         if payload.get("epoch") not in (None, self._hub.epoch):
             last_seq = None  # numbers of another daemon's life mean nothing here
         self._follow(client, session, "hello_ack", request_id, last_seq)
 
-    def _session_for(self, payload: Json) -> Session:
+    def _session_for(self, client: Client, payload: Json) -> Session:
         if payload.get("create_new_session"):
+            client.identity.check(CHAT)
             return self._hub.create_session(agent_name=payload.get("agent_name") or "default")
         if payload.get("session_id"):
             return self._store.find_session(payload["session_id"])
-        return self._store.latest_session() or self._hub.create_session()
+        latest = self._store.latest_session()
+        if latest is None:
+            client.identity.check(CHAT)
+        return latest or self._hub.create_session()
 
     def _follow(
         self,
@@ -362,7 +417,7 @@ class Gateway(Handler):
         self._follow(client, session, "session_switched", payload["request_id"])
 
     def _approve(self, client: Client, payload: Json) -> None:
-        identity = _scoped(client, "approve")
+        identity = client.identity
         if self._approvals is None:
             raise NotFoundError("Nobody asks for approvals here.")
         allow, for_session = answer_from(payload)
@@ -377,10 +432,10 @@ class Gateway(Handler):
         if name not in self._commands:
             known = ", ".join(sorted(self._commands))
             raise UsageError(f"There is no command {name[:64]!r}.", remedy=f"There are: {known}.")
-        scope, run = self._commands[name]
-        _scoped(client, scope)
+        client.identity.check(COMMANDS[name])
         reply = {"request_id": payload["request_id"], "name": name}
-        client.reply("command_result", reply | {"data": run(payload.get("args") or {})})
+        data = self._commands[name](payload.get("args") or {})
+        client.reply("command_result", reply | {"data": data})
 
     def _open_requests(self, _args: Json) -> Json:
         pending = [] if self._approvals is None else self._approvals.pending()
@@ -420,21 +475,9 @@ def _error(message: str, code: str, request_id: str) -> Json:
     return {"request_id": request_id, **reply} if request_id else reply
 
 
-def _scoped(client: Client, scope: str) -> Identity:
-    """Whose token it is. Raises `PolicyDenied` if that has not the scope."""
-    identity: Identity = client.connection.identity
-    if scope not in identity.scopes:
-        raise PolicyDenied(
-            f"The token {identity.token_name!r} may not do that.",
-            remedy=f"Use a client whose token has the scope `{scope}`.",
-        )
-    return identity
+def _turn_out(conn: Connection) -> None:
+    conn.close(REVOKED, "The token was revoked.")
 
 
-def _scopes(value: object) -> frozenset[str]:
-    return frozenset(str(scope) for scope in value) if isinstance(value, list) else frozenset()
-
-
-def _refused(status: int, message: str, **headers: str) -> Response:
-    body = json.dumps({"error": message}).encode()
-    return Response(status, body, "application/json", headers)
+def _page(status: int, body: Json) -> Response:
+    return Response(status, json.dumps(body).encode(), "application/json", known=True)

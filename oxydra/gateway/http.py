@@ -11,7 +11,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -60,6 +60,8 @@ class Response:
     body: bytes = b""
     content_type: str = "text/plain; charset=utf-8"
     headers: Mapping[str, str] = field(default_factory=dict)
+    known: bool = False
+    """The peer showed a valid token: whatever is refused then is no failed handshake."""
 
     def encode(self) -> bytes:
         lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
@@ -81,23 +83,34 @@ def plain(status: int, text: str, **headers: str) -> Response:
 
 
 class RefusedError(FrameError):
-    """The bytes are no request we take; `response` says so to the peer."""
+    """The bytes are no request we take; `response` says so to the peer, which is at `source`, if
+    that is known.
+    """
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(
+        self, status: int, text: str, *, response: Response | None = None, source: str = ""
+    ) -> None:
         super().__init__(text)
-        self.response = plain(status, text)
+        self.response = response or plain(status, text)
+        self.source = source
+
+
+Admit = Callable[[Request], int]
+"""Says of a request whose body is still to come how many bytes that may have, or raises
+`RefusedError`: nobody's body is held before it is known who sends it."""
 
 
 class RequestReader:
     """Bytes to one request. After `feed` has returned it, `rest` holds what followed it.
 
     `feed` raises `RefusedError` as soon as the bytes can't become a request any more. A body is
-    taken up to `max_body` bytes, by Content-Length only.
+    taken up to `max_body` bytes, by Content-Length only; `admit`, if given, says instead how many.
     """
 
-    def __init__(self, peer: str, max_body: int) -> None:
+    def __init__(self, peer: str, max_body: int, admit: Admit | None = None) -> None:
         self._peer = peer
         self._max_body = max_body
+        self._admit = admit
         self._buffer = bytearray()
         self._head: Request | None = None
         self._length = 0
@@ -147,8 +160,14 @@ class RequestReader:
         headers = _parse_headers(lines)
         if "host" not in headers and version == "1.1":
             raise RefusedError(400, "The Host header is missing.")
-        self._length = _body_length(headers, self._max_body)
-        return Request(method, path, query, headers, self._peer, version)
+        self._length = _body_length(headers)
+        request = Request(method, path, query, headers, self._peer, version)
+        limit = self._max_body
+        if self._length and self._admit is not None:
+            limit = self._admit(request)
+        if self._length > limit:
+            raise RefusedError(413, f"The body is over {limit} bytes.")
+        return request
 
 
 def _parse_headers(lines: list[bytes]) -> dict[str, str]:
@@ -170,14 +189,12 @@ def _parse_headers(lines: list[bytes]) -> dict[str, str]:
     return headers
 
 
-def _body_length(headers: Mapping[str, str], limit: int) -> int:
+def _body_length(headers: Mapping[str, str]) -> int:
     if "transfer-encoding" in headers:
         raise RefusedError(501, "Transfer-Encoding is not supported: send Content-Length.")
     text = headers.get("content-length", "0")
     if not re.fullmatch("[0-9]{1,18}", text):
         raise RefusedError(400, "Content-Length is malformed.")
-    if int(text) > limit:
-        raise RefusedError(413, f"The body is over {limit} bytes.")
     return int(text)
 
 

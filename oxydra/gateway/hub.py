@@ -62,6 +62,14 @@ class Subscriber(Protocol):
     def deliver(self, frame: bytes) -> None: ...
 
 
+class Listener(Protocol):
+    """Somebody in this process who listens to a session. `hear` gets every frame as it is
+    published; it never blocks, never raises, and asks nothing of the hub.
+    """
+
+    def hear(self, frame_type: str, payload: Json) -> None: ...
+
+
 @dataclass(slots=True)
 class Active:
     """A running turn."""
@@ -85,6 +93,7 @@ class Live:
         self._kept_bytes = 0
         self._published_at = 0.0
         self._subscribers: dict[Subscriber, None] = {}
+        self._listeners: dict[Listener, None] = {}
 
     def publish(self, frame_type: str, payload: Json) -> None:
         """Number a frame, keep it, and give it to every subscriber."""
@@ -98,6 +107,8 @@ class Live:
                 self._kept_bytes -= len(self._kept.popleft()[1])
             for subscriber in self._subscribers:
                 subscriber.deliver(frame)
+            for listener in self._listeners:
+                listener.hear(frame_type, payload)
 
     @property
     def replay(self) -> tuple[float, int]:
@@ -137,6 +148,15 @@ class Live:
         with self._lock:
             self._subscribers.pop(subscriber, None)
 
+    def listen(self, listener: Listener) -> None:
+        """Let it hear every frame to come."""
+        with self._lock:
+            self._listeners[listener] = None
+
+    def unlisten(self, listener: Listener) -> None:
+        with self._lock:
+            self._listeners.pop(listener, None)
+
     def subscribed(self, subscriber: Subscriber) -> bool:
         with self._lock:
             return subscriber in self._subscribers
@@ -149,6 +169,8 @@ class Hub:
         self.store = store
         self.user_id = user_id
         self.epoch = secrets.token_hex(8)
+        self.watch: Callable[[Turn, str, Json], None] = _nobody
+        """Told of every frame that a turn emits, on the turn's thread."""
         self._runtime = runtime
         self._config = config
         self._lock = threading.Lock()
@@ -206,6 +228,11 @@ class Hub:
         return self.store.create_session(
             agent_name=agent_name, display_name=display_name, channel_origin=channel_origin
         )
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """The names of all agents."""
+        return self._runtime.agents.names
 
     def active_turn(self, session_id: str) -> Json | None:
         """A reference to the turn that runs in a session, or to the first one that waits there."""
@@ -360,6 +387,7 @@ class Hub:
         def emit(frame_type: str, payload: Json) -> None:
             state = _STATE_OF.get(frame_type, TurnState.RUNNING)
             frame = self.address(turn, state, payload)
+            self.watch(turn, frame_type, payload)
             if frame_type == "turn_joined":
                 with self._lock:
                     self._joined(live, frame["turn"]["turn_id"])
@@ -406,3 +434,7 @@ class Hub:
             del self._running[live.session_id]
             if live.queue:
                 self._waiting.append(live)
+
+
+def _nobody(_turn: Turn, _frame_type: str, _payload: Json) -> None:
+    """Who watches where nobody does."""

@@ -33,11 +33,13 @@ from oxydra.gateway.connection import (
     INTERNAL_ERROR,
     Connection,
     Handler,
+    Later,
     ServerLimits,
 )
 from oxydra.gateway.http import (
     RefusedError,
     Request,
+    RequestReader,
     Response,
     check_upgrade,
     plain,
@@ -290,6 +292,7 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
         if sock.family != socket.AF_UNIX:  # one that was forwarded
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         conn = self._construct_websocket(sock, peer)
+        conn.request_reader = RequestReader(peer, limits.max_body, self._body_limit)
         self._selector.register(sock, selectors.EVENT_READ, conn)
         self.connections[sock.fileno()] = conn
         self._pending[conn] = None
@@ -330,7 +333,7 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
         if data and not conn.closed:
             if conn.handshaked:
                 self._read_frames(conn, data)
-            else:
+            elif conn.request_reader is not None:  # what follows a request is no second one
                 self._read_request(conn, data)
         return None
 
@@ -374,6 +377,7 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
             del self._peers[network]
         conn.dispose()
         self._handle_close(conn)  # the base's: closes the socket, then calls handle_close
+        conn.handle_gone()
         self._resume_accepting()
 
     # ---- HTTP
@@ -384,13 +388,16 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
         try:
             request = reader.feed(data)
         except RefusedError as error:
-            return self._respond(conn, error.response)
+            return self._respond(conn, error.response, error.source or conn.peer)
         if request is None:
             return None
         answer = self._route(request)
         if isinstance(answer, Response):
-            return self._respond(conn, answer)
+            return self._respond(conn, answer, self.handler.source(request))
         self._pending.pop(conn, None)
+        if isinstance(answer, Later):
+            conn.postpone(answer, time.monotonic())
+            return self._set_timer(conn)
         conn.identity = answer
         conn.upgrade(request, switch_protocols(request), reader.rest)
         self._set_timer(conn)
@@ -398,12 +405,33 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
             self._backlog.append(conn)
         return None
 
+    def _body_limit(self, head: Request) -> int:
+        """Raises `RefusedError`, as it does for whoever has failed too often."""
+        response = self._barred(head)
+        limit: int | Response | None = response
+        if response is None:
+            try:
+                limit = self.handler.body_limit(head)
+            except Exception:
+                log.exception("looking at %s %s failed", head.method, head.path)
+                limit = plain(500, "Internal error.")
+        if isinstance(limit, Response):
+            source = self.handler.source(head)
+            raise RefusedError(limit.status, "It is not read.", response=limit, source=source)
+        return self.limits.max_body if limit is None else limit
+
+    def _barred(self, request: Request) -> Response | None:
+        """The answer to who may not try a credential for now."""
+        wait = self._failures.retry_after(self.handler.source(request), time.monotonic())
+        if not wait or not (request.path == WEBSOCKET_PATH or "authorization" in request.headers):
+            return None
+        return plain(429, "Too many failed attempts.", Retry_After=str(int(wait) + 1))
+
     def _route(self, request: Request) -> Response | Any:
-        """A `Response`, or the identity of whom the WebSocket is granted to."""
-        wait = self._failures.retry_after(request.peer, time.monotonic())
+        """A `Response`, what will give one, or the identity of whom the WebSocket is granted to."""
         websocket = request.path == WEBSOCKET_PATH
-        if wait and (websocket or "authorization" in request.headers):
-            return plain(429, "Too many failed attempts.", Retry_After=str(int(wait) + 1))
+        if (barred := self._barred(request)) is not None:
+            return barred
         try:
             if not websocket:
                 return self._plain_http(request)
@@ -416,16 +444,18 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
             log.exception("handling %s %s failed", request.method, request.path)
             return plain(500, "Internal error.")
 
-    def _plain_http(self, request: Request) -> Response:
+    def _plain_http(self, request: Request) -> Response | Later:
         if request.upgrades:
             return plain(404, "Not found.")
-        if request.method != "GET":
-            return plain(405, "Only GET is served here.", Allow="GET")
+        methods = self.handler.methods(request.path)
+        if request.method not in methods:
+            allowed = ", ".join(methods)
+            return plain(405, f"Only {allowed} is served here.", Allow=allowed)
         return self.handler.handle_http(request)
 
-    def _respond(self, conn: Connection, response: Response) -> None:
-        if response.status in _FAILED:
-            self._failures.failed(conn.peer, time.monotonic())
+    def _respond(self, conn: Connection, response: Response, source: str) -> None:
+        if response.status in _FAILED and not response.known:
+            self._failures.failed(source, time.monotonic())
         conn.respond(response)
 
     def _cut_pending(self, conn: Connection, status: int, text: str) -> None:
@@ -440,6 +470,8 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
         limits = self.limits
         if conn.closing_at is not None:
             return conn.closing_at + limits.close_timeout
+        if conn.later is not None:  # as long as the answer takes, which has deadlines of its own
+            return conn.seen_at + limits.beat_interval
         if not conn.handshaked:
             return conn.opened_at + limits.handshake_timeout
         if conn.pinged_at is not None:
@@ -474,6 +506,8 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
     def _overdue(self, conn: Connection, now: float) -> None:
         if conn.closing_at is not None:
             self._drop(conn)
+        elif conn.later is not None:
+            conn.beat(now)
         elif not conn.handshaked:
             self._cut_pending(conn, 408, "The request did not come in time.")
         elif conn.pinged_at is None:

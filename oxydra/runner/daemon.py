@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import ipaddress
 import logging
 import os
 import queue
@@ -111,8 +112,8 @@ class Runner:
             self._lock = stack.enter_context(self._workspace.lock(wait=1.0))
             self._workspace.forget_ipc()  # a dead daemon's
             stack.callback(self._workspace.forget_ipc)
-            listener = stack.enter_context(listen(self._settings.port))
-            self._endpoint = f"ws://127.0.0.1:{listener.getsockname()[1]}/ws"
+            listener = stack.enter_context(listen(self._settings.port, self._settings.listen))
+            self._endpoint = endpoint(listener)
             control = ControlServer(
                 self._workspace.control_socket,
                 {
@@ -377,20 +378,30 @@ class Runner:
         return "logs", answer.to_json(ExactScrubber(self._settings.secrets()).text)
 
 
-def listen(port: int) -> socket.socket:
-    """A listening socket on loopback. Raises `OxydraError` if the port is taken."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+def listen(port: int, address: str = "127.0.0.1") -> socket.socket:
+    """A listening socket. Raises `OxydraError` if the port is taken or the address not ours."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
+        listener.bind((address, port))
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise OxydraError(
-            f"The gateway cannot listen on 127.0.0.1:{port}: {error.strerror}.",
+            f"The gateway cannot listen on {address}, port {port}: {error.strerror}.",
             remedy="Stop what uses that port, or set [gateway] port to another (0 takes any).",
         ) from error
     return listener
+
+
+def endpoint(listener: socket.socket) -> str:
+    """How clients on this machine reach it."""
+    address, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(address).is_unspecified:
+        address = "::1" if ":" in address else "127.0.0.1"
+    host = f"[{address}]" if ":" in address else address
+    return f"ws://{host}:{port}/ws"
 
 
 @contextlib.contextmanager

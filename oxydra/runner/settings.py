@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ class RunnerSettings:
     routes: tuple[Route, ...]
     isolation: Isolation
     git_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
+    listen: str = "127.0.0.1"
     port: int = 0
     notices: tuple[Json, ...] = ()
     policy: Json = field(default_factory=dict)
@@ -82,12 +84,31 @@ def from_config(settings: Config) -> RunnerSettings:
         tier=settings.tier,
         config=config.effective(settings, chain[0], chain[1:], agents),
         routes=tuple(routes),
+        listen=_address(settings),
         port=settings.agent.gateway.port,
         notices=tuple(notices),
         policy={**config.runtime_policy(settings), "keys": sorted(set(keys))},
         isolation=isolation,
         git_tokens={host: token.value for host, token in config.git_tokens(settings).items()},
     )
+
+
+def _address(settings: Config) -> str:
+    """Where the gateway listens. Raises `ConfigError` where its tokens would cross a network as
+    they are: TLS is a reverse proxy's work.
+    """
+    gateway, source = settings.agent.gateway, settings.source("gateway.listen")
+    if not ipaddress.ip_address(gateway.listen).is_loopback and not gateway.behind_proxy:
+        raise ConfigError(
+            f"The gateway would listen on {gateway.listen} without TLS: tokens and conversations "
+            "could be read on the way.",
+            remedy="Put a reverse proxy with TLS before it and set behind_proxy = true "
+            "(docs/access.md), or take the key out.",
+            file=source.file,
+            line=source.line,
+            key="gateway.listen",
+        )
+    return gateway.listen
 
 
 def _once(selections: Sequence[Selection]) -> list[Selection]:

@@ -110,8 +110,23 @@ class ConversationTables(Database):
         return self._sessions(where, (include_archived, include_delegated, DELEGATED))
 
     def latest_session(self) -> Session | None:
-        rows = self._sessions(f"WHERE {_OWN} ORDER BY activity DESC LIMIT 1")
+        """The one used last, of those that people see from the inside: none of another API's."""
+        rows = self._sessions(
+            f"WHERE {_OWN} AND channel_origin NOT LIKE 'openai:%' ORDER BY activity DESC LIMIT 1"
+        )
         return rows[0] if rows else None
+
+    def session_of(self, channel_origin: str) -> Session | None:
+        """The session that was made for this origin, the newest if there are several."""
+        rows = self._sessions(
+            "WHERE channel_origin = ? ORDER BY activity DESC LIMIT 1", (channel_origin,)
+        )
+        return rows[0] if rows else None
+
+    def archive_session(self, session_id: str) -> None:
+        """It is no longer listed, and counts no more; what was said in it stays."""
+        with self._transaction() as db:
+            db.execute("UPDATE sessions SET archived = 1 WHERE session_id = ?", (session_id,))
 
     def count_sessions(self) -> int:
         """How many sessions are not archived and work for no other."""

@@ -16,56 +16,11 @@ from typing import TextIO
 
 from oxydra.errors import EXIT_FAILED, NoDaemonError, OxydraError
 from oxydra.frames import Frame, compact
+from oxydra.gateway.answer import Answer
 from oxydra.tui.client import ClientConfig, GatewayClient, Link, Locate
 from oxydra.types import Json
 
 PATIENCE = 60.0  # seconds without a connection after which a question is given up
-
-
-class Answer:
-    """Writes a streamed answer so that nothing appears twice, whatever is streamed again."""
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
-        self._shown = ""  # of the current model call
-        self._text = ""  # what the current attempt at it has streamed
-        self._again = False  # the next model call repeats the one that was cut off
-        self._ends_line = True
-
-    def delta(self, text: str) -> None:
-        self._text += text
-        if self._text.startswith(self._shown):
-            self._put(self._text[len(self._shown) :])
-            self._shown = self._text
-        # else: another attempt that still repeats, or departs from, what stands there
-
-    def repeat(self) -> None:
-        """What was streamed of the current model call is void and will be streamed again."""
-        self._again = True
-        self._text = ""
-
-    def next_call(self) -> None:
-        """Another model call begins."""
-        if self._again:
-            self._again = False
-            return
-        if not self._ends_line:
-            self._put("\n")
-        self._shown = self._text = ""
-
-    def finish(self, content: str) -> None:
-        """The last call's whole text: write what is missing of it, and end the line."""
-        if content.startswith(self._shown):
-            self._put(content[len(self._shown) :])
-        else:  # it came out differently the second time: what counts is the last
-            self._put(f"\n\n{content}")
-        if not self._ends_line:
-            self._put("\n")
-
-    def _put(self, text: str) -> None:
-        if text:
-            self._write(text)
-            self._ends_line = text.endswith("\n")
 
 
 def ask(
@@ -135,6 +90,10 @@ def _converse(
             out.write(clean(text))
             out.flush()
 
+    def end_line() -> None:
+        if not answer.ends_line:
+            write("\n")
+
     answer = Answer(write)
     accepted = False
     while True:
@@ -164,11 +123,7 @@ def _converse(
             case "assistant_delta":
                 answer.delta(event.payload["delta"])
             case "turn_progress":
-                kind = event.payload["progress"]["kind"].get("kind")
-                if kind in ("retry", "fallback", "resumed"):
-                    answer.repeat()
-                elif kind == "provider_call":
-                    answer.next_call()
+                answer.progress(event.payload)
             case "approval_request":
                 tool, wanted = clean(event.payload["tool"]), clean(event.payload["approval_id"])
                 print(
@@ -178,9 +133,10 @@ def _converse(
                 )
             case "turn_completed":
                 answer.finish(event.payload["response"]["message"]["content"])
+                end_line()
                 return event
             case "turn_cancelled" | "error":
-                answer.finish("")
+                end_line()
                 return event
 
 
