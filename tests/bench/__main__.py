@@ -24,6 +24,7 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
     "container": lambda daemon, server, runs: measures.container(server, runs),
     "egress": lambda daemon, server, runs: measures.egress(server),
     "crowd": lambda daemon, server, runs: measures.crowd(daemon, runs),
+    "door": lambda daemon, server, runs: measures.door(daemon, runs),
 }
 
 

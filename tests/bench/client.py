@@ -7,9 +7,11 @@ it measures.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import selectors
+import socket
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -133,6 +135,47 @@ def crowd(clients: Sequence[Client], prompt: str) -> Crowd:
                         check(kind, frame)
                         left -= 1
         return Crowd((monotonic_ns() - began) / 1e9, lags)
+
+
+def door_crowd(port: int, token: str, users: Sequence[str], prompt: str) -> Crowd:
+    """The same over the OpenAI-compatible door: a connection and a session for each of `users`."""
+    lags: list[float] = []
+    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
+        waiting = []
+        for user in users:
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT))
+            selector.register(sock, selectors.EVENT_READ, bytearray())
+            waiting.append((sock, _completion(token, user, prompt)))
+        began = monotonic_ns()
+        for sock, request in waiting:
+            sock.sendall(request)
+        left = len(users)
+        while left:
+            ready = selector.select(TIMEOUT)
+            if not ready:
+                raise RuntimeError(f"{left} requests at the door were never answered")
+            for key, _ in ready:
+                data = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
+                now = monotonic_ns() / 1000
+                if not data:
+                    raise RuntimeError(f"the door hung up: {bytes(key.data[-500:])!r}")
+                key.data.extend(data)
+                done = key.data.rfind(b"\n\n") + 2 if b"\n\n" in key.data else 0
+                lags += [(now - int(stamp)) / 1000 for stamp in STAMP.findall(key.data[:done])]
+                if b"data: [DONE]" in key.data:
+                    selector.unregister(key.fileobj)
+                    left -= 1
+                del key.data[:done]
+        return Crowd((monotonic_ns() - began) / 1e9, lags)
+
+
+def _completion(token: str, user: str, prompt: str) -> bytes:
+    messages = [{"role": "user", "content": prompt}]
+    asked = {"model": "oxydra", "user": user, "stream": True, "messages": messages}
+    body = json.dumps(asked)
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Authorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return (head + body).encode()
 
 
 def cut(buffer: bytearray) -> list[bytes]:

@@ -65,6 +65,7 @@ max_turns = 200
 
 [gateway]
 port = {port}
+openai_api = true
 max_concurrent_turns_per_user = 64
 """
 
@@ -182,6 +183,10 @@ class Daemon:
         ipc = self.workspace / "ipc"
         endpoint = (ipc / "gateway-endpoint").read_text().strip()
         return Client(endpoint, (ipc / "gateway-token").read_text().strip(), USER)
+
+    def door(self) -> tuple[int, str]:
+        """The port of the OpenAI-compatible door, and its key."""
+        return self.port, (self.workspace / "ipc" / "gateway-token").read_text().strip()
 
     def fill_shared(self) -> None:
         """Something for `file_list` to list."""

@@ -29,6 +29,7 @@ CHAIN = 50  # tool calls in a turn
 BURST = 5000  # deltas without a pause
 PACED = 1000  # deltas 2 ms apart
 PEOPLE = 50  # sessions in the crowd
+CROWD_DELTAS = 200  # that each of them gets
 REST_SECONDS = 5.0
 SETTLE_SECONDS = 2.0  # after which the warm-up of a fresh guest is over
 
@@ -40,7 +41,7 @@ PROMPTS = {
     'args={"command":"COMMAND"}]]',
     "burst": f"Say much. [[load n={BURST}]]",
     "paced": f"Say much, slowly. [[load n={PACED} delay_ms=2]]",
-    "crowd": "Talk. [[load n=200 delay_ms=20 stamp=1]]",
+    "crowd": f"Talk. [[load n={CROWD_DELTAS} delay_ms=20 stamp=1]]",
 }
 GUEST = "import oxydra.vm, oxydra.providers.openai, oxydra.transport.line, oxydra.tools.registry"
 IMPORTS = (
@@ -215,6 +216,30 @@ def crowd(daemon: Daemon, runs: int) -> Figures:
         "crowd_lag_p99_ms": proc.median(most),
         "crowd_cpu_ms": proc.median(cpu),
         "used_rss_mb": proc.rss_mb(daemon.guest),
+    }
+
+
+def door(daemon: Daemon, runs: int) -> Figures:
+    """The same crowd through the OpenAI-compatible door, in sessions that are there already."""
+    seconds, half, most, cpu, runner = [], [], [], [], []
+    users = [f"person {number}" for number in range(PEOPLE)]
+    client.door_crowd(*daemon.door(), users, PROMPTS["turn"])
+    for _ in range(runs):
+        before = proc.cpu_ms(daemon.guest), proc.cpu_ms(daemon.runner)
+        result = client.door_crowd(*daemon.door(), users, PROMPTS["crowd"])
+        if len(result.lags) != PEOPLE * CROWD_DELTAS:
+            raise RuntimeError(f"{len(result.lags)} deltas came through the door")
+        cpu.append(proc.cpu_ms(daemon.guest) - before[0])
+        runner.append(proc.cpu_ms(daemon.runner) - before[1])
+        seconds.append(result.seconds)
+        half.append(proc.percentile(result.lags, 0.5))
+        most.append(proc.percentile(result.lags, 0.99))
+    return {
+        "door_s": proc.median(seconds),
+        "door_lag_p50_ms": proc.median(half),
+        "door_lag_p99_ms": proc.median(most),
+        "door_cpu_ms": proc.median(cpu),
+        "door_runner_cpu_ms": proc.median(runner),
     }
 
 

@@ -160,6 +160,20 @@ GROUPS = (
             Row("crowd_cpu_ms", "guest CPU", "ms", None, 0),
         ),
     ),
+    Group(
+        f"{PEOPLE} clients of the OpenAI-compatible door",
+        f"{PEOPLE} connections, each for a `user` whose session is there already, ask for a "
+        "stream at once; each answer has 200 deltas 20 ms apart (ideal 4.0 s). Lag: from the "
+        "delta's stamp in the model server to its event in the client. The runner's CPU is the "
+        "broker's",
+        (
+            Row("door_s", "first request to last answer", "s", 4.4, 2),
+            Row("door_lag_p50_ms", "delta lag p50", "ms"),
+            Row("door_lag_p99_ms", "delta lag p99", "ms", 100),
+            Row("door_cpu_ms", "guest CPU", "ms", None, 0),
+            Row("door_runner_cpu_ms", "runner CPU", "ms", None, 0),
+        ),
+    ),
 )
 
 
