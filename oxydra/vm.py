@@ -203,6 +203,10 @@ class AgentGuest:
         """Take the channel to a shell guest that was started, again or for the first time."""
         self._shell.connect(channel)
 
+    def set_tokens(self, rows: Sequence[Json]) -> None:
+        """Who may use the gateway from now on."""
+        self._gateway.set_tokens(rows)
+
     def _agents(self, settings: GuestConfig, keys: Collection[str]) -> list[Agent]:
         """Those of `[agents]`."""
         found = []
@@ -495,6 +499,10 @@ def serve(control: Channel, guest: AgentGuest, stream: RunnerStream) -> None:
                     return
                 if op == "shell" and (channel := stream.shell()) is not None:
                     guest.attach_shell(channel)
+                if op == "tokens":
+                    guest.set_tokens(payload.get("tokens") or [])
+                    reply = {"request_id": payload.get("request_id")}
+                    control.sendall(pack("tokens_set", reply))
                 if op == "health_check":
                     reply = {"request_id": payload.get("request_id"), **guest.health()}
                     control.sendall(pack("health_status", reply))

@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_images(commands)
     _add_egress(commands)
     _add_workspace(commands)
+    _add_token(commands)
     return parser
 
 
@@ -213,4 +214,24 @@ def _add_workspace(commands: Commands) -> None:
         ("size", "what the folders take, and what they may: exit code 1 if it is more"),
     ):
         action = _command(actions, name, f"oxydra.cli.workspace:{name}", text)
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_token(commands: Commands) -> None:
+    text = "who may use the gateway, and for what"
+    token = _command(commands, "token", "oxydra.cli.token:token", text)
+    actions = token.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="make one, and print it: this once")
+    create.add_argument(
+        "--scope",
+        action="append",
+        choices=("chat", "approve", "admin", "none"),
+        help="may be repeated; default: chat. `none`: only /metrics",
+    )
+    listed = actions.add_parser("list", help="names and scopes; only hashes are kept")
+    revoke = actions.add_parser("revoke", help="make it good for nothing, at once")
+    rotate = actions.add_parser("rotate", help="give it a new value, and print that: this once")
+    for action in (create, revoke, rotate):
+        action.add_argument("name", metavar="NAME")
+    for action in (create, listed, revoke, rotate):
         action.add_argument("--json", action="store_true", help="print JSON")

@@ -72,6 +72,7 @@ COMMANDS: dict[str, Need] = {
     "approvals": APPROVE,
     "cost": CHAT,
     "prompt": CHAT,
+    "tokens": ADMIN,
 }
 
 
@@ -115,6 +116,11 @@ class Access:
             Identity(str(row["name"]), _scopes(row["scopes"]), bytes.fromhex(str(row["sha256"])))
             for row in tokens
         )
+
+    def names(self) -> list[tuple[str, list[str]]]:
+        """Each token's name and scopes."""
+        known = self._known
+        return [(one.token_name, [s for s in SCOPES if s in one.scopes]) for one in known]
 
     def valid(self, identity: Identity) -> bool:
         """Whether a token that was valid still is, with the scopes that it had."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -141,6 +142,7 @@ class Gateway(Handler):
         }
         self._commands: dict[str, Callable[[Json], Json]] = {
             "approvals": self._open_requests,
+            "tokens": self._list_tokens,
             **(commands or {}),
         }
         if unknown := set(self._commands) - set(COMMANDS):
@@ -440,6 +442,14 @@ class Gateway(Handler):
     def _open_requests(self, _args: Json) -> Json:
         pending = [] if self._approvals is None else self._approvals.pending()
         return {"requests": [self._told(approval) for approval in pending]}
+
+    def _list_tokens(self, _args: Json) -> Json:
+        clients = Counter(client.identity.token_name for client in list(self._clients.values()))
+        rows = [
+            {"name": name, "scopes": scopes, "clients": clients[name]}
+            for name, scopes in self._access.names()
+        ]
+        return {"tokens": rows}
 
     def _told(self, approval: Approval) -> Json:
         """An open request as it is told to whoever did not see it asked."""

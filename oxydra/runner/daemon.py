@@ -9,7 +9,6 @@ through one queue.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import ipaddress
 import logging
 import os
@@ -33,6 +32,7 @@ from oxydra.runner.control import ControlServer
 from oxydra.runner.forward import Forwarder
 from oxydra.runner.guest import Guest
 from oxydra.runner.settings import RunnerSettings
+from oxydra.runner.tokens import Tokens
 from oxydra.scrub.exact import ExactScrubber
 from oxydra.scrub.guest import describe
 from oxydra.threads import Service
@@ -99,6 +99,8 @@ class Runner:
         self._broker: Broker | None = None
         self._relay = Relay()  # between clients, the shell guest and the agent guest
         self._lock = -1
+        self._tokens = Tokens(self._workspace)
+        self._tokens_read = 0  # how often they were to be read anew
 
     def run(self, on_ready: Callable[[str], None]) -> None:
         """Start everything, call `on_ready(endpoint)`, and serve until SIGTERM, SIGINT or a
@@ -120,6 +122,7 @@ class Runner:
                     "health_check": self._health,
                     "shutdown_user": self._shutdown,
                     "logs": self._logs,
+                    "tokens_changed": self._tokens_changed,
                 },
             )
             control.start()
@@ -173,6 +176,7 @@ class Runner:
                 if self._workspace.owns(folder):
                     shell.give(folder, uid, gid, again=folder.name in ROOTS_OWN)
         output = self._workspace.open_log("runtime.log")
+        read = self._tokens_read
         try:
             spec = GuestSpec(
                 workspace=self._workspace.path,
@@ -189,6 +193,8 @@ class Runner:
         finally:
             os.close(output)
         self._guest = guest
+        if self._tokens_read != read:  # they changed after the envelope was written
+            self._tell_tokens(guest)
         self._hand_over_shell()
 
     def _open_gateway(self, peer: str) -> Channel:
@@ -198,7 +204,6 @@ class Runner:
         return self._guest.open("gateway", peer=peer)
 
     def _envelope(self, tier: Tier) -> Envelope:
-        token = self._workspace.token()
         status = {
             "sandbox_tier": tier.name,
             "sandbox_level": self._shell_level,
@@ -208,7 +213,6 @@ class Runner:
             "browser_available": False,
             "degraded_reasons": [*self._shell_rows, *tier.degraded(), *self._settings.notices],
         }
-        scopes = ["chat", "approve", "admin"]
         return Envelope(
             user_id=self._workspace.user,
             sandbox_tier=tier.name,
@@ -216,11 +220,9 @@ class Runner:
             folders=tuple(tier.guest_folders(self._workspace.folders)),
             config=self._settings.config,
             startup_status=status,
-            gateway_token_hashes=[
-                {"name": "local", "sha256": _sha256(token), "scopes": scopes},
-            ],
+            gateway_token_hashes=self._tokens.all_rows(),
             runtime_policy=self._settings.policy,
-            secret_hashes=describe([*self._settings.secrets(), token]),
+            secret_hashes=describe([*self._settings.secrets(), self._workspace.token()]),
         )
 
     def _stop_guest(self) -> None:
@@ -372,6 +374,26 @@ class Runner:
         self.stop("requested over the control socket")
         return "shutdown_status", {"user_id": self._workspace.user, "state": "stopping"}
 
+    def _tokens_changed(self, _payload: Json) -> tuple[str, Json]:
+        """Returns when the agent guest knows; one that is starting is told by who starts it."""
+        self._tokens_read += 1
+        guest = self._guest
+        if guest is not None:
+            self._tell_tokens(guest)
+        return "tokens_status", {"user_id": self._workspace.user}
+
+    def _tell_tokens(self, guest: Guest) -> None:
+        rows = self._tokens.all_rows()
+        try:
+            guest.request("tokens", {"tokens": rows}, HEALTH_SECONDS)
+        except OxydraError as error:
+            raise OxydraError(
+                "The change is kept, but the agent guest does not answer: clients may still be "
+                "connected with the old tokens.",
+                remedy="`oxydra-runner restart` sends them away.",
+            ) from error
+        log.info("the gateway's tokens were changed: there are %d", len(rows))
+
     def _logs(self, payload: Json) -> tuple[str, Json]:
         role, tail, since, after = logs.request(payload)
         answer = logs.read(self._workspace, role, tail=tail, since=since, after=after)
@@ -432,7 +454,3 @@ def handle_signals(runner: Runner) -> Iterator[None]:
         service.stop()
         ours.close()
         theirs.close()
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

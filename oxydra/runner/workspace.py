@@ -7,7 +7,8 @@
         audit/                        0700, the runner's own: what left this machine
         logs/                         runtime.log (the agent guest), runner.log (the runner)
         ipc/                          0700, written by the runner only: gateway-endpoint,
-                                      gateway-token, runner-control.sock, audit.json
+                                      gateway-token, gateway-tokens.json,
+                                      runner-control.sock, audit.json
 
 `internal`, `logs`, `shared` and `tmp` can be written by a guest and so are hostile: files in them
 are opened without following links, and only if they are regular files with one name.
@@ -149,7 +150,7 @@ class Workspace:
             there = read_small(path).strip()
             if TOKEN.fullmatch(there):
                 return there
-        token = secrets.token_urlsafe(32)
+        token = new_token()
         self.write_ipc("gateway-token", token + "\n")
         return token
 
@@ -188,6 +189,11 @@ class Workspace:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
             text = file.read().decode("utf-8", "replace")
         return "\n".join(text.splitlines()[-lines:])
+
+
+def new_token() -> str:
+    """256 random bits, and what tells people and scrubbers that it is a token of ours."""
+    return f"oxydra_{secrets.token_urlsafe(32)}"
 
 
 def open_regular(path: Path, flags: int) -> int:

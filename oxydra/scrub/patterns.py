@@ -41,6 +41,7 @@ _FORMATS: tuple[tuple[str, str], ...] = (
     ("pypi-", r"(?<![A-Za-z0-9])pypi-[A-Za-z0-9_-]{50,}+"),
     ("xai-", r"(?<![A-Za-z0-9])xai-[A-Za-z0-9]{40,}+"),
     ("gsk_", r"(?<![A-Za-z0-9])gsk_[A-Za-z0-9]{40,}+"),  # Groq
+    ("oxydra_", r"(?<![A-Za-z0-9])oxydra_[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])"),  # our own
     (":AA", r"(?<![A-Za-z0-9])[0-9]{8,10}:AA[A-Za-z0-9_-]{33}(?![A-Za-z0-9_-])"),  # Telegram
     # JSON Web Token, RFC 7519: the header begins with {" in base64
     ("eyJ", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]*+"),
