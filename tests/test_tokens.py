@@ -147,13 +147,13 @@ def test_a_token_is_recognised_wherever_it_is_printed(tokens: Tokens) -> None:
 # ---------------------------------------------------------------------------- with a real daemon
 
 
-def port_of(running):
-    endpoint = (running.workspace / "ipc" / "gateway-endpoint").read_text().strip()
+def port_of(person):
+    endpoint = (person.workspace / "ipc" / "gateway-endpoint").read_text().strip()
     return int(endpoint.removesuffix("/ws").rpartition(":")[2])
 
 
-def metrics(running, token):
-    connection = http.client.HTTPConnection("127.0.0.1", port_of(running), timeout=20)
+def metrics(person, token):
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(person), timeout=20)
     connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {token}"})
     answer = connection.getresponse()
     text = answer.read().decode()
@@ -162,9 +162,9 @@ def metrics(running, token):
 
 
 @contextlib.contextmanager
-def client_of(running, token):
+def client_of(person, token):
     ws = websocket.create_connection(
-        f"ws://127.0.0.1:{port_of(running)}/ws",
+        f"ws://127.0.0.1:{port_of(person)}/ws",
         header=[f"Authorization: Bearer {token}"],
         timeout=20,
         suppress_origin=True,
