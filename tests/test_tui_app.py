@@ -518,7 +518,8 @@ def test_a_terminal_that_can_not_be_drawn_on(gateway: FakeGateway, terminal: Tmu
 def test_the_heavy_packages_wait_until_they_are_needed() -> None:
     code = (
         "import sys, oxydra.tui.client, oxydra.tui.app; "
-        "print([m for m in ('blessed', 'websocket', 'requests', 'ssl') if m in sys.modules])"
+        "heavy = ('blessed', 'markdown_it', 'websocket', 'requests', 'ssl'); "
+        "print([m for m in heavy if m in sys.modules])"
     )
     assert run(code).stdout.strip() == "[]"
 

@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 from oxydra.errors import NoDaemonError, OxydraError
+from oxydra.tui import markdown
 from oxydra.tui.client import GatewayClient, Locate
 from oxydra.tui.keys import KeyDecoder
 from oxydra.tui.model import reduce
@@ -195,6 +196,7 @@ class App:
             self.screen.draw(self.view.render(self.state, *self.screen.size))
             self.pace.drew(now)
             self._dirty = self._urgent = False
+            markdown.warm_up()  # the screen is there, and no answer yet
 
     def _patience(self, now: float) -> float | None:
         """Seconds until something is due by itself; None at rest."""

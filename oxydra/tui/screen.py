@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from oxydra.errors import UsageError
-from oxydra.tui.view import Line, Screen, Style
+from oxydra.tui.spans import STYLES, Line
+from oxydra.tui.view import Screen
 
 # DEC private modes. Terminals that do not know one ignore it.
 PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
@@ -23,28 +25,46 @@ WRAP_OFF, WRAP_ON = "\x1b[?7l", "\x1b[?7h"
 SYNC_ON, SYNC_OFF = "\x1b[?2026h", "\x1b[?2026l"
 
 ASK_INSTEAD = 'In a script or a pipe, use `oxydra-runner ask "PROMPT"`.'
-_COLORS: dict[Style, str] = {  # names of blessed's; on dark and on light backgrounds
-    "": "",
+_COLORS = {  # names of blessed's; on dark and on light backgrounds
     "dim": "dim",
     "bold": "bold",
+    "italic": "italic",
+    "strike": "dim",
     "rule": "dim",
+    "code": "cyan",
+    "head": "bold_magenta",
+    "link": "underline",
+    "chosen": "reverse",
     "you": "bold_cyan",
     "oxydra": "bold_magenta",
     "good": "green",
     "bad": "bold_red",
     "warn": "bold_yellow",
 }
-_PLAIN: dict[Style, str] = {  # the same where NO_COLOR is set
-    "": "",
-    "dim": "dim",
-    "bold": "bold",
-    "rule": "dim",
+_PLAIN = {  # where NO_COLOR is set
+    **{style: name for style, name in _COLORS.items() if name in ("dim", "bold", "italic")},
+    "link": "underline",
+    "chosen": "reverse",
+    "head": "bold",
     "you": "bold",
     "oxydra": "bold",
-    "good": "",
     "bad": "bold",
     "warn": "bold",
 }
+LINK = "\x1b]8;;{}\x1b\\"  # OSC 8: what follows leads there; nowhere if it is empty
+_LINKING = ("TERM_PROGRAM", "KITTY_WINDOW_ID", "WT_SESSION", "KONSOLE_VERSION", "VTE_VERSION")
+
+
+def knows_links(environ: Mapping[str, str]) -> bool:
+    """Whether the terminal is one that knows OSC 8; others might print it."""
+    kind, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
+    if program == "tmux":
+        version = re.match(r"(\d+)\.(\d+)", environ.get("TERM_PROGRAM_VERSION", ""))
+        return version is not None and (int(version[1]), int(version[2])) >= (3, 4)
+    if program == "Apple_Terminal" or kind.startswith(("linux", "screen", "vt")):
+        return False
+    known = kind.startswith(("xterm-kitty", "foot", "alacritty", "xterm-ghostty", "wezterm"))
+    return known or any(environ.get(name) for name in _LINKING)
 
 
 class TerminalScreen:
@@ -71,8 +91,10 @@ class TerminalScreen:
             )
         names = _PLAIN if no_color else _COLORS
         self._styles = {
-            style: str(getattr(terminal, name)) if name else "" for style, name in names.items()
+            style: str(getattr(terminal, names[style])) if style in names else ""
+            for style in STYLES
         }
+        self._links = knows_links(os.environ)
         self._found: list[Any] | None = None  # the terminal's settings before `enter`
         self._entered = False
         self._drawn: list[Line] = []
@@ -142,10 +164,14 @@ class TerminalScreen:
 
     def _styled(self, line: Line) -> str:
         normal = self._terminal.normal
-        return "".join(
-            f"{self._styles[style]}{text}{normal}" if self._styles[style] else text
-            for style, text in line
-        )
+        out = []
+        for style, text in line:
+            words = style.split(" ")
+            on = "".join(self._styles.get(word, "") for word in words)
+            if self._links and words[-1].startswith("link="):
+                text = f"{LINK.format(words[-1].removeprefix('link='))}{text}{LINK.format('')}"
+            out.append(f"{on}{text}{normal}" if on else text)
+        return "".join(out)
 
     def _write(self, text: str) -> None:
         data = memoryview(text.encode("utf-8", "replace"))

@@ -12,15 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
-from oxydra.tui import approvals
+from oxydra.tui import approvals, markdown
 from oxydra.tui.cells import clean, clip, fold, one_line, width, wrap
+from oxydra.tui.spans import Line, Span, exactly
 from oxydra.tui.state import Anchor, Entry, Scrolled, State
-
-Style = Literal["", "dim", "bold", "you", "oxydra", "good", "bad", "warn", "rule"]
-Span: TypeAlias = tuple[Style, str]
-Line: TypeAlias = tuple[Span, ...]
 
 MIN_WIDTH, MIN_HEIGHT = 20, 5
 NARROW = 48  # columns below which the gutter is two cells
@@ -30,11 +26,11 @@ PROMPT = "❯ "
 PLACEHOLDER = "Write a message, or /help"
 WELCOME = " Ask for anything: files, commands, reminders. Enter sends, Alt+Enter starts a new line."
 
-_LABELS: dict[str, tuple[Style, str, str]] = {  # style, wide label, narrow label
+_LABELS: dict[str, tuple[str, str, str]] = {  # style, wide label, narrow label
     "user": ("you", "    you ▸ ", "❯ "),
     "assistant": ("oxydra", " oxydra ▸ ", "◆ "),
 }
-_MARKS: dict[str, tuple[Style, str]] = {
+_MARKS: dict[str, tuple[str, str]] = {
     "notice": ("dim", "· "),
     "warning": ("warn", "! "),
     "error": ("bad", "✗ "),
@@ -67,8 +63,8 @@ class _Wrapped:
     entry: Entry
     columns: int
     stable: int  # characters up to the last line break
-    stable_lines: list[str]
-    lines: list[str]
+    stable_lines: list[list[Span]]
+    lines: list[list[Span]]
 
 
 class View:
@@ -80,8 +76,8 @@ class View:
     def render(self, state: State, columns: int, rows: int) -> Screen:
         """What `state` looks like on a terminal of `columns` by `rows` cells."""
         if columns < MIN_WIDTH or rows < MIN_HEIGHT:
-            first = _line(columns, ("", clip("terminal too small", columns)))
-            return Screen((first, *[_line(columns)] * (rows - 1)), None)
+            first = exactly(columns, ("", clip("terminal too small", columns)))
+            return Screen((first, *[exactly(columns)] * (rows - 1)), None)
         below, (column, row) = _below(state, columns, rows)
         history = self._history(state, columns, rows - len(below), rows >= AIRY)
         return Screen((*history, *below), (column, len(history) + row))
@@ -109,10 +105,10 @@ class View:
         if len(self._wrapped) > 2 * len(state.entries) + 100:
             kept = {entry.id for entry in state.entries}
             self._wrapped = {i: w for i, w in self._wrapped.items() if i in kept}
-        blank = _line(columns)
+        blank = exactly(columns)
         lines = [blank] if airy and state.anchor is None else []
         if not state.entries:
-            lines.append(_line(columns, ("dim", clip(WELCOME, columns))))
+            lines.append(exactly(columns, ("dim", clip(WELCOME, columns))))
         for _, _, line in self._upwards(state, columns, airy):
             if len(lines) == height:
                 break
@@ -157,40 +153,45 @@ class View:
         entry = entries[index]
         before = entries[index - 1].kind if index else None
         apart = airy and before is not None and not (entry.kind == before == "tool")
-        lines = [_line(columns)] if apart else []
+        lines = [exactly(columns)] if apart else []
         if entry.kind == "tool":
             return [*lines, _tool(entry, columns)]
         if entry.kind in _LABELS:
             style, wide, narrow = _LABELS[entry.kind]
             label = narrow if columns < NARROW else wide
-            style_of_text: Style = ""
+            style_of_text = ""
         else:
             style, mark = _MARKS[entry.kind]
             label = _indent(columns) + mark
             style_of_text = "" if style == "bad" else style
         room = columns - width(label)
-        for text in self._wrap(entry, room):
-            lines.append(_line(columns, (style, label), (style_of_text, text)))
+        for spans in self._wrap(entry, room, style_of_text):
+            lines.append(exactly(columns, (style, label), *spans))
             label = " " * width(label)
         if entry.state in _WAITING:
-            lines.append(_line(columns, ("", label), ("dim", clip(_WAITING[entry.state], room))))
+            lines.append(exactly(columns, ("", label), ("dim", clip(_WAITING[entry.state], room))))
         return lines
 
-    def _wrap(self, entry: Entry, columns: int) -> list[str]:
+    def _wrap(self, entry: Entry, columns: int, style: str) -> list[list[Span]]:
         kept = self._wrapped.get(entry.id)
-        stable, stable_lines = 0, []
-        if kept is not None and kept.columns == columns:
+        stable = 0
+        stable_lines: list[list[Span]] = []
+        if kept is not None and kept.columns == columns and kept.entry.state == entry.state:
             if kept.entry is entry or kept.entry.text == entry.text:
                 return kept.lines
             if entry.text.startswith(kept.entry.text[: kept.stable]):
                 stable, stable_lines = kept.stable, kept.stable_lines
         text = entry.text
-        cut = text.rfind("\n") + 1
-        if cut > stable:
-            grown = wrap(clean(text[stable : cut - 1]), columns)
-            stable, stable_lines = cut, stable_lines + grown
-        lines = stable_lines + wrap(clean(text[stable:]), columns)
-        while len(lines) > 1 and not lines[-1]:
+        if entry.kind == "assistant" and not entry.state and len(text) <= markdown.LONGEST:
+            lines = markdown.formatted(text, columns)
+        else:
+            cut = text.rfind("\n") + 1
+            if cut > stable:
+                grown = wrap(clean(text[stable : cut - 1]), columns)
+                stable, stable_lines = cut, stable_lines + [[(style, line)] for line in grown]
+            rest = wrap(clean(text[stable:]), columns)
+            lines = stable_lines + [[(style, line)] for line in rest]
+        while len(lines) > 1 and not any(text for _, text in lines[-1]):
             lines.pop()
         self._wrapped[entry.id] = _Wrapped(entry, columns, stable, stable_lines, lines)
         return lines
@@ -213,30 +214,7 @@ def _banner(state: State, columns: int, rows: int) -> list[Line]:
         return []
     more = f" (+{len(problems) - 1}: /status)" if len(problems) > 1 else ""
     text = clip(one_line(problems[0]), columns - 2 - len(more))
-    return [_line(columns, ("warn", f"▲ {text}{more}"))]
-
-
-def _line(columns: int, *spans: Span) -> Line:
-    """Spans as one line of exactly `columns` cells. What is too long is cut off."""
-    text = "".join(text for _, text in spans)
-    used = width(text)
-    kept = list(spans)
-    while used > columns and kept:
-        style, last = kept.pop()
-        rest = "".join(text for _, text in kept)
-        last = clip(last, columns - width(rest))
-        if last:
-            kept.append((style, last))
-        used = width(rest + last)
-        if last and used > columns:  # measured together, they take more than one by one
-            kept.pop()
-            used = width(rest)
-    if used < columns:
-        text, pad = "".join(text for _, text in kept), " " * (columns - used)
-        while width(text + pad) < columns:  # some scripts' last letters draw a space in
-            pad += " "
-        kept.append(("", pad))
-    return tuple(kept)
+    return [exactly(columns, ("warn", f"▲ {text}{more}"))]
 
 
 def _indent(columns: int) -> str:
@@ -252,7 +230,7 @@ def _tool(entry: Entry, columns: int) -> Line:
     room = columns - width(head) - width(name) - len(took) - 2
     summary = clip(one_line(entry.text), room) if room > 3 else ""
     gap = "  " if summary else ""
-    return _line(columns, (style, head), ("", name), ("dim", gap + summary + took))
+    return exactly(columns, (style, head), ("", name), ("dim", gap + summary + took))
 
 
 def _took(milliseconds: int) -> str:
@@ -262,7 +240,7 @@ def _took(milliseconds: int) -> str:
 def _title(state: State, columns: int) -> Line:
     """The rule above the input, with what is going on."""
     active = state.active
-    style: Style = "bold"
+    style = "bold"
     if state.hint:
         title, style = state.hint, "warn"
     elif not state.link.connected:
@@ -280,10 +258,10 @@ def _title(state: State, columns: int) -> Line:
     elif state.anchor is not None:
         title = "reading back · Esc returns"
     else:
-        return _line(columns, ("rule", "─" * columns))
+        return exactly(columns, ("rule", "─" * columns))
     title = clip(one_line(title), columns - 6)
     rest = columns - 4 - width(title)
-    return _line(columns, ("rule", "── "), (style, title), ("rule", " " + "─" * rest))
+    return exactly(columns, ("rule", "── "), (style, title), ("rule", " " + "─" * rest))
 
 
 def _input(state: State, columns: int, rows: int) -> tuple[list[Line], tuple[int, int]]:
@@ -298,10 +276,10 @@ def _input(state: State, columns: int, rows: int) -> tuple[list[Line], tuple[int
     label = PROMPT if first == 0 else "⋮ "
     out: list[Line] = []
     for text in lines[first : first + shown]:
-        out.append(_line(columns, ("you", label), ("", text)))
+        out.append(exactly(columns, ("you", label), ("", text)))
         label = " " * width(PROMPT)
     if not state.editor.text:
-        out = [_line(columns, ("you", PROMPT), ("dim", clip(PLACEHOLDER, room)))]
+        out = [exactly(columns, ("you", PROMPT), ("dim", clip(PLACEHOLDER, room)))]
     return out, (width(PROMPT) + column, row - first)
 
 
@@ -330,7 +308,7 @@ def _status(state: State, columns: int, rows: int) -> Line:
         joined = f"{text} · {clip(fact, 32)}" if text else fact
         if fact and 2 + width(mark) + width(joined) <= columns:
             text = joined
-    return _line(columns, dot, ("warn", mark), ("dim", text))
+    return exactly(columns, dot, ("warn", mark), ("dim", text))
 
 
 def _count(number: int) -> str:
