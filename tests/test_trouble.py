@@ -27,7 +27,7 @@ from oxydra.threads import SHUTDOWN, CancelToken, Service
 from oxydra.tools.confine import Workspace
 from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
-from oxydra.types import TurnState
+from oxydra.types import Folder, TurnState
 from tests.conftest import eventually
 from tests.scripted import MODEL, Scripted, calls
 from tests.test_approvals import World as ApprovalWorld
@@ -138,11 +138,8 @@ def read_only(folder):
 
 def test_files_on_a_read_only_file_system(tmp_path, disk):  # noqa: F811
     """The model is told; with the file system writable, the same call works."""
-    for name in ("tmp", "vault"):
-        (tmp_path / name).mkdir()
-    folders = {"shared": disk, "tmp": tmp_path / "tmp", "vault": tmp_path / "vault"}
     write = calls(("file_write", '{"path": "/shared/a.txt", "content": "x"}'))
-    with Workspace(folders) as workspace:
+    with Workspace([Folder("shared", str(disk), writable=True)]) as workspace:
         turns = Turns(tmp_path / "oxydra.db", workspace)
         with read_only(disk):
             turns.run(turns.accept("t1"), write)

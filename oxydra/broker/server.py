@@ -196,7 +196,7 @@ class Broker:
                 self._quota.count(len(chunk))
                 exchange.pending.append(clean.feed(chunk))
             exchange.pending.append(clean.close())
-            exchange.flush(end=True)
+        exchange.flush(end=True)  # the connection is free for what the guest asks next
 
     def _read_request(self, exchange: _Exchange) -> HttpRequest:
         """What the guest asks for. Raises `FrameError`, `TransportError` or OSError."""
