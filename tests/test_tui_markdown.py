@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,12 +150,15 @@ def test_the_screen_has_the_right_width(source: str, columns: int, height: int) 
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
-@pytest.mark.parametrize("kind", ["assistant", "user", "tool", "notice", "error"])
+@pytest.mark.parametrize("kind", ["assistant", "user", "tool", "notice", "error", "reasoning"])
 @pytest.mark.parametrize("state", ["", "open"])
 def test_no_attack_gets_through(attack: str, kind: Any, state: str) -> None:
-    entry = Entry(1, kind, attack, "t", state, tool=attack)
+    entry = Entry(1, kind, attack, "t", state, tool=attack, files=(attack,), result=attack)
+    edit = Entry(2, "tool", attack, "t", "finished", tool="file_edit", result=f"+{attack}")
     for columns in (40, 80):
-        shown = State("alice", "n", link=Link(True, detail=attack), entries=(entry,))
+        shown = State("alice", "n", link=Link(True, detail=attack), entries=(entry, edit))
+        check(View().render(shown, columns, 24), columns, 24)
+        shown = replace(shown, details=True)
         check(View().render(shown, columns, 24), columns, 24)
 
 

@@ -20,6 +20,7 @@ SHORT_ID = 8  # characters of a session id that people get to see
 KEYS_HELP = """\
 Enter sends, Alt+Enter or Ctrl+J starts a new line
 Up and Down recall what you sent; PageUp and PageDown read back, Esc returns to the newest line
+Ctrl+O shows what is collapsed: arguments and results of calls, reasoning, whole diffs
 Ctrl+C cancels the running turn; when none runs, press it twice to leave
 When a call needs your approval: a allows it once, s for the session, d denies it"""
 

@@ -73,6 +73,8 @@ def _on_key(state: State, key: Key) -> Step:
         return state, (Exit(),)
     if key.name == "ctrl-l":
         return state, (Repaint(),)
+    if key.name == "ctrl-o":
+        return replace(state, details=not state.details), ()
     if key.name == "ctrl-z":
         return state, (Suspend(),)
     edited = edit(state.editor, key)

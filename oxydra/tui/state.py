@@ -16,7 +16,7 @@ from oxydra.tui.editor import Editor
 from oxydra.tui.keys import Key
 from oxydra.types import Json
 
-EntryKind = Literal["user", "assistant", "tool", "notice", "warning", "error"]
+EntryKind = Literal["user", "assistant", "reasoning", "tool", "notice", "warning", "error"]
 PAGE = 100  # events of history asked for at once
 WAITING = ("sending", "queued")  # states of a message whose turn has not begun
 
@@ -26,10 +26,13 @@ class Entry:
     """One item of the transcript. `id` is the TUI's own and rises; `text` is not yet cleaned.
 
     `state` of a user's message: `sending` until the gateway has it, `queued` until its turn runs,
-    `refused`, then empty. Of an answer: `open` while it streams, `stale` when it was broken off and
-    is asked for again, then empty. Of a tool call: `started`, `finished`, `failed` or `unknown`.
-    `sequence` is its place in the stored history, 0 for what came live. `steers`: a message that
-    is meant for the turn which runs.
+    `refused`, then empty. Of an answer and of reasoning: `open` while it streams, `stale` when it
+    was broken off and is asked for again, then empty. Of a tool call: `started`, `finished`,
+    `failed` or `unknown`. `sequence` is its place in the stored history, 0 for what came live.
+    `steers`: a message that is meant for the turn which runs. `files` are a message's attachments.
+
+    Of a tool call, `text` is its arguments in short, `arguments` and `result` are all there is once
+    the history told, `size` the bytes of the result, `since` when it began, on `Tick`'s clock.
     """
 
     id: int
@@ -42,6 +45,14 @@ class Entry:
     tool: str = ""
     elapsed_ms: int | None = None
     steers: bool = False
+    files: tuple[str, ...] = ()
+    since: float = 0.0
+    arguments: str = ""
+    result: str | None = None
+
+    @property
+    def size(self) -> int | None:
+        return None if self.result is None else len(self.result.encode("utf-8", "replace"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +132,8 @@ class State:
     alike. `more` says that the gateway has older history than `entries`, `unread` that the
     newest was asked for and did not come before the connection broke. `asked` are the requests
     for approvals that are open, oldest first. `anchor` is None while the
-    newest line is in sight. `hint` stands in the input's title until the next key; `leaving` says
-    that Ctrl+C was announced to leave.
+    newest line is in sight. `details` shows what is collapsed otherwise. `hint` stands in the
+    input's title until the next key; `leaving` says that Ctrl+C was announced to leave.
     """
 
     user_id: str
@@ -144,6 +155,7 @@ class State:
     tokens: int = 0
     cost: float | None = None
     anchor: Anchor | None = None
+    details: bool = False
     hint: str = ""
     leaving: bool = False
 

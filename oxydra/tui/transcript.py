@@ -7,7 +7,7 @@ seen live stays as it is, what was missed comes from the history.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from oxydra.tui.cells import clip, one_line
@@ -16,7 +16,9 @@ from oxydra.types import Json
 
 SUMMARY = 200  # cells kept of a call's arguments
 _RESTARTS = ("retry", "fallback", "resumed")  # the answer in progress is asked for again
-_READING = ("reload", "older", "prompt")
+_READING = ("reload", "older", "prompt", "details")
+_STREAMED = ("assistant", "reasoning")
+DIFFS = ("file_edit",)  # tools whose result is a diff, which is wanted at once
 
 
 # --------------------------------------------------------------------------------- frames of a turn
@@ -31,16 +33,26 @@ def on_turn_frame(state: State, frame_type: str, payload: Json) -> Step:
         case "assistant_delta":
             state = _delta(_running(state, turn_id, "answering"), turn_id, payload["delta"])
         case "reasoning_delta":
-            state = _running(state, turn_id, "thinking")
+            state = _reasoning(_running(state, turn_id, "thinking"), turn_id, payload["delta"])
         case "turn_progress":
             state = _progress(state, turn_id, payload["progress"])
         case "tool_event":
             state = _tool(_running(state, turn_id), turn_id, payload["call"])
+            call = payload["call"]
+            if call.get("name") in DIFFS and call.get("state") == "finished":
+                return _gathered(_with_prompt(state, turn_id), _with_details, turn_id)
         case "turn_joined":
             return _joined(state, turn_id)
         case _:
             state = _ended(state, turn_id, frame_type, payload)
+            return _gathered(_with_prompt(state, turn_id), _with_details, turn_id)
     return _with_prompt(state, turn_id)
+
+
+def _gathered(step: Step, then: Callable[[State, str], Step], turn_id: str) -> Step:
+    state, effects = step
+    state, more = then(state, turn_id)
+    return state, (*effects, *more)
 
 
 def _started(state: State, turn_id: str, turn_state: str) -> Step:
@@ -87,11 +99,21 @@ def _taken(state: State, turn_id: str) -> State:
 
 def _delta(state: State, turn_id: str, text: str) -> State:
     last = _last_of(state, turn_id)
-    if last is not None and last.state == "open":
+    if last is not None and last.kind == "assistant" and last.state == "open":
         return state.change(replace(last, text=last.text + text))
+    if last is not None and last.kind == "reasoning" and last.state:
+        state = state.change(replace(last, state=""))
+        last = next((e for e in _of(state, turn_id) if e.kind == "assistant"), None)
     if last is not None and last.state == "stale":
         state = replace(state, entries=tuple(e for e in state.entries if e.id != last.id))
     return state.append(Entry(0, "assistant", text, turn_id, "open"))
+
+
+def _reasoning(state: State, turn_id: str, text: str) -> State:
+    last = _last_of(state, turn_id)
+    if last is not None and last.kind == "reasoning" and last.state == "open":
+        return state.change(replace(last, text=last.text + text))
+    return state.append(Entry(0, "reasoning", text, turn_id, "open", since=state.now))
 
 
 def _progress(state: State, turn_id: str, progress: Json) -> State:
@@ -103,32 +125,33 @@ def _progress(state: State, turn_id: str, progress: Json) -> State:
     if isinstance(step, int) and isinstance(limit, int) and step > 1:
         words += f" · step {step} of {limit}"
     state = _running(state, turn_id, words)
-    last = _last_of(state, turn_id)
     if kind in _RESTARTS:
-        if last is not None and last.state == "open":
-            state = state.change(replace(last, state="stale"))
+        for entry in _open(state, turn_id):
+            if entry.kind == "reasoning":
+                left = tuple(e for e in state.entries if e.id != entry.id)
+                state = replace(state, entries=left)
+            else:
+                state = state.change(replace(entry, state="stale"))
         state = state.say("notice", message or kind)
-    elif kind == "provider_call" and last is not None and last.state == "open":
-        state = state.change(replace(last, state=""))
+    elif kind == "provider_call":
+        for entry in _open(state, turn_id):
+            state = state.change(replace(entry, state=""))
     return state
 
 
 def _tool(state: State, turn_id: str, call: Json) -> State:
-    last = _last_of(state, turn_id)
-    if last is not None and last.state in ("open", "stale"):
-        state = state.change(replace(last, state=""))
+    for streamed in _open(state, turn_id, "open", "stale"):
+        state = state.change(replace(streamed, state=""))
     call_id = str(call.get("id", ""))
     elapsed = call.get("elapsed_ms")
     known = next(
         (e for e in _of(state, turn_id) if e.call_id == call_id and e.kind == "tool"), None
     )
-    entry = Entry(
-        id=known.id if known else 0,
-        kind="tool",
-        text=str(call.get("summary") or "") or (known.text if known else ""),
-        turn_id=turn_id,
+    begun = known or Entry(0, "tool", "", turn_id, call_id=call_id, since=state.now)
+    entry = replace(
+        begun,
+        text=str(call.get("summary") or "") or begun.text,
         state=str(call.get("state", "")),
-        call_id=call_id,
         tool=str(call.get("name", "")),
         elapsed_ms=elapsed if isinstance(elapsed, int) and call.get("state") != "started" else None,
     )
@@ -172,7 +195,7 @@ def _settled(state: State, turn_id: str) -> State:
     for entry in _of(state, turn_id):
         if entry.kind == "tool" and entry.state == "started":
             state = state.change(replace(entry, state="unknown"))
-        elif entry.kind == "assistant" and entry.state:
+        elif entry.kind in _STREAMED and entry.state:
             state = state.change(replace(entry, state=""))
     return state
 
@@ -200,6 +223,15 @@ def _with_prompt(state: State, turn_id: str) -> Step:
     return state.ask("history", payload, "prompt", turn_id)
 
 
+def _with_details(state: State, turn_id: str) -> Step:
+    """Ask for the arguments and the results of a turn's calls: live, only their summaries come."""
+    calls = (e for e in _of(state, turn_id) if e.kind == "tool" and e.state != "started")
+    if state.asking("details", turn_id) or all(entry.result is not None for entry in calls):
+        return state, ()
+    payload: Json = {"session_id": state.session_id, "limit": PAGE}
+    return state.ask("history", payload, "details", turn_id)
+
+
 # ------------------------------------------------------------------------------------------ history
 
 
@@ -223,6 +255,8 @@ def older(state: State) -> Step:
 def on_history(state: State, purpose: str, about: str, events: Sequence[Json], more: bool) -> State:
     if purpose == "prompt":
         return _insert_prompt(state, about, events)
+    if purpose == "details":
+        return _fill(state, about, events)
     state, entries = _entries(state, events)
     if purpose == "older":
         return replace(state, entries=(*entries, *state.entries), more=more)
@@ -239,13 +273,24 @@ def on_history(state: State, purpose: str, about: str, events: Sequence[Json], m
 def _not_in(live: Iterable[Entry], stored: Sequence[Entry]) -> list[Entry]:
     """The live entries that the history does not have."""
     calls = {entry.call_id for entry in stored if entry.call_id and entry.state != "unknown"}
-    texts = {(entry.turn_id, entry.text) for entry in stored if entry.kind == "assistant"}
+    texts = {(entry.turn_id, entry.text) for entry in stored if entry.kind in _STREAMED}
     return [
         entry
         for entry in live
         if not (entry.kind == "tool" and entry.call_id in calls)
-        and not (entry.kind == "assistant" and (entry.turn_id, entry.text) in texts)
+        and not (entry.kind in _STREAMED and (entry.turn_id, entry.text) in texts)
     ]
+
+
+def _fill(state: State, turn_id: str, events: Sequence[Json]) -> State:
+    """Give a turn's calls what the history has of them."""
+    _, entries = _entries(state, events)
+    known = {entry.call_id: entry for entry in entries if entry.call_id}
+    for entry in list(_of(state, turn_id)):
+        found = known.get(entry.call_id) if entry.kind == "tool" else None
+        if found is not None and found.result is not None:
+            state = state.change(replace(entry, arguments=found.arguments, result=found.result))
+    return state
 
 
 def _insert_prompt(state: State, turn_id: str, events: Sequence[Json]) -> State:
@@ -275,12 +320,16 @@ def _entries(state: State, events: Sequence[Json]) -> tuple[State, list[Entry]]:
             at = calls.get(str(message.get("tool_call_id", "")))
             if at is not None:
                 done = "failed" if message.get("is_error") else "finished"
-                entries[at] = replace(entries[at], state=done)
+                entries[at] = replace(entries[at], state=done, result=text)
             continue
+        base = replace(base, files=_files(message.get("attachments")))
         if role == "user":
             entries.append(replace(base, kind="user"))
-        elif role == "assistant" and text:
-            entries.append(replace(base, kind="assistant"))
+        elif role == "assistant":
+            if isinstance(message.get("reasoning"), str):
+                entries.append(replace(base, kind="reasoning", text=message["reasoning"], files=()))
+            if text or base.files:
+                entries.append(replace(base, kind="assistant"))
         for call in message.get("tool_calls") or ():
             calls[str(call.get("id", ""))] = len(entries)
             entries.append(
@@ -291,11 +340,32 @@ def _entries(state: State, events: Sequence[Json]) -> tuple[State, list[Entry]]:
                     state="unknown",
                     call_id=str(call.get("id", "")),
                     tool=str(call.get("name", "")),
+                    arguments=str(call.get("arguments") or ""),
+                    files=(),
                 )
             )
     first = state.last_id + 1
     entries = [replace(entry, id=first + i) for i, entry in enumerate(entries)]
     return replace(state, last_id=state.last_id + len(entries)), entries
+
+
+def _files(rows: object) -> tuple[str, ...]:
+    """Attachments by name and size: what is in them is not drawn."""
+    files = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return tuple(
+        f"{row.get('name') or row.get('mime_type') or 'a file'} ({size(row.get('size'))})"
+        for row in files
+    )
+
+
+def size(count: object) -> str:
+    """A number of bytes for people."""
+    if not isinstance(count, int | float):
+        return "?"
+    if count < 1000:
+        return f"{count} bytes"
+    thousands, unit = (count / 1e3, "KB") if count < 1e6 else (count / 1e6, "MB")
+    return f"{thousands:.1f} {unit}"
 
 
 def _arguments(raw: object) -> str:
@@ -321,6 +391,12 @@ def _of(state: State, turn_id: str) -> Iterable[Entry]:
 def _last_of(state: State, turn_id: str) -> Entry | None:
     """A turn's newest entry, its message aside."""
     return next((entry for entry in _of(state, turn_id) if entry.kind != "user"), None)
+
+
+def _open(state: State, turn_id: str, *states: str) -> list[Entry]:
+    """A turn's streamed entries that are open, or in one of `states`; the newest first."""
+    wanted = states or ("open",)
+    return [e for e in _of(state, turn_id) if e.kind in _STREAMED and e.state in wanted]
 
 
 def _message_of(state: State, turn_id: str) -> Entry | None:

@@ -10,18 +10,21 @@ input, the status line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from oxydra.tui import approvals, markdown
+from oxydra.tui import approvals, markdown, transcript
 from oxydra.tui.cells import clean, clip, fold, one_line, width, wrap
 from oxydra.tui.spans import Line, Span, exactly
 from oxydra.tui.state import Anchor, Entry, Scrolled, State
+from oxydra.tui.transcript import DIFFS
 
 MIN_WIDTH, MIN_HEIGHT = 20, 5
 NARROW = 48  # columns below which the gutter is two cells
 AIRY = 12  # rows from which entries are set apart
 INPUT_ROWS = 10
+SHORT, LONG = 8, 400  # lines of a diff, and of a call's details
 PROMPT = "❯ "
 PLACEHOLDER = "Write a message, or /help"
 WELCOME = " Ask for anything: files, commands, reminders. Enter sends, Alt+Enter starts a new line."
@@ -39,6 +42,7 @@ _MARKS: dict[str, tuple[str, str]] = {
     "failed": ("bad", "✗ "),
     "unknown": ("dim", "? "),
 }
+_WORK = ("tool", "reasoning")
 _WAITING = {
     "sending": "not sent yet",
     "queued": "queued: its turn comes after the running one",
@@ -62,6 +66,7 @@ class _Wrapped:
 
     entry: Entry
     columns: int
+    details: bool
     stable: int  # characters up to the last line break
     stable_lines: list[list[Span]]
     lines: list[list[Span]]
@@ -129,7 +134,7 @@ class View:
             else:
                 limit = state.anchor.line + 1
         while index >= 0:
-            block = self._block(entries, index, columns, airy)
+            block = self._block(state, index, columns, airy)
             for place in range(len(block[:limit]) - 1, -1, -1):
                 yield entries[index].id, place, block[place]
             index, limit = index - 1, None
@@ -142,20 +147,26 @@ class View:
             return None
         line = anchor.line + step
         while index < len(entries):
-            size = len(self._block(entries, index, columns, airy))
+            size = len(self._block(state, index, columns, airy))
             if line < size - (index == len(entries) - 1):
                 return Anchor(entries[index].id, line)
             index, line = index + 1, line - size
         return None
 
-    def _block(self, entries: Sequence[Entry], index: int, columns: int, airy: bool) -> list[Line]:
+    def _block(self, state: State, index: int, columns: int, airy: bool) -> list[Line]:
         """An entry's lines, with the empty one that sets it apart."""
+        entries = state.entries
         entry = entries[index]
         before = entries[index - 1].kind if index else None
-        apart = airy and before is not None and not (entry.kind == before == "tool")
+        apart = airy and before is not None and not (entry.kind in _WORK and before in _WORK)
         lines = [exactly(columns)] if apart else []
-        if entry.kind == "tool":
-            return [*lines, _tool(entry, columns)]
+        if entry.kind in _WORK:
+            head = _tool(entry, columns, state.now) if entry.kind == "tool" else None
+            lines.append(head or _thought(entry, columns, state.details))
+            label = _indent(columns) + "  "
+            for spans in self._details(entry, columns - width(label), state.details):
+                lines.append(exactly(columns, ("", label), *spans))
+            return lines
         if entry.kind in _LABELS:
             style, wide, narrow = _LABELS[entry.kind]
             label = narrow if columns < NARROW else wide
@@ -168,6 +179,9 @@ class View:
         for spans in self._wrap(entry, room, style_of_text):
             lines.append(exactly(columns, (style, label), *spans))
             label = " " * width(label)
+        for name in entry.files:
+            said = clip(f"▤ {one_line(name)}", room)
+            lines.append(exactly(columns, ("", " " * width(label)), ("dim", said)))
         if entry.state in _WAITING:
             lines.append(exactly(columns, ("", label), ("dim", clip(_WAITING[entry.state], room))))
         return lines
@@ -193,7 +207,24 @@ class View:
             lines = stable_lines + [[(style, line)] for line in rest]
         while len(lines) > 1 and not any(text for _, text in lines[-1]):
             lines.pop()
-        self._wrapped[entry.id] = _Wrapped(entry, columns, stable, stable_lines, lines)
+        self._wrapped[entry.id] = _Wrapped(entry, columns, False, stable, stable_lines, lines)
+        return lines
+
+    def _details(self, entry: Entry, columns: int, details: bool) -> list[list[Span]]:
+        """What stands below the line of a call or of reasoning."""
+        kept = self._wrapped.get(entry.id)
+        wanted = (entry, columns, details)
+        if kept is not None and (kept.entry, kept.columns, kept.details) == wanted:
+            return kept.lines
+        if entry.kind == "reasoning":
+            lines = _plain("dim", entry.text, columns) if details else []
+        elif entry.tool in DIFFS and entry.state == "finished" and entry.result:
+            lines = _diff(entry.result, columns, LONG if details else SHORT)
+        elif details:
+            lines = _call(entry, columns)
+        else:
+            lines = []
+        self._wrapped[entry.id] = _Wrapped(entry, columns, details, 0, [], lines)
         return lines
 
 
@@ -222,15 +253,70 @@ def _indent(columns: int) -> str:
     return "" if columns < NARROW else " " * 8
 
 
-def _tool(entry: Entry, columns: int) -> Line:
+def _tool(entry: Entry, columns: int, now: float) -> Line:
     style, mark = _MARKS.get(entry.state, _MARKS["unknown"])
     head = _indent(columns) + mark
-    took = f"  {_took(entry.elapsed_ms)}" if entry.elapsed_ms is not None else ""
+    facts = [_took(entry.elapsed_ms)] if entry.elapsed_ms is not None else []
+    if entry.state == "started" and now - entry.since >= 1.0:
+        facts.append(f"{int(now - entry.since)} s")
+    if entry.size is not None:
+        facts.append(transcript.size(entry.size))
+    took = f"  {' · '.join(facts)}" if facts else ""
     name = clip(one_line(entry.tool) or "tool", max(1, columns - width(head) - len(took)))
     room = columns - width(head) - width(name) - len(took) - 2
     summary = clip(one_line(entry.text), room) if room > 3 else ""
     gap = "  " if summary else ""
     return exactly(columns, (style, head), ("", name), ("dim", gap + summary + took))
+
+
+def _thought(entry: Entry, columns: int, details: bool) -> Line:
+    what = "thinking" if entry.state == "open" else "thought"
+    keys = "" if details else " · Ctrl+O shows it"
+    said = f"∴ {what}, {_count(len(entry.text))} characters{keys}"
+    return exactly(columns, ("", _indent(columns)), ("dim", said))
+
+
+def _plain(style: str, text: str, columns: int) -> list[list[Span]]:
+    return [[(style, line)] for line in wrap(clean(text), columns)]
+
+
+def _diff(text: str, columns: int, most: int) -> list[list[Span]]:
+    """A unified diff, without the names of its file."""
+    shown = [line for line in text.split("\n") if not line.startswith(("--- ", "+++ "))]
+    lines: list[list[Span]] = []
+    for line in shown[:most]:
+        style = {"+": "good", "-": "bad", "@": "dim"}.get(line[:1], "")
+        lines += [[(style, piece)] for piece in fold(clean(line), columns)]
+    return [*lines, *_more(len(shown) - most, most)]
+
+
+def _call(entry: Entry, columns: int) -> list[list[Span]]:
+    """All arguments of a call and its result."""
+    lines: list[list[Span]] = []
+    for style, text in (("", _pretty(entry.arguments)), ("dim", entry.result or "")):
+        shown = text.rstrip("\n").split("\n")
+        if text:
+            lines += _plain(style, "\n".join(shown[:LONG]), columns)
+            lines += _more(len(shown) - LONG, LONG)
+    return lines
+
+
+def _pretty(arguments: str) -> str:
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+    if not isinstance(value, dict):
+        return arguments
+    return "\n".join(
+        f"{name}: {said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)}"
+        for name, said in value.items()
+    )
+
+
+def _more(count: int, most: int) -> list[list[Span]]:
+    keys = " (Ctrl+O shows them)" if most == SHORT else ""
+    return [[("dim", f"… {count:,} more lines{keys}")]] if count > 0 else []
 
 
 def _took(milliseconds: int) -> str:
