@@ -480,6 +480,10 @@ def test_help_lists_every_command(world: World) -> None:
         "/steer",
         "/cancel",
         "/cost",
+        "/rename",
+        "/fork",
+        "/model",
+        "/tokens",
         "/status",
         "/help",
         "/quit",
@@ -614,6 +618,40 @@ def test_cost_asks_for_this_session_and_shows_what_came(world: World) -> None:
     assert "$5.00 a day, $4.00 left; it resets at 2026-11-26 00:00 (Z)" in world.texts[-1]
     assert world.type("/cost weather") == []
     assert world.shown[-1][0] == "warning"
+
+
+def asked(world: World, line: str, /, **args: str) -> Send:
+    """The one command that typing this asks for, about this session."""
+    (send,) = world.type(line)
+    assert isinstance(send, Send) and send.type == "command"
+    assert send.payload["name"] == line.split()[0].removeprefix("/")
+    assert send.payload["args"] == {"session_id": world.state.session_id, **args}
+    return send
+
+
+def test_renaming_and_forking(world: World) -> None:
+    send = asked(world, "/rename My  notes", name="My  notes")
+    world.reply(send, "command_result", name="rename", data={"display_name": "My notes"})
+    assert world.state.session_name == "My notes"
+    assert world.type("/rename ") == [] and world.shown[-1][0] == "warning"
+    send = asked(world, "/fork")
+    (switch,) = world.reply(send, "command_result", name="fork", data={"session_id": "s-9"})
+    assert isinstance(switch, Send) and switch.payload["session_id"] == "s-9"
+    asked(world, "/fork other", name="other")
+
+
+def test_the_model_and_who_may_connect(world: World) -> None:
+    data = {"agent": "default", "id": "m-1", "provider": "p", "max_context_tokens": 128_000}
+    prices = {"price_input": "2.50", "price_output": "10"}
+    world.reply(asked(world, "/model"), "command_result", name="model", data=data | prices)
+    assert "m-1 by p, for the agent default" in world.texts[-1]
+    assert "128,000 tokens of context, ? of an answer" in world.texts[-1]
+    assert "$2.50 in, $10 out" in world.texts[-1]
+    world.reply(asked(world, "/model"), "command_result", name="model", data=data)
+    assert "no known price" in world.texts[-1]
+    rows = [{"name": "local", "scopes": ["chat"], "clients": 2}, {"name": "x", "scopes": []}, 5]
+    world.reply(asked(world, "/tokens"), "command_result", name="tokens", data={"tokens": rows})
+    assert world.texts[-1].split("\n") == ["local: chat · 2 connected", "x: no scope"]
 
 
 def test_an_error_without_a_turn_is_shown(world: World) -> None:

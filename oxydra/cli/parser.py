@@ -107,6 +107,7 @@ def _add_conversation(commands: Commands) -> None:
     ask.add_argument("--json", action="store_true", help="print the final frame as JSON")
     ask.add_argument("--raw", action="store_true", help="print control characters as they are")
     _add_approvals(commands)
+    _add_sessions(commands)
     text = "what the models have cost, and what is left of each cap"
     cost = _command(commands, "cost", "oxydra.cli.cost:cost", text)
     cost.add_argument(
@@ -130,6 +131,25 @@ def _add_approvals(commands: Commands) -> None:
     for action in (allow, deny):
         action.add_argument("id", metavar="ID", help="as `approvals list` shows it")
     for action in (listed, allow, deny):
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_sessions(commands: Commands) -> None:
+    text = "the conversations of a running daemon"
+    session = _command(commands, "session", "oxydra.cli.session:session", text)
+    actions = session.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listed = actions.add_parser("list", help="the most recently used first")
+    listed.add_argument("--all", action="store_true", help="with the archived ones")
+    rename = actions.add_parser("rename", help="give one a name")
+    fork = actions.add_parser("fork", help="a new one that begins with a copy of this one")
+    export = actions.add_parser("export", help="print all that was said")
+    for action in (rename, fork, export):
+        action.add_argument("id", metavar="ID", help="an id, a prefix of one, or a name")
+    rename.add_argument("name", metavar="NAME")
+    fork.add_argument("--name", metavar="NAME", help="the new one's; default: the same")
+    export.add_argument("--format", choices=("markdown", "json"), default="markdown")
+    export.add_argument("--raw", action="store_true", help="control characters as they are")
+    for action in (listed, rename, fork):
         action.add_argument("--json", action="store_true", help="print JSON")
 
 

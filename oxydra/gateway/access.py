@@ -71,7 +71,11 @@ COMMANDS: dict[str, Need] = {
     "agents": CHAT,
     "approvals": APPROVE,
     "cost": CHAT,
+    "export": CHAT,
+    "fork": CHAT,
+    "model": CHAT,
     "prompt": CHAT,
+    "rename": CHAT,
     "tokens": ADMIN,
 }
 

@@ -35,6 +35,7 @@ from oxydra.frames import (
 )
 from oxydra.gateway.access import CHAT, COMMANDS, FRAMES, ROUTES, Access, Identity
 from oxydra.gateway.attachments import read_attachments
+from oxydra.gateway.commands import SessionCommands
 from oxydra.gateway.connection import Connection, Handler, Later, frame_text
 from oxydra.gateway.http import Request, Response, plain
 from oxydra.gateway.hub import Hub
@@ -143,6 +144,7 @@ class Gateway(Handler):
         self._commands: dict[str, Callable[[Json], Json]] = {
             "approvals": self._open_requests,
             "tokens": self._list_tokens,
+            **SessionCommands(hub).table(),
             **(commands or {}),
         }
         if unknown := set(self._commands) - set(COMMANDS):

@@ -38,7 +38,7 @@ from oxydra.gateway.connection import frame_text
 from oxydra.runtime import Runtime, internal_error
 from oxydra.store import Store
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, Service
-from oxydra.types import DELEGATED, Attachment, Json, Session, Turn, TurnState
+from oxydra.types import DELEGATED, Attachment, Json, ModelSpec, Session, Turn, TurnState
 
 log = logging.getLogger(__name__)
 
@@ -220,14 +220,26 @@ class Hub:
         agent that there is not.
         """
         self._runtime.agents.get(agent_name)
+        self._check_room()
+        return self.store.create_session(
+            agent_name=agent_name, display_name=display_name, channel_origin=channel_origin
+        )
+
+    def fork_session(self, session: Session, display_name: str) -> Session:
+        """A new session that begins with a copy of this one. Raises `BusyError` at the limit."""
+        self._check_room()
+        return self.store.fork_session(session, display_name)
+
+    def _check_room(self) -> None:
         if self.store.count_sessions() >= self._config.max_sessions_per_user:
             raise BusyError(
                 f"There are already {self._config.max_sessions_per_user} sessions.",
                 remedy="Raise [gateway] max_sessions_per_user.",
             )
-        return self.store.create_session(
-            agent_name=agent_name, display_name=display_name, channel_origin=channel_origin
-        )
+
+    def model_of(self, agent_name: str) -> ModelSpec:
+        """The model that answers first for an agent. Raises `NotFoundError`."""
+        return self._runtime.agents.get(agent_name).model
 
     @property
     def agents(self) -> tuple[str, ...]:

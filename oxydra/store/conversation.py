@@ -123,6 +123,34 @@ class ConversationTables(Database):
         )
         return rows[0] if rows else None
 
+    def rename_session(self, session_id: str, display_name: str) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE sessions SET display_name = ? WHERE session_id = ?",
+                (clean(display_name), session_id),
+            )
+
+    def fork_session(self, session: Session, display_name: str) -> Session:
+        """A new session of the same agent with a copy of all that was said, up to a turn that
+        still runs.
+        """
+        mine = "FROM events WHERE session_id = ?1"
+        running = f"(SELECT min(sequence) {mine} AND turn_id IN (SELECT turn_id FROM turns"
+        running += " WHERE session_id = ?1 AND state = 'running'))"
+        with self._transaction() as db:
+            made = insert_session(db, session.agent_name, clean(display_name), "gateway")
+            db.execute(
+                "INSERT INTO events SELECT ?2, sequence, turn_id, message, created_at"
+                f" {mine} AND sequence < coalesce({running}, {2**62})",
+                (session.session_id, made.session_id),
+            )
+            db.execute(
+                "UPDATE sessions SET last_sequence = coalesce((SELECT max(sequence) FROM events"
+                " WHERE session_id = ?1), 0) WHERE session_id = ?1",
+                (made.session_id,),
+            )
+        return made
+
     def archive_session(self, session_id: str) -> None:
         """It is no longer listed, and counts no more; what was said in it stays."""
         with self._transaction() as db:

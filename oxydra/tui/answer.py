@@ -33,7 +33,13 @@ class Desk:
         rows: list[Json] = self.command("approvals")["requests"]
         return rows
 
-    def command(self, name: str, **args: object) -> Json:
+    def sessions(self, *, archived: bool = False) -> list[Json]:
+        """The rows of a `session_list`, the most recently used first."""
+        listed = self._ask("list_sessions", {"include_archived": archived})
+        rows: list[Json] = listed.payload["sessions"]
+        return rows
+
+    def command(self, name: str, /, **args: object) -> Json:
         """The data of a `command_result`. Raises `OxydraError`."""
         data: Json = self._ask("command", {"name": name, "args": args}).payload["data"]
         return data

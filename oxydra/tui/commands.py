@@ -106,6 +106,30 @@ def _cost(state: State, by: str) -> Step:
     return state.ask("command", {"name": "cost", "args": args}, "cost")
 
 
+def _rename(state: State, name: str) -> Step:
+    if not name:
+        return state.say("warning", "Rename it to what? /rename <name>"), ()
+    return _command(state, "rename", name=name)
+
+
+def _fork(state: State, name: str) -> Step:
+    return _command(state, "fork", **({"name": name} if name else {}))
+
+
+def _model(state: State, _rest: str) -> Step:
+    return _command(state, "model")
+
+
+def _tokens(state: State, _rest: str) -> Step:
+    return _command(state, "tokens")
+
+
+def _command(state: State, name: str, /, **args: str) -> Step:
+    """Ask for a command of this session; its reply comes with the command's name as purpose."""
+    args = {"session_id": state.session_id, **args}
+    return state.ask("command", {"name": name, "args": args}, name)
+
+
 def _status(state: State, _rest: str) -> Step:
     return state.ask("health_check", {}, "status")
 
@@ -134,6 +158,10 @@ COMMANDS = {
             "show what was spent, and what is left of each cap",
             _cost,
         ),
+        Command("/rename <name>", "give this session a name", _rename),
+        Command("/fork [name]", "go on in a copy of this session", _fork),
+        Command("/model", "show which model answers here, and what it costs", _model),
+        Command("/tokens", "list who may connect, and who is connected", _tokens),
         Command("/status", "show connection, model, sandbox and spending", _status),
         Command("/help", "show this", _help, offline=True),
         Command("/quit", "leave; a running turn goes on", _quit, offline=True),
@@ -190,6 +218,41 @@ def on_sessions(state: State, purpose: str, about: str, sessions: list[SessionIn
 def on_cost(state: State, data: Json) -> State:
     """What was spent came."""
     return state.say("notice", "\n".join(costs.cost_lines(data)))
+
+
+def on_command(state: State, name: str, data: Json) -> Step:
+    """What `rename`, `fork`, `model` or `tokens` gave."""
+    match name:
+        case "rename":
+            named = str(data.get("display_name") or "")
+            return replace(state, session_name=named).say("notice", f"It is now {named}."), ()
+        case "fork":
+            return switch(state, str(data.get("session_id", "")))
+        case "model":
+            return state.say("notice", _model_text(data)), ()
+        case _:
+            rows = [row for row in data.get("tokens") or () if isinstance(row, dict)]
+            return state.say("notice", "\n".join(map(_token_row, rows))), ()
+
+
+def _model_text(data: Json) -> str:
+    said = f"{data.get('id')} by {data.get('provider')}, for the agent {data.get('agent')}"
+    limits = f"{_count(data.get('max_context_tokens'))} tokens of context"
+    limits += f", {_count(data.get('max_output_tokens'))} of an answer"
+    into, out = data.get("price_input"), data.get("price_output")
+    price = f"${into} in, ${out} out per million tokens" if into is not None else "no known price"
+    return "\n".join(map(one_line, (said, limits, price)))
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else "?"
+
+
+def _token_row(row: Json) -> str:
+    scopes = row.get("scopes")
+    may = ", ".join(map(str, scopes)) if isinstance(scopes, list) and scopes else "no scope"
+    clients = row.get("clients")
+    return one_line(f"{row.get('name')}: {may}" + (f" · {clients} connected" if clients else ""))
 
 
 def on_agents(state: State, data: Json) -> State:

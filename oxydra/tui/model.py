@@ -172,6 +172,8 @@ def _on_frame(state: State, frame: Frame) -> Step:
             return commands.on_cost(state, payload["data"]), ()
         case "command_result" if purpose == "agents":
             return commands.on_agents(state, payload["data"]), ()
+        case "command_result" if purpose in ("rename", "fork", "model", "tokens"):
+            return commands.on_command(state, purpose, payload["data"])
         case "health_status":
             state = replace(state, health=_health(payload))
             if purpose == "status":
