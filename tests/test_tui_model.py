@@ -18,6 +18,7 @@ from oxydra.tui.state import (
     Effect,
     Event,
     Exit,
+    Remember,
     Repaint,
     Scroll,
     Scrolled,
@@ -37,13 +38,15 @@ class World:
     def __init__(self) -> None:
         self.state = State("alice", "n")
         self.effects: list[Effect] = []
+        self.remembered: list[str] = []
 
     def feed(self, *events: Event) -> list[Effect]:
-        """The effects of these events."""
+        """The effects of these events, keeping what was sent aside."""
         new: list[Effect] = []
         for event in events:
             self.state, effects = reduce(self.state, event)
-            new += effects
+            new += [e for e in effects if not isinstance(e, Remember)]
+            self.remembered += [e.text for e in effects if isinstance(e, Remember)]
         self.effects += new
         return new
 

@@ -84,8 +84,11 @@ def approvals(options: argparse.Namespace) -> int:
 
 
 def tui(options: argparse.Namespace) -> int:
-    workspace = workspace_of(load(options))
-    return _open_tui(lambda: locate(workspace), workspace.user, options.session)
+    from oxydra import config
+
+    settings = load(options)
+    workspace = workspace_of(settings, config.mounts(settings))
+    return _open_tui(lambda: locate(workspace), workspace.user, options.session, workspace.shared)
 
 
 def tui_direct(options: argparse.Namespace) -> int:
@@ -107,7 +110,7 @@ def tui_direct(options: argparse.Namespace) -> int:
     return _open_tui(named, options.user, options.session)
 
 
-def _open_tui(where: Locate, user: str, session: str | None) -> int:
+def _open_tui(where: Locate, user: str, session: str | None, shared: Path | None = None) -> int:
     try:
         from oxydra.tui.app import main
     except ImportError as error:
@@ -116,4 +119,4 @@ def _open_tui(where: Locate, user: str, session: str | None) -> int:
             remedy=f"Install Oxydra with its dependencies ({error.name} is missing).",
         ) from None
     endpoint, token = where()
-    return main(endpoint, user, token, session, locate=where)
+    return main(endpoint, user, token, session, locate=where, shared=shared)

@@ -14,31 +14,46 @@ import logging
 import os
 import queue
 import select
+import shlex
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from oxydra.errors import NoDaemonError, OxydraError
 from oxydra.tui import markdown
+from oxydra.tui.attach import Paths
 from oxydra.tui.client import GatewayClient, Locate
 from oxydra.tui.keys import KeyDecoder
 from oxydra.tui.model import reduce
+from oxydra.tui.past import Past, place
 from oxydra.tui.screen import TerminalScreen
 from oxydra.tui.state import (
+    Bell,
+    Complete,
+    Edited,
     Effect,
     Event,
     Exit,
+    OpenEditor,
+    Remember,
     Repaint,
+    Resolve,
     Scroll,
     Send,
     State,
     Suspend,
     Tick,
+    Told,
+    Write,
 )
 from oxydra.tui.view import View
 
@@ -56,15 +71,17 @@ def main(
     *,
     new_session: bool = False,
     locate: Locate | None = None,
+    shared: Path | None = None,
 ) -> int:
     """Run the terminal UI until the person leaves; the answer is the exit code.
 
     Without `session_id` the gateway gives the user's most recent session, or with `new_session` a
-    new one. `locate` is asked for endpoint and token when the connection has to be made again. What
-    keeps the UI from starting is said on standard error.
+    new one. `locate` is asked for endpoint and token when the connection has to be made again.
+    `shared` is the workspace's folder for the model, where it is on this machine. What keeps the UI
+    from starting is said on standard error.
     """
     try:
-        app = App(endpoint, user_id, token, session_id, new_session=new_session, locate=locate)
+        app = App(endpoint, user_id, token, session_id, new_session, locate, shared)
     except OxydraError as error:
         print(f"oxydra-tui: {error}", file=sys.stderr)
         return error.exit_code
@@ -115,13 +132,15 @@ class App:
         user_id: str,
         token: str,
         session_id: str | None,
-        *,
         new_session: bool = False,
         locate: Locate | None = None,
+        shared: Path | None = None,
     ) -> None:
         """Raises `UsageError` if there is no terminal."""
         self.screen = TerminalScreen()
         self.state = State(user_id, uuid.uuid4().hex[:16])
+        self._paths = Paths(shared)
+        self._past = Past(place(user_id))
         self.view = View()
         self.pace = Pace()
         self._keys = KeyDecoder()
@@ -134,6 +153,7 @@ class App:
         os.set_blocking(self._wake_write, False)
         self._dirty = True  # something is to be drawn
         self._urgent = True  # and a person waits for it
+        self._told: set[str] = set()  # what went wrong and was said
         self._exit: int | None = None
         self._closing = False
         self.client = GatewayClient(
@@ -151,6 +171,9 @@ class App:
     def run(self) -> int:
         """Raises what keeps the client from connecting."""
         self.client.connect()
+        with self._telling("What you sent before can't be read"):
+            editor = replace(self.state.editor, history=self._past.load())
+            self.state = replace(self.state, editor=editor)
         with _held_logs(), self._handling_signals():
             try:
                 self.screen.enter()
@@ -237,6 +260,63 @@ class App:
                 self._suspend(whole_group=True)
             case Repaint():
                 self.screen.forget()
+            case Remember(text):
+                with self._telling("What you send can't be kept for the next time"):
+                    self._past.add(text)
+            case Complete(word):
+                self._dispatch(self._paths.complete(word))
+            case Resolve(text):
+                self._dispatch(self._paths.resolve(text))
+            case OpenEditor(text):
+                self._edit(text)
+            case Write(path, text):
+                with self._telling(f"{path} can't be written"):
+                    self._write(Path(path).expanduser(), text)
+            case Bell():
+                self.screen.ring()
+
+    @contextlib.contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        """Say an `OSError` of the block to the person, once for each reason."""
+        try:
+            yield
+        except OSError as error:
+            said = f"{what}: {error.strerror or error}."
+            if said not in self._told:
+                self._told.add(said)
+                self._dispatch(Told("warning", said))
+
+    def _write(self, path: Path, text: str) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+        self._dispatch(Told("notice", f"Written to {path.absolute()}."))
+
+    def _edit(self, text: str) -> None:
+        """Run the person's own editor on `text`, with the terminal given back meanwhile."""
+        words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+        self.screen.leave()
+        noting = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # nobody would continue us
+        try:
+            with tempfile.TemporaryDirectory(prefix="oxydra-") as folder:
+                file = Path(folder) / "message.md"
+                file.write_text(text, encoding="utf-8", errors="replace")
+                ended = subprocess.run([*words, str(file)], check=False).returncode
+                if ended:
+                    said = f"{words[0]} ended with {ended}: the message stays as it was."
+                    self._dispatch(Told("warning", said))
+                else:
+                    written = file.read_text(encoding="utf-8", errors="replace")
+                    self._dispatch(Edited(written.rstrip("\n")))
+        except (OSError, IndexError) as error:
+            said = f"The editor can't be used: {error}. Set EDITOR to one that there is."
+            self._dispatch(Told("warning", said))
+        finally:
+            signal.signal(signal.SIGTSTP, noting)
+            while signal.SIGINT in self._signals:  # it was meant for the editor
+                self._signals.remove(signal.SIGINT)
+            self.screen.enter()
+            self._dirty = self._urgent = True
 
     # ----------------------------------------------------------------------------------- what comes
 

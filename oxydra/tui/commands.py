@@ -10,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from oxydra.tui import costs
+from oxydra.scrub import printable
+from oxydra.tui import costs, outline, pick, transcript
 from oxydra.tui.cells import one_line
-from oxydra.tui.state import Entry, Exit, SessionInfo, State, Step
+from oxydra.tui.state import Entry, Exit, SessionInfo, State, Step, Write
+from oxydra.tui.transcript import files
 from oxydra.types import Json
 
 SHORT_ID = 8  # characters of a session id that people get to see
 
 KEYS_HELP = """\
-Enter sends, Alt+Enter or Ctrl+J starts a new line
-Up and Down recall what you sent; PageUp and PageDown read back, Esc returns to the newest line
+Enter sends, Alt+Enter or Ctrl+J starts a new line, Tab completes, Ctrl+G opens $EDITOR
+@path names a file: of the workspace, or one of yours to attach
+Up and Down recall what you sent, Ctrl+R searches it; Ctrl+T chooses a session
+Alt+B and Alt+F move by words; Ctrl+W, Ctrl+U and Ctrl+K cut, Ctrl+Y puts back
+PageUp and PageDown read back, Esc returns to the newest line
 Ctrl+O shows what is collapsed: arguments and results of calls, reasoning, whole diffs
 Ctrl+C cancels the running turn; when none runs, press it twice to leave
 When a call needs your approval: a allows it once, s for the session, d denies it"""
@@ -46,13 +51,18 @@ def run(state: State, line: str) -> Step | None:
     return command.run(state, rest.strip())
 
 
-def unknown(line: str) -> str:
+def unknown(state: State, line: str) -> str:
     """What to say to a line that names no command."""
     name = one_line(line).split(" ")[0]
-    known = ", ".join(COMMANDS)
+    known = ", ".join(known_here(state))
     return (
         f"There is no command {name}. There are {known}. A space before it sends it as a message."
     )
+
+
+def known_here(state: State) -> list[str]:
+    """The commands, without those of which the daemon said that it does not know them."""
+    return [name for name in COMMANDS if name.removeprefix("/") not in state.unknown]
 
 
 # ----------------------------------------------------------------------------------------- commands
@@ -83,7 +93,7 @@ def _sessions(state: State, rest: str) -> Step:
 
 def _switch(state: State, wanted: str) -> Step:
     if not wanted:
-        return state.say("warning", "Switch to which session? /sessions lists them."), ()
+        return pick.begin(state)
     return state.ask("list_sessions", {"include_archived": True}, "switch", wanted)
 
 
@@ -97,6 +107,26 @@ def _cancel(state: State, _rest: str) -> Step:
     if state.active is None:
         return state.say("notice", "No turn is running."), ()
     return cancel(state)
+
+
+def _cancel_all(state: State, _rest: str) -> Step:
+    state, effects = state.ask("cancel_all_active_turns", {}, "cancel")
+    return state.say("notice", "The turns of all sessions are asked to stop."), effects
+
+
+def _of_daemon(name: str, argument: str = "") -> Callable[[State, str], Step]:
+    """A command that the daemon carries out, if it knows it; what follows it is `argument`."""
+
+    def run(state: State, rest: str) -> Step:
+        return _command(state, name, **({argument: rest} if argument and rest else {}))
+
+    return run
+
+
+def _export(state: State, path: str) -> Step:
+    args = {"session_id": state.session_id}
+    path = path or f"oxydra-{state.session_id[:SHORT_ID]}.md"
+    return state.ask("command", {"name": "export", "args": args}, "export", path)
 
 
 def _cost(state: State, by: str) -> Step:
@@ -135,8 +165,9 @@ def _status(state: State, _rest: str) -> Step:
 
 
 def _help(state: State, _rest: str) -> Step:
-    usages = max(len(command.usage) for command in COMMANDS.values())
-    lines = [f"{command.usage:<{usages}}  {command.help}" for command in COMMANDS.values()]
+    known = [COMMANDS[name] for name in known_here(state)]
+    usages = max(len(command.usage) for command in known)
+    lines = [f"{command.usage:<{usages}}  {command.help}" for command in known]
     return state.say("notice", "\n".join([*lines, "", KEYS_HELP])), ()
 
 
@@ -150,9 +181,15 @@ COMMANDS = {
         Command("/new [--agent <agent>] [name]", "start a new session", _new),
         Command("/agents", "list the agents", _agents),
         Command("/sessions [all]", "list the sessions; all: of delegations too", _sessions),
-        Command("/switch <id or name>", "go on with another session", _switch),
+        Command("/switch [id or name]", "go on with another session; alone: choose one", _switch),
         Command("/steer <text>", "tell it to the running turn, before its next step", _steer),
         Command("/cancel", "cancel the running turn", _cancel),
+        Command("/cancelall", "cancel the turns of all sessions", _cancel_all),
+        Command("/undo", "take the last turn back", _of_daemon("undo")),
+        Command("/memory <query>", "look into what is remembered", _of_daemon("memory", "query")),
+        Command("/pins", "list the pinned rules", _of_daemon("pins")),
+        Command("/schedules", "list what is scheduled", _of_daemon("schedules")),
+        Command("/export [file]", "write this session into a Markdown file", _export),
         Command(
             "/cost [day|model|session|schedule]",
             "show what was spent, and what is left of each cap",
@@ -169,10 +206,13 @@ COMMANDS = {
 }
 
 
-def say(state: State, text: str, *, steers: bool = False) -> Step:
+def say(
+    state: State, text: str, *, steers: bool = False, attachments: tuple[Json, ...] = ()
+) -> Step:
     """Put what the person said into the transcript, and send it."""
     turn_id = f"{state.nonce}-t{state.last_id + 1}"
-    state = state.append(Entry(0, "user", text, turn_id, "sending", steers=steers))
+    entry = Entry(0, "user", text, turn_id, "sending", steers=steers, attachments=attachments)
+    state = state.append(replace(entry, files=files(attachments)))
     return send_turn(state, state.entries[-1])
 
 
@@ -187,6 +227,8 @@ def send_turn(state: State, entry: Entry) -> Step:
     }
     if entry.steers:
         payload["steer"] = True
+    if entry.attachments:
+        payload["attachments"] = list(entry.attachments)
     return state.ask("send_turn", payload, "turn", entry.turn_id)
 
 
@@ -205,6 +247,8 @@ def cancel(state: State) -> Step:
 
 def on_sessions(state: State, purpose: str, about: str, sessions: list[SessionInfo]) -> Step:
     """A list of sessions came, for `/sessions`, `/switch` or the status line."""
+    own = tuple(s for s in sessions if not s.archived and not s.delegated)
+    state = replace(state, sessions=own)
     here = next((s for s in sessions if s.session_id == state.session_id), None)
     if here is not None:
         state = replace(state, session_name=here.name, agent=here.agent)
@@ -220,19 +264,23 @@ def on_cost(state: State, data: Json) -> State:
     return state.say("notice", "\n".join(costs.cost_lines(data)))
 
 
-def on_command(state: State, name: str, data: Json) -> Step:
-    """What `rename`, `fork`, `model` or `tokens` gave."""
+def on_command(state: State, name: str, about: str, data: Json) -> Step:
+    """What `rename`, `fork`, `export`, `model` or `tokens` gave."""
     match name:
         case "rename":
             named = str(data.get("display_name") or "")
             return replace(state, session_name=named).say("notice", f"It is now {named}."), ()
         case "fork":
             return switch(state, str(data.get("session_id", "")))
+        case "export":
+            return state, (Write(about, printable(str(data.get("text") or ""))),)
         case "model":
             return state.say("notice", _model_text(data)), ()
-        case _:
+        case "tokens":
             rows = [row for row in data.get("tokens") or () if isinstance(row, dict)]
             return state.say("notice", "\n".join(map(_token_row, rows))), ()
+        case _:
+            return on_result(state, name, data)
 
 
 def _model_text(data: Json) -> str:
@@ -255,8 +303,26 @@ def _token_row(row: Json) -> str:
     return one_line(f"{row.get('name')}: {may}" + (f" · {clients} connected" if clients else ""))
 
 
+def on_result(state: State, name: str, data: Json) -> Step:
+    """A command was carried out of whose answer nothing else is known."""
+    state = state.say("notice", outline.outlined(name, data))
+    return transcript.reload(state) if name == "undo" else (state, ())
+
+
+def on_unknown(state: State, name: str, message: str) -> State:
+    """The daemon said that it does not know a command: it is no longer offered."""
+    state = replace(state, unknown=state.unknown | {name})
+    return state.say("warning", f"This daemon does not know /{name}. {message}")
+
+
+def with_agents(state: State, data: Json) -> State:
+    rows = [row for row in data.get("agents") or () if isinstance(row, dict)]
+    return replace(state, agents=tuple(str(row.get("name")) for row in rows))
+
+
 def on_agents(state: State, data: Json) -> State:
     """A list of agents came."""
+    state = with_agents(state, data)
     rows = [row for row in data.get("agents") or () if isinstance(row, dict)]
     return state.say("notice", "\n".join(_agent_row(state, row) for row in rows))
 

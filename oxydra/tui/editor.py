@@ -17,13 +17,17 @@ REMEMBERED = 500  # messages
 
 @dataclass(frozen=True, slots=True)
 class Editor:
-    """`recalled` is the place in `history` that is shown, None for one's own `draft`."""
+    """`recalled` is the place in `history` that is shown, None for one's own `draft`. `killed` is
+    what was cut last; `killing` that the last key cut it, so that the next cut is added to it.
+    """
 
     text: str = ""
     cursor: int = 0
     history: tuple[str, ...] = ()
     recalled: int | None = None
     draft: str = ""
+    killed: str = ""
+    killing: bool = False
 
     @property
     def before(self) -> str:
@@ -45,15 +49,17 @@ class Editor:
         history = self.history
         if self.text and (not history or history[-1] != self.text):
             history = (*history, self.text)[-REMEMBERED:]
-        return Editor(history=history)
+        return Editor(history=history, killed=self.killed)
 
 
 def edit(editor: Editor, key: Key) -> Editor | None:
     """The editor after `key`; None if the key is not an editor's."""
     if key.name in ("text", "paste"):
-        return editor.insert(key.text)
+        return replace(editor, killing=False).insert(key.text)
     action = _ACTIONS.get(key.name)
-    return action(editor) if action else None
+    if action is None:
+        return None
+    return replace(action(editor), killing=action in _KILLS)
 
 
 # ------------------------------------------------------------------------------------------ actions
@@ -85,22 +91,51 @@ def _end(editor: Editor) -> Editor:
     return replace(editor, cursor=_line_end(editor))
 
 
+def _kill(editor: Editor, start: int, end: int) -> Editor:
+    """Cut what is between; several cuts in a row are put back as one."""
+    cut = editor.text[start:end]
+    if editor.killing:
+        cut = editor.killed + cut if start == editor.cursor else cut + editor.killed
+    edited = editor.set(editor.text[:start] + editor.text[end:], start)
+    return replace(edited, killed=cut or editor.killed)
+
+
 def _kill_to_end(editor: Editor) -> Editor:
     """To the line's end; at its end, the line break."""
     end = editor.cursor + 1 if editor.after[:1] == "\n" else _line_end(editor)
-    return editor.set(editor.before + editor.text[end:], editor.cursor)
+    return _kill(editor, editor.cursor, end)
 
 
 def _kill_to_start(editor: Editor) -> Editor:
-    start = _line_start(editor)
-    return editor.set(editor.text[:start] + editor.after, start)
+    return _kill(editor, _line_start(editor), editor.cursor)
 
 
 def _kill_word(editor: Editor) -> Editor:
+    """Back to the white space before the cursor."""
     kept = editor.before.rstrip()
     while kept and not kept[-1].isspace():
         kept = kept[:-1]
-    return editor.set(kept + editor.after, len(kept))
+    return _kill(editor, len(kept), editor.cursor)
+
+
+def _kill_word_back(editor: Editor) -> Editor:
+    return _kill(editor, _word_start(editor), editor.cursor)
+
+
+def _kill_word_on(editor: Editor) -> Editor:
+    return _kill(editor, editor.cursor, _word_end(editor))
+
+
+def _yank(editor: Editor) -> Editor:
+    return editor.insert(editor.killed)
+
+
+def _word_left(editor: Editor) -> Editor:
+    return replace(editor, cursor=_word_start(editor))
+
+
+def _word_right(editor: Editor) -> Editor:
+    return replace(editor, cursor=_word_end(editor))
 
 
 def _newline(editor: Editor) -> Editor:
@@ -156,10 +191,56 @@ _ACTIONS: dict[str, Callable[[Editor], Editor]] = {
     "ctrl-k": _kill_to_end,
     "ctrl-u": _kill_to_start,
     "ctrl-w": _kill_word,
+    "alt-backspace": _kill_word_back,
+    "ctrl-backspace": _kill_word_back,
+    "alt-d": _kill_word_on,
+    "ctrl-delete": _kill_word_on,
+    "ctrl-y": _yank,
+    "alt-b": _word_left,
+    "alt-left": _word_left,
+    "ctrl-left": _word_left,
+    "alt-f": _word_right,
+    "alt-right": _word_right,
+    "ctrl-right": _word_right,
     "newline": _newline,
     "alt-enter": _newline,
     "ctrl-j": _newline,
 }
+
+
+_KILLS = (_kill_to_end, _kill_to_start, _kill_word, _kill_word_back, _kill_word_on)
+
+
+def _word_start(editor: Editor) -> int:
+    """Where the word before the cursor begins."""
+    at = editor.cursor
+    seen = False
+    for part in reversed(_parts(editor.before)):
+        if seen and not part[0].isalnum():
+            break
+        seen = seen or part[0].isalnum()
+        at -= len(part)
+    return at
+
+
+def _word_end(editor: Editor) -> int:
+    """Where the word behind the cursor ends."""
+    at = editor.cursor
+    seen = False
+    for part in _parts(editor.after):
+        if seen and not part[0].isalnum():
+            break
+        seen = seen or part[0].isalnum()
+        at += len(part)
+    return at
+
+
+def _parts(text: str) -> list[str]:
+    """The clusters of several lines, and the newlines between."""
+    parts: list[str] = []
+    for number, line in enumerate(text.split("\n")):
+        parts += ["\n", *clusters(line)] if number else clusters(line)
+    return parts
 
 
 def _line_start(editor: Editor) -> int:

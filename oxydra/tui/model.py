@@ -10,17 +10,25 @@ from dataclasses import replace
 from typing import Any
 
 from oxydra.frames import TERMINAL, Frame
-from oxydra.tui import approvals, commands, transcript
+from oxydra.tui import approvals, commands, complete, find, pick, transcript
+from oxydra.tui.cells import one_line
 from oxydra.tui.client import Link
 from oxydra.tui.editor import edit
 from oxydra.tui.keys import Key
 from oxydra.tui.state import (
     Active,
+    Bell,
+    Completed,
+    Edited,
     Effect,
     Event,
     Exit,
     Health,
+    OpenEditor,
+    Remember,
     Repaint,
+    Resolve,
+    Resolved,
     Scroll,
     Scrolled,
     SessionInfo,
@@ -28,6 +36,7 @@ from oxydra.tui.state import (
     Step,
     Suspend,
     Tick,
+    Told,
 )
 from oxydra.types import Json
 
@@ -51,6 +60,14 @@ def reduce(state: State, event: Event) -> Step:
         case Scrolled(anchor, top):
             state = replace(state, anchor=anchor)
             return transcript.older(state) if top else (state, ())
+        case Completed():
+            return complete.paths(state, event), ()
+        case Resolved():
+            return _on_resolved(state, event)
+        case Edited(text):
+            return replace(state, editor=state.editor.set(text)), ()
+        case Told(kind, text):
+            return state.say(kind, text), ()
 
 
 # --------------------------------------------------------------------------------------------- keys
@@ -58,25 +75,42 @@ def reduce(state: State, event: Event) -> Step:
 _SCROLLS = {"pageup": -1.0, "pagedown": 1.0, "shift-up": -0.1, "shift-down": 0.1, "escape": 0.0}
 
 
+_REST: dict[str, Effect] = {"ctrl-l": Repaint(), "ctrl-z": Suspend()}
+
+
 def _on_key(state: State, key: Key) -> Step:
+    step = pick.on_key(state, key) or find.on_key(state, key)
+    if step is not None:
+        return step
+    state = find.leave(state)
     if key.name == "ctrl-c":
-        return _interrupt(state)
-    state = replace(state, hint="", leaving=False)
+        return _interrupt(replace(state, attaching=None))
+    attaching = state.attaching
+    state = replace(state, hint="", leaving=False, attaching=None)
+    if attaching is not None and key.name == "enter":
+        return _say(state, attaching.prompt, attaching.attachments)
     step = approvals.answer(state, key)
     if step is not None:
         return step
     if key.name in _SCROLLS:
         return state, (Scroll(_SCROLLS[key.name]),)
-    if key.name == "enter":
-        return _submit(state)
-    if key.name == "ctrl-d" and not state.editor.text:
-        return state, (Exit(),)
-    if key.name == "ctrl-l":
-        return state, (Repaint(),)
-    if key.name == "ctrl-o":
-        return replace(state, details=not state.details), ()
-    if key.name == "ctrl-z":
-        return state, (Suspend(),)
+    if key.name in _REST:
+        return state, (_REST[key.name],)
+    match key.name:
+        case "enter":
+            return _submit(state)
+        case "tab":
+            return complete.tab(state)
+        case "ctrl-r":
+            return find.begin(state), ()
+        case "ctrl-t":
+            return pick.begin(state)
+        case "ctrl-g":
+            return state, (OpenEditor(state.editor.text),)
+        case "ctrl-o":
+            return replace(state, details=not state.details), ()
+        case "ctrl-d" if not state.editor.text:
+            return state, (Exit(),)
     edited = edit(state.editor, key)
     return (state if edited is None else replace(state, editor=edited)), ()
 
@@ -99,10 +133,30 @@ def _submit(state: State) -> Step:
     if text.startswith("/") and ("\n" not in text.strip() or text.startswith("/steer ")):
         step = commands.run(replace(state, editor=state.editor.take(), anchor=None), text)
         if step is None:
-            return state.say("warning", commands.unknown(text)), ()
-        return step
+            return state.say("warning", commands.unknown(state, text)), ()
+        return step[0], (Remember(text), *step[1])
+    if "@" in text:
+        return state, (Resolve(text),)
+    return _say(state, text)
+
+
+def _on_resolved(state: State, event: Resolved) -> Step:
+    """The paths of the message in the input were looked at: send it, or ask before files go."""
+    if state.editor.text != event.text:
+        return state, ()
+    if event.problem:
+        return state.say("warning", event.problem), ()
+    if not event.attachments:
+        return _say(state, event.prompt)
+    names = ", ".join(transcript.files(event.attachments))
+    return replace(state, attaching=event, hint=f"Attach {names}? Enter sends, Esc does not"), ()
+
+
+def _say(state: State, prompt: str, attachments: tuple[Json, ...] = ()) -> Step:
+    typed = state.editor.text
     state = replace(state, editor=state.editor.take(), anchor=None)
-    return commands.say(state, text.strip("\n"))
+    state, effects = commands.say(state, prompt.strip("\n"), attachments=attachments)
+    return state, (Remember(typed), *effects)
 
 
 # --------------------------------------------------------------------------------------- connection
@@ -113,8 +167,12 @@ def _on_link(state: State, link: Link) -> Step:
     state = replace(state, link=link)
     if not link.connected:
         unread = state.unread or any(r.purpose == "reload" for r in state.requests.values())
-        return replace(state, requests={}, unread=unread, asked=()), ()
+        known = frozenset(entry.turn_id for entry in state.entries)
+        away = (known or None) if was.connected else state.away
+        return replace(state, requests={}, unread=unread, asked=(), away=away), ()
     effects: list[Effect] = []
+    if not link.fresh and not state.unread:
+        state = replace(state, away=None)  # it goes on where it broke
     if link.fresh or state.unread:
         state = _gather(effects, transcript.reload(replace(state, unread=False)))
     if not was.connected:
@@ -145,7 +203,7 @@ def _on_frame(state: State, frame: Frame) -> Step:
         if frame.type == "error" and request is not None and request.purpose == "turn":
             return _failed(state, "turn", request.about, payload), ()
         if frame.type == "approval_request":
-            return approvals.on_request(state, payload), ()
+            return approvals.on_request(state, payload), (Bell(),)
         if frame.type == "approval_resolved":
             answers = request is not None and request.purpose == "approve"
             return (state if answers else approvals.on_resolved(state, payload)), ()
@@ -172,8 +230,14 @@ def _on_frame(state: State, frame: Frame) -> Step:
             return commands.on_cost(state, payload["data"]), ()
         case "command_result" if purpose == "agents":
             return commands.on_agents(state, payload["data"]), ()
-        case "command_result" if purpose in ("rename", "fork", "model", "tokens"):
-            return commands.on_command(state, purpose, payload["data"])
+        case "command_result" if purpose == "agent names":
+            return complete.tab(commands.with_agents(state, payload["data"]))
+        case "command_result" if purpose:
+            return commands.on_command(state, purpose, about, payload["data"])
+        case "scheduled_notification":
+            name = str(payload.get("schedule_name") or payload.get("schedule_id") or "")
+            said = f"Scheduled, {name}: {payload.get('message') or ''}"
+            return state.say("notice", said), (Bell(),)
         case "health_status":
             state = replace(state, health=_health(payload))
             if purpose == "status":
@@ -190,7 +254,7 @@ def _greeted(state: State, payload: Json) -> State:
     session_id = str(payload["session"].get("session_id", ""))
     if session_id != state.session_id:
         state = replace(state, session_id=session_id, entries=(), more=False, anchor=None)
-        state = replace(state, asked=())
+        state = replace(state, asked=(), away=None)
     return replace(state, active=_active(state, payload))
 
 
@@ -199,6 +263,7 @@ def _switched(state: State, payload: Json) -> Step:
     state = replace(
         state, session_id=session_id, session_name="", entries=(), more=False, anchor=None
     )
+    state = replace(state, away=None)
     state = replace(state, tokens=0, cost=None, asked=(), active=_active(state, payload))
     effects: list[Effect] = []
     state = _gather(effects, transcript.reload(state))
@@ -220,6 +285,10 @@ def _failed(state: State, purpose: str, about: str, payload: Json) -> State:
     """A request was refused. A message that was gets back into the input, if that is empty."""
     if purpose == "cancel":
         return state  # the turn ended by itself
+    if purpose and str(payload["message"]).startswith("There is no command"):
+        return commands.on_unknown(state, purpose, str(payload["message"]))
+    if purpose == "agent names":
+        return replace(state, hint=one_line(str(payload["message"])))
     mine = next((e for e in reversed(state.entries) if about and e.turn_id == about), None)
     if purpose == "turn" and mine is not None and mine.state == "sending":
         state = state.change(replace(mine, state="refused"))

@@ -145,6 +145,10 @@ class TerminalScreen:
         """Draw every line the next time."""
         self._drawn = []
 
+    def ring(self) -> None:
+        """Sound the terminal's bell."""
+        self._write("\a")
+
     def draw(self, screen: Screen) -> None:
         """Put `screen` on the terminal; only lines that changed are written."""
         term = self._terminal

@@ -29,7 +29,8 @@ class Entry:
     `refused`, then empty. Of an answer and of reasoning: `open` while it streams, `stale` when it
     was broken off and is asked for again, then empty. Of a tool call: `started`, `finished`,
     `failed` or `unknown`. `sequence` is its place in the stored history, 0 for what came live.
-    `steers`: a message that is meant for the turn which runs. `files` are a message's attachments.
+    `steers`: a message that is meant for the turn which runs. `files` are a message's attachments
+    by name and size, `attachments` themselves until the gateway has them.
 
     Of a tool call, `text` is its arguments in short, `arguments` and `result` are all there is once
     the history told, `size` the bytes of the result, `since` when it began, on `Tick`'s clock.
@@ -40,6 +41,7 @@ class Entry:
     text: str
     turn_id: str = ""
     state: str = ""
+    attachments: tuple[Json, ...] = ()
     sequence: int = 0
     call_id: str = ""
     tool: str = ""
@@ -117,6 +119,25 @@ class Anchor:
 
 
 @dataclass(frozen=True, slots=True)
+class Search:
+    """Looking for something that was sent: `at` is its place in the history, None for nothing
+    found; `before` is the input as it was.
+    """
+
+    query: str
+    at: int | None
+    before: Editor
+
+
+@dataclass(frozen=True, slots=True)
+class Picker:
+    """Choosing a session: what was typed to narrow the list, and the row that Enter takes."""
+
+    query: str = ""
+    row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a reply is wanted for; `about` is the purpose's own."""
 
@@ -134,6 +155,10 @@ class State:
     for approvals that are open, oldest first. `anchor` is None while the
     newest line is in sight. `details` shows what is collapsed otherwise. `hint` stands in the
     input's title until the next key; `leaving` says that Ctrl+C was announced to leave.
+
+    `sessions` and `agents` are what the gateway told last, `unknown` the commands that it said it
+    does not know. `attaching` is a message whose files are to be confirmed. `away`: the turns that
+    were known when the connection broke.
     """
 
     user_id: str
@@ -156,6 +181,13 @@ class State:
     cost: float | None = None
     anchor: Anchor | None = None
     details: bool = False
+    sessions: tuple[SessionInfo, ...] = ()
+    agents: tuple[str, ...] = ()
+    unknown: frozenset[str] = frozenset()
+    search: Search | None = None
+    picker: Picker | None = None
+    attaching: Resolved | None = None
+    away: frozenset[str] | None = None
     hint: str = ""
     leaving: bool = False
 
@@ -221,7 +253,42 @@ class Scrolled:
     top: bool
 
 
-Event: TypeAlias = Tick | Key | Frame | Link | Scrolled
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The paths that `word`, which begins with `@`, can become."""
+
+    word: str
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The paths of a message were looked at: `prompt` has those of the workspace as the model sees
+    them, `attachments` are the others as `send_turn` takes them, `problem` why it can't be sent.
+    """
+
+    text: str
+    prompt: str
+    attachments: tuple[Json, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """The editor that the person prefers gave this back."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Something to be said to the person, such as what became of an effect."""
+
+    kind: EntryKind
+    text: str
+
+
+Event: TypeAlias = Tick | Key | Frame | Link | Scrolled | Completed | Resolved | Edited | Told
 
 
 # ------------------------------------------------------------------------------------------ effects
@@ -259,5 +326,58 @@ class Repaint:
     """Draw everything anew."""
 
 
-Effect: TypeAlias = Send | Scroll | Exit | Suspend | Repaint
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep what was sent, for the next time."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Say which paths `word`, which begins with `@`, can become."""
+
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Look at the paths that a message names with `@`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEditor:
+    """Let the person write `text` on in their own editor."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Write a new file."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bell:
+    """Call the person."""
+
+
+Effect: TypeAlias = (
+    Send
+    | Scroll
+    | Exit
+    | Suspend
+    | Repaint
+    | Remember
+    | Complete
+    | Resolve
+    | OpenEditor
+    | Write
+    | Bell
+)
 Step: TypeAlias = tuple[State, tuple[Effect, ...]]

@@ -58,7 +58,7 @@ def _gathered(step: Step, then: Callable[[State, str], Step], turn_id: str) -> S
 def _started(state: State, turn_id: str, turn_state: str) -> Step:
     if turn_state == "queued":
         mine = _message_of(state, turn_id)
-        return (state.change(replace(mine, state="queued")) if mine else state), ()
+        return (state.change(replace(mine, state="queued", attachments=())) if mine else state), ()
     state = _taken(state, turn_id)
     if turn_state == "running":
         return _running(state, turn_id), ()
@@ -94,7 +94,9 @@ def _running(state: State, turn_id: str, activity: str = "") -> State:
 def _taken(state: State, turn_id: str) -> State:
     """The message that began a turn waits no longer."""
     mine = _message_of(state, turn_id)
-    return state.change(replace(mine, state="")) if mine is not None and mine.state else state
+    if mine is None or not mine.state:
+        return state
+    return state.change(replace(mine, state="", attachments=()))
 
 
 def _delta(state: State, turn_id: str, text: str) -> State:
@@ -260,6 +262,7 @@ def on_history(state: State, purpose: str, about: str, events: Sequence[Json], m
     state, entries = _entries(state, events)
     if purpose == "older":
         return replace(state, entries=(*entries, *state.entries), more=more)
+    state, entries = _since_away(state, entries)
     known = {entry.turn_id for entry in entries if entry.kind == "user"}
     live = [
         entry
@@ -268,6 +271,17 @@ def on_history(state: State, purpose: str, about: str, events: Sequence[Json], m
     ]
     live = [e for e in live if not (e.kind == "user" and e.turn_id in known)]
     return replace(state, entries=(*entries, *_not_in(live, entries)), more=more)
+
+
+def _since_away(state: State, entries: list[Entry]) -> tuple[State, list[Entry]]:
+    """Mark where that begins which nobody saw because the connection was broken."""
+    known, state = state.away, replace(state, away=None)
+    new = [i for i, e in enumerate(entries) if known is not None and e.turn_id not in known]
+    if not new:
+        return state, entries
+    mark = Entry(state.last_id + 1, "notice", "While the connection was broken:")
+    state = replace(state, last_id=mark.id)
+    return state, [*entries[: new[0]], mark, *entries[new[0] :]]
 
 
 def _not_in(live: Iterable[Entry], stored: Sequence[Entry]) -> list[Entry]:
@@ -322,7 +336,7 @@ def _entries(state: State, events: Sequence[Json]) -> tuple[State, list[Entry]]:
                 done = "failed" if message.get("is_error") else "finished"
                 entries[at] = replace(entries[at], state=done, result=text)
             continue
-        base = replace(base, files=_files(message.get("attachments")))
+        base = replace(base, files=files(message.get("attachments")))
         if role == "user":
             entries.append(replace(base, kind="user"))
         elif role == "assistant":
@@ -349,12 +363,12 @@ def _entries(state: State, events: Sequence[Json]) -> tuple[State, list[Entry]]:
     return replace(state, last_id=state.last_id + len(entries)), entries
 
 
-def _files(rows: object) -> tuple[str, ...]:
+def files(rows: object) -> tuple[str, ...]:
     """Attachments by name and size: what is in them is not drawn."""
-    files = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     return tuple(
-        f"{row.get('name') or row.get('mime_type') or 'a file'} ({size(row.get('size'))})"
-        for row in files
+        one_line(f"{row.get('name') or row.get('mime_type') or 'a file'} ({size(row.get('size'))})")
+        for row in (rows if isinstance(rows, list | tuple) else ())
+        if isinstance(row, dict)
     )
 
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from oxydra.tui import approvals, markdown, transcript
+from oxydra.tui import approvals, find, markdown, pick, transcript
 from oxydra.tui.cells import clean, clip, fold, one_line, width, wrap
 from oxydra.tui.spans import Line, Span, exactly
 from oxydra.tui.state import Anchor, Entry, Scrolled, State
@@ -84,7 +84,10 @@ class View:
             first = exactly(columns, ("", clip("terminal too small", columns)))
             return Screen((first, *[exactly(columns)] * (rows - 1)), None)
         below, (column, row) = _below(state, columns, rows)
-        history = self._history(state, columns, rows - len(below), rows >= AIRY)
+        if state.picker is not None:
+            history = _choices(state, columns, rows - len(below))
+        else:
+            history = self._history(state, columns, rows - len(below), rows >= AIRY)
         return Screen((*history, *below), (column, len(history) + row))
 
     def scroll(self, state: State, columns: int, rows: int, pages: float) -> Scrolled:
@@ -323,11 +326,32 @@ def _took(milliseconds: int) -> str:
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
+def _choices(state: State, columns: int, height: int) -> list[Line]:
+    """The sessions to choose from, the newest at the top."""
+    rows = pick.matching(state)
+    chosen = state.picker.row if state.picker else 0
+    first = max(0, min(chosen - height // 2, len(rows) - height))
+    lines = [exactly(columns, ("dim", clip(" No session is called so.", columns)))][: not rows]
+    for number, session in enumerate(rows[first : first + height], first):
+        mark = "●" if session.session_id == state.session_id else " "
+        when = session.last_active_at[:16].replace("T", " ")
+        name = one_line(session.name) or session.session_id[:8]
+        here = number == chosen
+        text = clip(one_line(f"{name} · {session.agent} · {when}"), columns - 4)
+        style = "chosen" if here else ""
+        lines.append(exactly(columns, (style, f"{'❯' if here else ' '}{mark} {text}")))
+    return [*lines, *[exactly(columns)] * (height - len(lines))]
+
+
 def _title(state: State, columns: int) -> Line:
     """The rule above the input, with what is going on."""
     active = state.active
     style = "bold"
-    if state.hint:
+    if state.picker is not None:
+        title = pick.title(state.picker)
+    elif state.search is not None:
+        title = find.title(state.search)
+    elif state.hint:
         title, style = state.hint, "warn"
     elif not state.link.connected:
         title, style = f"no connection: {state.link.detail}", "warn"

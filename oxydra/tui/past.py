@@ -1,0 +1,80 @@
+"""What a person sent, kept for the next time: one file for each user, of JSON strings, a line each.
+
+Only its owner can read it. Several windows add to it at the same time; a text that begins with a
+space is not kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from oxydra.tui.editor import REMEMBERED
+
+MOST = 1 << 20  # bytes; past that only the newest are kept
+LONGEST = 20_000  # characters of a text that is kept
+
+
+def place(user_id: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """$XDG_STATE_HOME/oxydra/sent-USER, by default below ~/.local/state."""
+    top = environ.get("XDG_STATE_HOME", "")
+    state = Path(top) if os.path.isabs(top) else Path.home() / ".local" / "state"
+    return state / "oxydra" / f"sent-{quote(user_id, safe='')}"
+
+
+class Past:
+    """The file at `path`. Methods raise `OSError`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> tuple[str, ...]:
+        """The newest, oldest first. Lines that make no sense are passed over."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(0, os.SEEK_END)
+                size = file.tell()
+                file.seek(max(0, size - MOST))
+                lines = file.read(MOST).split(b"\n")
+        except FileNotFoundError:
+            return ()
+        texts = [text for line in lines if (text := _parsed(line))]
+        kept = tuple(texts[-REMEMBERED:])
+        if size > MOST:
+            self._replace(kept)
+        return kept
+
+    def add(self, text: str) -> None:
+        if text.startswith(" ") or len(text) > LONGEST:
+            return
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self._path, flags, 0o600)
+        try:
+            os.write(descriptor, _line(text))
+        finally:
+            os.close(descriptor)
+
+    def _replace(self, texts: tuple[str, ...]) -> None:
+        new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        with suppress(FileExistsError):
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(b"".join(map(_line, texts)))
+            os.replace(new, self._path)
+
+
+def _line(text: str) -> bytes:
+    return json.dumps(text).encode() + b"\n"
+
+
+def _parsed(line: bytes) -> str:
+    try:
+        text = json.loads(line)
+    except ValueError:
+        return ""
+    return text if isinstance(text, str) else ""

@@ -1,0 +1,138 @@
+"""Slash commands that the daemon carries out, `/export`, and what came while nobody looked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from oxydra.tui.client import Link
+from oxydra.tui.outline import LINES, outlined
+from oxydra.tui.state import Bell, Send, Write
+from tests.test_tui_input import world as connected
+from tests.test_tui_model import SESSION, World, sent, stored
+
+world = connected
+
+
+def command(world: World, line: str) -> Send:
+    (send,) = world.type(line)
+    assert isinstance(send, Send) and send.type == "command"
+    return send
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "args"),
+    [
+        ("/memory where is it", "memory", {"query": "where is it"}),
+        ("/schedules", "schedules", {}),
+        ("/undo", "undo", {}),
+        ("/pins", "pins", {}),
+    ],
+)
+def test_the_daemon_is_asked(world: World, line: str, name: str, args: dict[str, Any]) -> None:
+    send = command(world, line)
+    assert send.payload["name"] == name
+    assert send.payload["args"] == {"session_id": "s-main", **args}
+    world.reply(send, "command_result", name=name, data={"rows": [{"id": 1}]})
+    assert world.texts[-1] == "rows:\n  id 1"
+
+
+@pytest.mark.parametrize("line", ["/schedules", "/model", "/export", "/cost"])
+def test_a_command_that_the_daemon_does_not_know_is_said_and_no_longer_offered(
+    world: World, line: str
+) -> None:
+    assert f"\n{line} " in help_text(world)
+    send = command(world, line)
+    message = f"There is no command '{line[1:]}'. There are: agents."
+    world.reply(send, "error", message=message, code="usage")
+    assert world.state.entries[-1].kind == "warning"
+    assert world.texts[-1] == f"This daemon does not know {line}. {message}"
+    assert f"\n{line} " not in help_text(world)
+    assert world.type(line) != []  # another daemon may know it
+
+
+def help_text(world: World) -> str:
+    world.type("/help")
+    return world.texts[-1]
+
+
+def test_another_refusal_is_an_error(world: World) -> None:
+    send = command(world, "/undo")
+    world.reply(send, "error", message="A turn runs.", code="busy")
+    assert world.shown[-1] == ("error", "A turn runs.", "")
+
+
+def test_undo_reads_the_history_anew(world: World) -> None:
+    effects = world.reply(command(world, "/undo"), "command_result", name="undo", data={})
+    assert sent(effects) == ["history"]
+
+
+def test_cancelall(world: World) -> None:
+    assert sent(world.type("/cancelall")) == ["cancel_all_active_turns"]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"text": "one\ntwo"}, "one\ntwo"),
+        ({}, "/x: done."),
+        ({"left_usd": 1.5, "empty": ""}, "left usd: 1.5"),
+        ({"notes": []}, "notes: none"),
+        (
+            {"notes": [{"id": 3, "text": "a\nb", "pinned": True}, "plain"]},
+            "notes:\n  id 3 · text a b · pinned yes\n  plain",
+        ),
+    ],
+)
+def test_whatever_a_command_answers_is_shown(data: dict[str, Any], expected: str) -> None:
+    assert outlined("x", data) == expected
+
+
+def test_a_long_answer_of_a_command_is_cut() -> None:
+    lines = outlined("x", {"rows": list(range(2 * LINES))}).split("\n")
+    assert len(lines) == LINES + 1 and lines[-1] == f"… {LINES + 1} more lines"
+
+
+def test_export_writes_what_came_with_nothing_in_it_that_steers(world: World) -> None:
+    send = command(world, "/export out.md")
+    (write,) = world.reply(send, "command_result", name="export", data={"text": "# x \x1b[2J\n"})
+    assert write == Write("out.md", "# x ␛[2J\n")
+    send = command(world, "/export")
+    (write,) = world.reply(send, "command_result", name="export", data={"text": "y"})
+    assert write == Write("oxydra-s-main.md", "y")
+
+
+# --------------------------------------------------------------------------------------------- away
+
+
+def test_what_came_while_the_connection_was_broken_is_marked(world: World) -> None:
+    turn = world.send("hi")
+    world.turn("turn_started", turn)
+    world.feed(Link(False, detail="gone"))
+    (history, *_) = world.feed(Link(True, fresh=True))
+    events = [
+        stored(1, turn, "user", "hi"),
+        stored(2, turn, "assistant", "hello"),
+        stored(3, "other", "user", "from elsewhere"),
+    ]
+    world.reply(history, "session_history", session=SESSION, events=events, more=False)
+    assert world.texts == ["hi", "hello", "While the connection was broken:", "from elsewhere"]
+    (history,) = world.feed(Link(True, fresh=True))
+    world.reply(history, "session_history", session=SESSION, events=events, more=False)
+    assert "While the connection was broken:" not in world.texts
+
+
+def test_nothing_is_marked_where_nothing_was_missed(world: World) -> None:
+    turn = world.send("hi")
+    world.feed(Link(False, detail="gone"))
+    (history, *_) = world.feed(Link(True, fresh=True))
+    events = [stored(1, turn, "user", "hi")]
+    world.reply(history, "session_history", session=SESSION, events=events, more=False)
+    assert world.texts == ["hi"]
+
+
+def test_a_scheduled_message_is_shown_and_rings(world: World) -> None:
+    payload = {"schedule_id": "s1", "schedule_name": "news", "message": "Nothing new."}
+    assert world.frame("scheduled_notification", **payload) == [Bell()]
+    assert world.texts == ["Scheduled, news: Nothing new."]
