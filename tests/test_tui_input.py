@@ -229,7 +229,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("@/shared/no", ("@/shared/notes.txt",)),
         ("@out/pass", ()),
         ("@/shared/out/pass", ()),
-        ("@../", ("@../own/", "@../shared/")),
+        ("@../o", ("@../own/",)),
         ("@missing/x", ()),
     ],
 )
