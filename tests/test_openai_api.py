@@ -8,6 +8,7 @@ import http.client
 import json
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -384,3 +385,69 @@ def test_a_message_is_said_once():
     rows = [{"role": "user", "content": text} for text in ("a", "b")]
     wanted = read_request(json.dumps({"model": "oxydra", "messages": rows}).encode(), ["default"])
     assert wanted.opening() == "a\n\nb" and wanted.earlier == ()
+
+
+# ------------------------------------------------------------------------------- difficult readers
+
+
+def stream_of(gateway, sock):
+    body = json.dumps(
+        {"model": "oxydra", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    )
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}"
+    sock.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+
+
+def test_a_reader_that_stops_is_cut_off_and_its_turn_cancelled(door):
+    """It keeps nobody waiting, and nobody pays for what it will not read."""
+
+    class Endless(Scripted):
+        ended = threading.Event()
+
+        def stream(self, request, token):
+            try:
+                for _ in range(100_000):
+                    token.check()
+                    yield TextDelta("x" * 10_000)
+            finally:
+                self.ended.set()
+
+    gateway = door(Endless())
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", gateway.port))
+        stream_of(gateway, sock)
+        assert gateway.provider.ended.wait(60)
+        eventually(lambda: gateway.hub.counts()["running_turns"] == 0)
+    (session,) = gateway.store.sessions(include_archived=True)
+    assert gateway.store.messages(session.session_id)[-1].content.endswith("[cancelled]")
+
+
+def test_a_silent_turn_is_heard_of_by_proxies(door):
+    """Comments in the stream, which clients skip, until there is something to say."""
+    gateway = door(Held(""))
+    server = gateway.gateway._server
+    server.limits = replace(server.limits, beat_interval=0.01)
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as sock:
+        stream_of(gateway, sock)
+        received = b""
+        while received.count(b": working\n\n") < 3:
+            received += sock.recv(65536)
+        gateway.provider.release.set()
+        while part := sock.recv(65536):
+            received += part
+    assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_a_stop_of_the_daemon_leaves_the_turn_to_be_resumed(tmp_path):
+    gateway = Running(tmp_path / "oxydra.db", Held(), openai_api=True)
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as sock:
+        stream_of(gateway, sock)
+        assert gateway.provider.asked.acquire(timeout=20)
+        gateway.stop()
+    gateway.provider = Scripted("resumed")
+    gateway.start()
+    (session,) = gateway.store.sessions(include_archived=True)
+    eventually(lambda: not gateway.store.unfinished_turns())
+    assert gateway.store.messages(session.session_id)[-1].content == "resumed"
+    gateway.stop()

@@ -14,16 +14,21 @@ class Answer:
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
-        self._shown = ""  # of the current model call
-        self._text = ""  # what the current attempt at it has streamed
+        self._shown: list[str] = []  # of the current model call
+        self._repeated: str | None = None  # what an attempt at repeating it has streamed
         self._again = False  # the next model call repeats the one that was cut off
         self.ends_line = True
 
     def delta(self, text: str) -> None:
-        self._text += text
-        if self._text.startswith(self._shown):
-            self._put(self._text[len(self._shown) :])
-            self._shown = self._text
+        if self._repeated is None:
+            self._shown.append(text)
+            self._put(text)
+            return
+        self._repeated += text
+        shown = "".join(self._shown)
+        if self._repeated.startswith(shown):
+            self._put(self._repeated[len(shown) :])
+            self._shown, self._repeated = [self._repeated], None
         # else: another attempt that still repeats, or departs from, what stands there
 
     def progress(self, payload: Json) -> None:
@@ -31,7 +36,7 @@ class Answer:
         kind = payload["progress"]["kind"].get("kind")
         if kind in AGAIN:
             self._again = True
-            self._text = ""
+            self._repeated = ""
         elif kind == "provider_call":
             self._next_call()
 
@@ -41,12 +46,13 @@ class Answer:
             return
         if not self.ends_line:
             self._put("\n")
-        self._shown = self._text = ""
+        self._shown, self._repeated = [], None
 
     def finish(self, content: str) -> None:
         """The last call's whole text: write what is missing of it."""
-        if content.startswith(self._shown):
-            self._put(content[len(self._shown) :])
+        shown = "".join(self._shown)
+        if content.startswith(shown):
+            self._put(content[len(shown) :])
         else:  # it came out differently the second time: what counts is the last
             self._put(f"\n\n{content}")
 

@@ -481,10 +481,8 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
     def _drop_queue(self) -> None:
         """Replace the queue of a slow reader by Close 1013; a frame already begun is kept whole."""
         self._overflowed = False
-        if self.later is not None:  # an answer in HTTP is cut short, which its reader can see
-            self.sendq.clear()
-            self._queued = 0
-            return
+        if self.later is not None:  # in HTTP there is nothing to say any more
+            raise ConnectionAbortedError("the peer reads too slowly")
         kept = [chunk for chunk in islice(self.sendq, 1) if isinstance(chunk, memoryview)]
         last = frame(CLOSE, close_payload(TRY_LATER, "You read too slowly."))
         self.close_code = TRY_LATER

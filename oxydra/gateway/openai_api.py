@@ -283,8 +283,9 @@ class Exchange(Later):
             data = b"%x\r\n%b\r\n" % (len(data), data) + (b"0\r\n\r\n" if last else b"")
         if last:
             self._end(head + data)
-        elif self._conn is not None:
-            self._conn.send_frame(head + data)
+        elif self._conn is not None and not self._conn.send_frame(head + data):
+            self.over = True  # it reads too slowly, or is gone
+            self._door.leave(self, cancel=not self._comes_again)
 
     def _end(self, data: bytes) -> None:
         self.over = True
