@@ -90,6 +90,19 @@ def home(tmp_path):
     assert done.returncode in (0, 2, 3), done.stderr
 
 
+def comes_back(home, name):
+    """Kill a process of the daemon's and wait until another is there and the shell answers."""
+    before = home.status()[name]
+    os.kill(before, signal.SIGKILL)
+
+    def back():
+        status = json.loads(home.command("status", "--json").stdout or "{}")
+        startup = status.get("startup_status", {})
+        return status.get(name) not in (None, 0, before) and startup.get("shell_available")
+
+    eventually(back, timeout=90)
+
+
 @pytest.fixture
 def running(home):
     home.run("start", "--detach")

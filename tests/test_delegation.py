@@ -303,7 +303,7 @@ def test_errands_of_one_step_run_at_the_same_time(house):
 
     class Meets(Scripted):
         def stream(self, request, token):
-            met.wait(20)
+            met.wait(120)
             yield from Scripted("met").stream(request, token)
 
     wanted = [errand(goal=f"number {n}") for n in range(3)]
@@ -351,7 +351,7 @@ def test_a_cancel_reaches_a_childs_tool(house):
 
     def wait(context):
         service = Service("test-cancel", lambda _service: token.cancel()).start()
-        assert context.token.wait(20)
+        assert context.token.wait(120)
         service.stop()
 
     house.hooks["x"] = wait
@@ -462,7 +462,7 @@ def test_of_several_the_finished_keep_their_results(house):
                 yield from Scripted("one").stream(request, token)
                 first.set()
                 return
-            assert first.wait(20)
+            assert first.wait(120)
             raise Dies
 
     wanted = (errand(goal="goal one"), errand(goal="goal two"))

@@ -27,8 +27,8 @@ from oxydra.types import TurnState
 from tests.conftest import ROOT, eventually
 from tests.sandbox import processes_with, sandbox
 from tests.scripted import MODEL, Scripted, calls
-from tests.test_daemon import SCRIPT, home, running  # noqa: F401
-from tests.test_shell import best, comes_back, sandboxed, until
+from tests.test_daemon import SCRIPT, comes_back, home, running  # noqa: F401
+from tests.test_shell import best, sandboxed, until
 
 TURN = "t1"
 

@@ -30,7 +30,7 @@ from oxydra.tools.shell_client import SESSIONS, Ran, ShellClient
 from oxydra.types import SafetyTier, ToolContext
 from tests.conftest import eventually
 from tests.sandbox import UID, isolation, missing, processes_with, sandbox
-from tests.test_daemon import SCRIPT, home, running  # noqa: F401
+from tests.test_daemon import SCRIPT, comes_back, home, running  # noqa: F401
 
 LEVELS = ("container+cage", "bwrap+cage", "cage", "rlimits")
 
@@ -561,19 +561,6 @@ def test_status_and_a_command(running):  # noqa: F811
     written = {"path": "/shared/made/by-tool.txt", "content": "tool"}
     running.run("ask", SCRIPT % json.dumps([{"tool": "file_write", "arguments": written}]))
     assert "tool" in ask_shell(running, "cat made/by-tool.txt; mv made/by-tool.txt moved.txt")
-
-
-def comes_back(home, name):  # noqa: F811
-    """Kill a process of the daemon's and wait until another is there and the shell answers."""
-    before = home.status()[name]
-    os.kill(before, signal.SIGKILL)
-
-    def back():
-        status = json.loads(home.command("status", "--json").stdout or "{}")
-        startup = status.get("startup_status", {})
-        return status.get(name) not in (None, 0, before) and startup.get("shell_available")
-
-    eventually(back, timeout=20)
 
 
 def test_a_shell_that_was_killed_comes_back(running):  # noqa: F811

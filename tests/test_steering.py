@@ -17,11 +17,10 @@ from oxydra.tools.base import tool
 from oxydra.types import SafetyTier, TextDelta, TurnState
 from tests.conftest import ROOT, eventually
 from tests.scripted import Scripted, calls
-from tests.test_daemon import SCRIPT, home  # noqa: F401
+from tests.test_daemon import SCRIPT, comes_back, home  # noqa: F401
 from tests.test_gateway import Held, Running
 from tests.test_resume import asking  # noqa: F401
 from tests.test_runtime import Dies, world  # noqa: F401
-from tests.test_shell import comes_back
 
 ACT = ("act", '{"what": "a"}')
 

@@ -147,7 +147,9 @@ class DelegationConfig(Section):
     max_depth: int = key(
         1, "How far delegated work is delegated on; 1: not at all, 0: nothing is.", least=0, most=5
     )
-    max_per_turn: int = key(8, "Delegations of one turn, at most.", least=1, most=100)
+    max_per_turn: int = key(
+        8, "Delegations of one turn with all that work for it, at most.", least=1, most=100
+    )
     timeout_secs: float = key(
         600.0, "Seconds after which a delegated turn is ended.", least=1, most=604_800
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -108,13 +109,16 @@ class Delegations:
             attended=parent.terms.attended,
             max_cost=self._share(parent),
         )
-        return self._store.begin_delegation(
+        found, turn = self._store.begin_delegation(
             wanted,
             prompt_of(errand),
             parent.marks(),
             name=" ".join(errand.goal.split())[:NAME_CHARS],
             most=self._config.max_per_turn,
         )
+        # what was begun before a restart may have been allowed more than is now
+        tools, attended = found.tools & wanted.tools, found.attended and wanted.attended
+        return replace(found, tools=tools, attended=attended), turn
 
     def _share(self, parent: Run) -> Decimal | None:
         """USD that it may cost at most: a share of what the parent has left, None without a cap."""

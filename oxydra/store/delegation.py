@@ -21,6 +21,11 @@ _ROOT = (
     "WITH RECURSIVE above (turn_id) AS (SELECT ?1 UNION ALL SELECT parent_turn_id FROM delegations"
     " JOIN above USING (turn_id)) SELECT turn_id FROM above"
 )
+_BELOW = (
+    "WITH RECURSIVE below (turn_id) AS (SELECT turn_id FROM delegations WHERE parent_turn_id = ?1"
+    " UNION ALL SELECT delegations.turn_id FROM delegations JOIN below"
+    " ON parent_turn_id = below.turn_id) SELECT count(*) FROM below"
+)
 
 
 class DelegationTables(Database):
@@ -31,8 +36,8 @@ class DelegationTables(Database):
     ) -> tuple[Delegation, Turn]:
         """The session and turn of this call: as they are, or new, with `prompt` and its marks.
 
-        `wanted` says all but `session_id` and `turn_id`. Raises `ToolError` where the
-        parent's turn has delegated `most` times already.
+        `wanted` says all but `session_id` and `turn_id`. Raises `ToolError` where the person's
+        turn, with all that work for it, has delegated `most` times already.
         """
         key = (wanted.parent_turn_id, wanted.step, clean(wanted.call_id), wanted.digest)
         with self._transaction() as db:
@@ -46,12 +51,11 @@ class DelegationTables(Database):
                 turn = turn_of(db, found.turn_id)
                 assert turn is not None  # the row refers to it
                 return found, turn
-            made = int(
-                db.execute("SELECT count(*) FROM delegations WHERE parent_turn_id = ?", key[:1]).get
-            )
+            above: list[Row] = db.execute(_ROOT, key[:1]).fetchall()
+            made = int(db.execute(_BELOW, (above[-1][0],)).get)
             if made >= most:
                 raise ToolError(
-                    f"This turn has delegated {made} times, and may not do so again.",
+                    f"This turn has delegated {made} times, and may not again.",
                     remedy="Do the rest yourself, or say what is left to do.",
                     code="delegation_limit",
                 )
