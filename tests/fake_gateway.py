@@ -94,6 +94,19 @@ class Turn:
         call = {"id": call_id, "name": name, "state": state, "summary": summary}
         self.emit("tool_event", {"call": {**call, "elapsed_ms": elapsed_ms}})
 
+    def ask(self, tool: str, arguments: str, reason: str) -> Json:
+        """Ask for an approval and wait for the answer: the `approve` frame's payload."""
+        approval_id = f"p-{self.turn_id[-6:]}"
+        request = {"approval_id": approval_id, "tool": tool, "arguments": arguments}
+        request |= {"arguments_sha256": "0" * 64, "complete": True, "reason": reason}
+        self.emit("approval_request", {**request, "safety_tier": "privileged", "expires_at": TIME})
+        self.gateway.wait(lambda: self.gateway.answers.get(approval_id), "an answer")
+        answer = self.gateway.answers[approval_id]
+        decision = {"allow": "allowed", "deny": "denied"}[answer["decision"]]
+        told = {"approval_id": approval_id, "tool": tool, "decision": decision, "by": "local"}
+        self.emit("approval_resolved", {**told, "request_id": answer["request_id"]})
+        return answer
+
     def record(self, message: Json) -> None:
         self.gateway.record(self.room, message, self.turn_id)
 
@@ -184,6 +197,8 @@ class FakeGateway:
         self.handshakes: list[dict[str, str]] = []
         self.rooms: dict[str, Room] = {"s-main": Room("s-main", "main")}
         self.turns: dict[str, Turn] = {}
+        self.answers: dict[str, Json] = {}  # to requests for approvals, by their ids
+        self.commands: dict[str, Json] = {}  # what each command answers
         self.port = 0
         self._names = itertools.count(1)
         self._peers: list[Peer] = []
@@ -406,6 +421,17 @@ class FakeGateway:
         turn = self.turns.get(asked["turn_id"])
         if turn is not None:
             turn.cancelled.set()
+
+    def _do_approve(self, peer: Peer, asked: Json) -> None:
+        self.answers[asked["approval_id"]] = asked
+
+    def _do_command(self, peer: Peer, asked: Json) -> None:
+        name = asked["name"]
+        if name in self.commands:
+            self._reply(peer, asked, "command_result", {"name": name, "data": self.commands[name]})
+        else:
+            message = f"There is no command {name!r}. There are: {', '.join(self.commands)}."
+            self._reply(peer, asked, "error", {"message": message, "code": "usage"})
 
     def _do_health_check(self, peer: Peer, asked: Json) -> None:
         self._reply(peer, asked, "health_status", {"healthy": True, "startup_status": self.status})

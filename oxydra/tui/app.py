@@ -294,10 +294,10 @@ class App:
 
     def _edit(self, text: str) -> None:
         """Run the person's own editor on `text`, with the terminal given back meanwhile."""
-        words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
         self.screen.leave()
         noting = signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # nobody would continue us
         try:
+            words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
             with tempfile.TemporaryDirectory(prefix="oxydra-") as folder:
                 file = Path(folder) / "message.md"
                 file.write_text(text, encoding="utf-8", errors="replace")
@@ -308,7 +308,7 @@ class App:
                 else:
                     written = file.read_text(encoding="utf-8", errors="replace")
                     self._dispatch(Edited(written.rstrip("\n")))
-        except (OSError, IndexError) as error:
+        except (OSError, IndexError, ValueError) as error:
             said = f"The editor can't be used: {error}. Set EDITOR to one that there is."
             self._dispatch(Told("warning", said))
         finally:

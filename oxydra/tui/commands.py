@@ -20,14 +20,18 @@ from oxydra.types import Json
 SHORT_ID = 8  # characters of a session id that people get to see
 
 KEYS_HELP = """\
-Enter sends, Alt+Enter or Ctrl+J starts a new line, Tab completes, Ctrl+G opens $EDITOR
-@path names a file: of the workspace, or one of yours to attach
-Up and Down recall what you sent, Ctrl+R searches it; Ctrl+T chooses a session
-Alt+B and Alt+F move by words; Ctrl+W, Ctrl+U and Ctrl+K cut, Ctrl+Y puts back
-PageUp and PageDown read back, Esc returns to the newest line
-Ctrl+O shows what is collapsed: arguments and results of calls, reasoning, whole diffs
-Ctrl+C cancels the running turn; when none runs, press it twice to leave
-When a call needs your approval: a allows it once, s for the session, d denies it"""
+Enter        send; Alt+Enter, Ctrl+J: a new line
+Tab          complete commands, sessions, agents, paths
+@path        a file: of the workspace, or one to attach
+Up, Down     what was sent before; Ctrl+R searches it
+Alt+B, Alt+F move by words
+Ctrl+W, U, K cut; Ctrl+Y puts it back
+Ctrl+G       write in $EDITOR
+Ctrl+T       choose a session
+PageUp, Down read back; Esc: to the newest line
+Ctrl+O       all of calls, reasoning and diffs
+Ctrl+C       cancel the turn; twice: leave
+a, s, d      allow a call once, for the session; deny"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,26 +184,26 @@ COMMANDS = {
     for command in (
         Command("/new [--agent <agent>] [name]", "start a new session", _new),
         Command("/agents", "list the agents", _agents),
-        Command("/sessions [all]", "list the sessions; all: of delegations too", _sessions),
-        Command("/switch [id or name]", "go on with another session; alone: choose one", _switch),
-        Command("/steer <text>", "tell it to the running turn, before its next step", _steer),
+        Command("/sessions [all]", "list them; all: delegations' too", _sessions),
+        Command("/switch [id or name]", "go to another; alone: choose one", _switch),
+        Command("/steer <text>", "tell it to the turn that runs", _steer),
         Command("/cancel", "cancel the running turn", _cancel),
         Command("/cancelall", "cancel the turns of all sessions", _cancel_all),
         Command("/undo", "take the last turn back", _of_daemon("undo")),
         Command("/memory <query>", "look into what is remembered", _of_daemon("memory", "query")),
         Command("/pins", "list the pinned rules", _of_daemon("pins")),
         Command("/schedules", "list what is scheduled", _of_daemon("schedules")),
-        Command("/export [file]", "write this session into a Markdown file", _export),
+        Command("/export [file]", "write it all into a Markdown file", _export),
         Command(
-            "/cost [day|model|session|schedule]",
-            "show what was spent, and what is left of each cap",
+            "/cost [by]",
+            "spending; by day, model, session, schedule",
             _cost,
         ),
         Command("/rename <name>", "give this session a name", _rename),
         Command("/fork [name]", "go on in a copy of this session", _fork),
-        Command("/model", "show which model answers here, and what it costs", _model),
-        Command("/tokens", "list who may connect, and who is connected", _tokens),
-        Command("/status", "show connection, model, sandbox and spending", _status),
+        Command("/model", "show which model answers here", _model),
+        Command("/tokens", "list who may connect", _tokens),
+        Command("/status", "show connection, model and sandbox", _status),
         Command("/help", "show this", _help, offline=True),
         Command("/quit", "leave; a running turn goes on", _quit, offline=True),
     )

@@ -22,6 +22,7 @@ from oxydra.tui.view import Screen
 # DEC private modes. Terminals that do not know one ignore it.
 PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 WRAP_OFF, WRAP_ON = "\x1b[?7l", "\x1b[?7h"
+WHEEL_OFF, WHEEL_BACK = "\x1b[?1007s\x1b[?1007l", "\x1b[?1007r"  # or a wheel sends arrows
 SYNC_ON, SYNC_OFF = "\x1b[?2026h", "\x1b[?2026l"
 
 ASK_INSTEAD = 'In a script or a pipe, use `oxydra-runner ask "PROMPT"`.'
@@ -115,7 +116,9 @@ class TerminalScreen:
         tty.setraw(0, termios.TCSADRAIN)
         self._entered = True
         term = self._terminal
-        self._write(f"{term.enter_fullscreen}{WRAP_OFF}{PASTE_ON}{term.normal}{term.clear}")
+        self._write(
+            f"{term.enter_fullscreen}{WRAP_OFF}{WHEEL_OFF}{PASTE_ON}{term.normal}{term.clear}"
+        )
         self.forget()
 
     def leave(self) -> None:
@@ -128,7 +131,7 @@ class TerminalScreen:
         term = self._terminal
         with contextlib.suppress(OSError):  # the terminal may be gone
             self._write(
-                f"{SYNC_OFF}{term.normal}{PASTE_OFF}{WRAP_ON}{term.normal_cursor}"
+                f"{SYNC_OFF}{term.normal}{PASTE_OFF}{WHEEL_BACK}{WRAP_ON}{term.normal_cursor}"
                 f"{term.exit_fullscreen}"
             )
         if self._found is not None:
