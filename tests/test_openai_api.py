@@ -182,6 +182,7 @@ def test_without_a_user_the_told_history_is_a_quotation_in_a_session_of_its_own(
     ].tainted
     assert seen(gateway, 1) == [("user", "And twice that?")]
     eventually(lambda: gateway.store.count_sessions() == 0)  # each is archived when it is done
+    eventually(lambda: not gateway.hub._live)  # and takes no memory
 
 
 def test_what_a_client_says_of_tools_happened_nowhere(door):

@@ -94,6 +94,7 @@ class Live:
         self._published_at = 0.0
         self._subscribers: dict[Subscriber, None] = {}
         self._listeners: dict[Listener, None] = {}
+        self._followed = False  # somebody may come back for what came after a number
 
     def publish(self, frame_type: str, payload: Json) -> None:
         """Number a frame, keep it, and give it to every subscriber."""
@@ -143,6 +144,14 @@ class Live:
                     if seq > (last_seq or 0):
                         subscriber.deliver(frame)
             self._subscribers[subscriber] = None
+            self._followed = True
+
+    @property
+    def forgettable(self) -> bool:
+        """Whether nothing is lost with it. Under the hub's lock."""
+        with self._lock:
+            heard = self._followed or self._listeners
+        return not (heard or self.queue or self.active or self.arriving)
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         with self._lock:
@@ -208,6 +217,14 @@ class Hub:
             if live is None:
                 live = self._live[session_id] = Live(session_id)
             return live
+
+    def archive(self, session_id: str) -> None:
+        """Put a session away: in the store, and out of memory if nobody ever followed it."""
+        self.store.archive_session(session_id)
+        with self._lock:
+            live = self._live.get(session_id)
+            if live is not None and live.forgettable:
+                del self._live[session_id]
 
     def create_session(
         self,

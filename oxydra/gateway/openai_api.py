@@ -92,7 +92,7 @@ class Door:
         except NotFoundError:
             log.debug("turn %s had ended", turn.turn_id)
         if exchange.own_session:
-            self._hub.store.archive_session(turn.session_id)
+            self._hub.archive(turn.session_id)
 
     def _begin(self, exchange: Exchange) -> None:
         """Read the request and submit its turn."""
