@@ -106,7 +106,7 @@ def real_environment() -> dict[str, str]:
 # ------------------------------------------------------------------------------------------ helpers
 
 
-def eventually(predicate: Callable[[], object], timeout: float = 10.0, what: str = "") -> None:
+def eventually(predicate: Callable[[], object], timeout: float = 60.0, what: str = "") -> None:
     """Wait until `predicate()` is true; fail the test after `timeout` seconds.
 
     For what cannot be waited on directly: another process's file, a thread's end.

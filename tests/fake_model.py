@@ -189,7 +189,7 @@ class FakeModel:
             self._gates += gates
             self._replies.append(reply)
 
-    def wait_requests(self, count: int, timeout: float = 10.0) -> list[FakeRequest]:
+    def wait_requests(self, count: int, timeout: float = 60.0) -> list[FakeRequest]:
         """The requests so far, once there are at least `count`."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.requests) >= count, timeout):

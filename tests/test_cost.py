@@ -23,7 +23,7 @@ from oxydra.tui import costs
 from tests.config_place import Place
 from tests.conftest import eventually
 from tests.fake_model import FakeModel
-from tests.test_daemon import RUNNER, Home, home  # noqa: F401
+from tests.test_daemon import RUNNER, Home, all_killed, home  # noqa: F401
 
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
 PAID = 0.036  # of a gpt-4 call: 30 and 60 dollars per million tokens
@@ -98,6 +98,25 @@ def test_a_question_past_a_cap_is_refused_and_a_user_can_only_narrow(
     assert not fake.requests, "nothing was asked"
 
 
+def test_nothing_asks_a_model_unless_somebody_asked(home: Home, fake: FakeModel) -> None:  # noqa: F811
+    """Neither starts, also after a crash, nor looking, nor an end."""
+    served(home, fake, "per_day = 5")
+    home.add("agent.toml", '\n[agents.helper]\nsystem_prompt = "Help."\n')
+    looks = (["status"], ["cost"], ["session", "list"], ["explain", "prompt"])
+    home.run("start", "--detach")
+    for command in looks:
+        home.run(*command)
+    assert not fake.requests
+    fake.reply("fine", usage=USAGE)
+    home.run("ask", "hello")
+    all_killed(home.status())
+    home.run("start", "--detach")
+    for command in looks:
+        home.run(*command)
+    home.run("stop")
+    assert [request.messages[-1]["content"] for request in fake.requests] == ["hello"]
+
+
 def test_an_answer_is_shortened_on_the_wire(home: Home, fake: FakeModel) -> None:  # noqa: F811
     served(home, fake, "per_turn = 0.3")
     home.run("start", "--detach")
@@ -156,9 +175,7 @@ def test_all_of_it_is_killed_and_the_reservation_counts_until_the_next_start(
         cwd=home.path,
     )
     fake.wait_requests(1)
-    status = home.status()
-    for pid in (status["runner_pid"], status["guest_pid"]):
-        os.kill(pid, signal.SIGKILL)
+    all_killed(home.status())
     asking.kill()
     asking.communicate()
     gate.set()

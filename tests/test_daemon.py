@@ -103,6 +103,14 @@ def comes_back(home, name):
     eventually(back, timeout=90)
 
 
+def all_killed(status):
+    """Kill runner and agent guest at once: neither sees the other's end."""
+    pids = status["guest_pid"], status["runner_pid"]
+    for sign in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, sign)
+
+
 @pytest.fixture
 def running(home):
     home.run("start", "--detach")
@@ -357,9 +365,7 @@ def test_a_turn_survives_kill_9_of_everything(running):
         text=True,
     )
     eventually(lambda: one.read_text() == "aa", timeout=20)
-    for pid in (status["runner_pid"], status["guest_pid"]):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    all_killed(status)
     running.run("start", "--detach")
     out, err = asking.communicate(timeout=60)
     assert asking.returncode == 0, (out, err)

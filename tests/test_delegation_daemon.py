@@ -6,9 +6,7 @@ The offline model plays both agents: the parent's script holds the child's as th
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 
@@ -17,7 +15,7 @@ import pytest
 from oxydra.store import Store
 from oxydra.types import DELEGATED
 from tests.conftest import ROOT, eventually
-from tests.test_daemon import SCRIPT, comes_back, home  # noqa: F401
+from tests.test_daemon import SCRIPT, all_killed, comes_back, home  # noqa: F401
 from tests.test_shell import sandboxed, until
 
 
@@ -87,11 +85,7 @@ def test_a_childs_command_survives_the_guest(agents):
 def test_a_childs_command_does_not_survive_everything_and_is_not_run_again(agents):
     asked = Asked(agents, helper(f"echo x >> count; {until('go')}"))
     eventually(lambda: asked.there("count"), timeout=60)
-    status = agents.status()
-    pids = status["guest_pid"], status["runner_pid"]
-    for sign in (signal.SIGSTOP, signal.SIGKILL):  # so that neither sees the other's end
-        for pid in pids:
-            os.kill(pid, sign)
+    all_killed(agents.status())
     agents.run("start", "--detach")
     assert "outcome of this call is unknown" in asked.answer()
     assert (asked.shared / "count").read_text() == "x\n"

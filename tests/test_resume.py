@@ -27,7 +27,7 @@ from oxydra.types import TurnState
 from tests.conftest import ROOT, eventually
 from tests.sandbox import processes_with, sandbox
 from tests.scripted import MODEL, Scripted, calls
-from tests.test_daemon import SCRIPT, comes_back, home, running  # noqa: F401
+from tests.test_daemon import SCRIPT, all_killed, comes_back, home, running  # noqa: F401
 from tests.test_shell import best, sandboxed, until
 
 TURN = "t1"
@@ -215,9 +215,7 @@ def test_a_command_survives_its_agent(asking):
 def test_a_command_does_not_survive_everything(asking):
     """`kill -9` of runner and agent: the shell guest ends with them, and nothing runs twice."""
     home, person = asking  # noqa: F811
-    status = home.status()
-    for name in ("runner_pid", "guest_pid"):
-        os.kill(status[name], 9)
+    all_killed(home.status())
     home.run("start", "--detach")
     answer, _ = person.communicate(timeout=60)
     assert person.returncode == 0 and "outcome of this call is unknown" in answer
