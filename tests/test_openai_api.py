@@ -446,9 +446,54 @@ def test_a_stop_of_the_daemon_leaves_the_turn_to_be_resumed(tmp_path):
         stream_of(gateway, sock)
         assert gateway.provider.asked.acquire(timeout=20)
         gateway.stop()
+        received = b""
+        while part := sock.recv(65536):
+            received += part
+    assert b'"code":"stopping"' in received and b"[DONE]" not in received
     gateway.provider = Scripted("resumed")
     gateway.start()
     (session,) = gateway.store.sessions(include_archived=True)
     eventually(lambda: not gateway.store.unfinished_turns())
     assert gateway.store.messages(session.session_id)[-1].content == "resumed"
     gateway.stop()
+
+
+# ----------------------------------------------------------------------------------------- browsers
+
+PAGE = "https://chat.example"
+
+
+def fetched(gateway, method, path, body=None, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body=body, headers={"Origin": PAGE, **sent})
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status, answer.headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_listed_page_may_talk_and_read_the_answer(door, stream):
+    gateway = door(allowed_origins=(PAGE,))
+    path = "/v1/chat/completions"
+    wanted = "authorization,content-type,x-stainless-os"
+    code, headers = fetched(gateway, "OPTIONS", path, Access_Control_Request_Headers=wanted)
+    assert code == 200
+    assert headers["Access-Control-Allow-Origin"] == PAGE
+    assert headers["Access-Control-Allow-Headers"] == wanted
+    assert "POST" in headers["Access-Control-Allow-Methods"]
+    messages = [{"role": "user", "content": "hi"}]
+    body = json.dumps({"model": "oxydra", "stream": stream, "messages": messages})
+    for token, expected in ((TOKEN, 200), ("wrong", 401)):
+        code, headers = fetched(gateway, "POST", path, body, Authorization=f"Bearer {token}")
+        assert code == expected
+        assert headers["Access-Control-Allow-Origin"] == PAGE
+        assert headers["Vary"] == "Origin"
+    code, headers = fetched(gateway, "GET", "/v1/models", Authorization="Bearer wrong")
+    assert code == 401 and headers["Access-Control-Allow-Origin"] == PAGE
+
+
+def test_another_page_may_not_even_ask(door):
+    code, headers = fetched(door(), "OPTIONS", "/v1/chat/completions")
+    assert code == 403 and "Access-Control-Allow-Origin" not in headers

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -50,6 +51,9 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("GET", "/metrics"): Route(frozenset()),
     ("GET", "/v1/models"): Route(CHAT, door=True),
     ("POST", "/v1/chat/completions"): Route(CHAT, body=MAX_ATTACHMENT_FRAME, door=True),
+    # what a browser asks before a listed page may send the others
+    ("OPTIONS", "/v1/models"): Route(None, door=True),
+    ("OPTIONS", "/v1/chat/completions"): Route(None, door=True),
 }
 
 # Reading a conversation needs any scope: who answers requests for approval sees what they are for.
@@ -173,6 +177,20 @@ class Access:
         if name.lower() not in self._hosts:
             return refused(request, 403, "This host is not in [gateway] allowed_hosts.")
         return None
+
+    def sharing(self, request: Request) -> dict[str, str]:
+        """The headers that let a listed page read the answer (Fetch standard, CORS)."""
+        origin = request.headers.get("origin")
+        if origin is None or origin not in self._config.allowed_origins:
+            return {}
+        found = {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+        if request.method == "OPTIONS":
+            wanted = request.headers.get("access-control-request-headers", "")
+            if re.fullmatch("[A-Za-z0-9, -]{1,1024}", wanted):  # a token goes by none but its own
+                found["Access-Control-Allow-Headers"] = wanted
+            found["Access-Control-Allow-Methods"] = "GET, POST"
+            found["Access-Control-Max-Age"] = "600"
+        return found
 
     def source(self, request: Request) -> str:
         """The address of who asks. Behind a proxy it is the last one of X-Forwarded-For that is

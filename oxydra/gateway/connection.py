@@ -243,6 +243,10 @@ class Later:
     def beat(self, conn: Connection) -> None:
         """`ServerLimits.beat_interval` has passed: say something, so that no proxy gives up."""
 
+    def stop(self, conn: Connection) -> None:
+        """The gateway stops: say so and end."""
+        conn.end(plain(503, "The gateway is stopping.").encode())
+
     def gone(self, conn: Connection) -> None:
         """The connection is over: `conn.ended` says whether after the whole answer was queued."""
 
@@ -425,6 +429,11 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
         self.seen_at = now
         if self.later is not None:
             self._guard(self.later.beat)
+
+    def interrupt(self) -> None:
+        """The gateway stops."""
+        if self.later is not None and not self.closed:
+            self._guard(self.later.stop)
 
     def upgrade(self, request: Request, grant: bytes, rest: bytes) -> None:
         """Leave HTTP: `grant` is the 101 response, `rest` what the peer sent behind its request."""

@@ -12,7 +12,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from oxydra.approvals import Approvals, answer_from, request_payload, resolved_payload
@@ -159,6 +159,8 @@ class Gateway(Handler):
             ("GET", "/metrics"): lambda _request, _who: Page(self._measured, self._inbox.put),
             ("GET", "/v1/models"): lambda _request, _who: self._door.models(),
             ("POST", "/v1/chat/completions"): self._complete,
+            ("OPTIONS", "/v1/models"): lambda _request, _who: Response(200, known=True),
+            ("OPTIONS", "/v1/chat/completions"): lambda _request, _who: Response(200, known=True),
         }
 
     def start(self) -> None:
@@ -191,18 +193,24 @@ class Gateway(Handler):
 
     def body_limit(self, head: Request) -> int | Response | None:
         _identity, refusal = self._access.route(head)
-        return refusal if refusal is not None else ROUTES[head.method, head.path].body
+        if refusal is not None:
+            return self._shared(head, refusal)
+        return ROUTES[head.method, head.path].body
 
     def handle_http(self, request: Request) -> Response | Later:
         identity, refusal = self._access.route(request)
-        if refusal is not None:
-            return refusal
-        return self._pages[request.method, request.path](request, identity)
+        answer = refusal or self._pages[request.method, request.path](request, identity)
+        return self._shared(request, answer) if isinstance(answer, Response) else answer
+
+    def _shared(self, request: Request, response: Response) -> Response:
+        """The same, readable for the page that asked, if it is a listed one."""
+        sharing = self._access.sharing(request)
+        return replace(response, headers={**response.headers, **sharing}) if sharing else response
 
     def _complete(self, request: Request, identity: Identity | None) -> Later:
         if identity is None:
             raise RuntimeError("a door without a token")
-        return self._door.exchange(request, identity)
+        return self._door.exchange(request, identity, self._access.sharing(request))
 
     def on_open(self, conn: Connection) -> None:
         self._clients[conn] = Client(conn)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from oxydra.errors import NotFoundError, OxydraError
 from oxydra.gateway import openai_wire as wire
@@ -50,8 +51,11 @@ class Door:
     def models(self) -> Response:
         return wire.json_response(wire.models(self._hub.agents))
 
-    def exchange(self, request: Request, identity: Identity) -> Exchange:
-        return Exchange(self, request, identity)
+    def exchange(
+        self, request: Request, identity: Identity, headers: Mapping[str, str]
+    ) -> Exchange:
+        """`headers` go with whatever is answered."""
+        return Exchange(self, request, identity, headers)
 
     def stop(self) -> None:
         """From now on a client that is gone cancels nothing."""
@@ -151,7 +155,9 @@ class Door:
 class Exchange(Later):
     """One chat completion, from its request to the last byte of its answer."""
 
-    def __init__(self, door: Door, request: Request, identity: Identity) -> None:
+    def __init__(
+        self, door: Door, request: Request, identity: Identity, headers: Mapping[str, str]
+    ) -> None:
         self.identity = identity
         self.turn: Turn | None = None
         self.own_session = False
@@ -164,6 +170,7 @@ class Exchange(Later):
         self._door = door
         self._conn: Connection | None = None
         self._body = request.body
+        self._headers = headers
         self._wanted: Wanted | None = None
         self._writer: Writer | None = None
         self._chunked = request.version == "1.1"
@@ -184,6 +191,13 @@ class Exchange(Later):
         with self._lock:
             if self._wanted is not None and self._wanted.stream and self.turn is not None:
                 self._send(b": working\n\n")
+
+    def stop(self, conn: Connection) -> None:
+        message = "The daemon is stopping; the turn goes on when it is started again."
+        error = DoorError(message, status=503, code="stopping", retry_after=2.0)
+        with self._lock:
+            if not self.over:
+                self._fail(error, again=self._comes_again or self.turn is None)
 
     def gone(self, conn: Connection) -> None:
         self.over = True
@@ -255,13 +269,13 @@ class Exchange(Later):
             self._send(self._writer.ending(finish, usage), last=True)
         else:
             text = "".join(self._whole)
-            self._end(wire.json_response(self._writer.whole(text, finish, usage)).encode())
+            self._respond(wire.json_response(self._writer.whole(text, finish, usage)))
 
     def _fail(self, error: DoorError, *, again: bool) -> None:
         if self._begun and self._writer is not None:
             self._send(self._writer.broken(error), last=True)
         else:
-            self._end(wire.error_response(error, again=again).encode())
+            self._respond(wire.error_response(error, again=again))
 
     # ---- under the lock
 
@@ -277,7 +291,8 @@ class Exchange(Later):
         if not self._begun and self._writer is not None:
             self._begun = True
             coding = "Transfer-Encoding: chunked\r\n\r\n" if self._chunked else "\r\n"
-            head = (_STREAM_HEAD + coding).encode()
+            shared = "".join(f"{name}: {value}\r\n" for name, value in self._headers.items())
+            head = (_STREAM_HEAD + shared + coding).encode()
             data = self._writer.opening() + data
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data) + (b"0\r\n\r\n" if last else b"")
@@ -286,6 +301,9 @@ class Exchange(Later):
         elif self._conn is not None and not self._conn.send_frame(head + data):
             self.over = True  # it reads too slowly, or is gone
             self._door.leave(self, cancel=not self._comes_again)
+
+    def _respond(self, response: Response) -> None:
+        self._end(replace(response, headers={**response.headers, **self._headers}).encode())
 
     def _end(self, data: bytes) -> None:
         self.over = True

@@ -530,6 +530,8 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
         for conn in list(self.connections.values()):
             if conn.handshaked:
                 conn.close(code, "The gateway is stopping.")
+            elif conn.later is not None:
+                conn.interrupt()
             elif not conn.closed:
                 self._drop(conn)
 
