@@ -23,6 +23,7 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
     "wire": lambda daemon, server, runs: measures.wire(server, runs),
     "container": lambda daemon, server, runs: measures.container(server, runs),
     "egress": lambda daemon, server, runs: measures.egress(server),
+    "tui": lambda daemon, server, runs: measures.alone("tests.bench.tui"),
     "crowd": lambda daemon, server, runs: measures.crowd(daemon, runs),
     "door": lambda daemon, server, runs: measures.door(daemon, runs),
 }

@@ -138,6 +138,25 @@ GROUPS = (
         ),
     ),
     Group(
+        "The terminal UI",
+        "a process on a pseudo-terminal of 100 by 40, with a scripted gateway; a figure ends when "
+        "the bytes that show it have come out. Open: /switch to a session of 5,000 messages, its "
+        "newest shown as Markdown. Rest: 5 s after that. Then PageUp, held to the oldest message, "
+        "which draws 28 times a second at most; with all 5,000 in memory 150 keys, 40 ms apart, "
+        "while 200 deltas a second stream",
+        (
+            Row("tui_open_ms", "a session of 5,000 messages opens", "ms", 300),
+            Row("tui_rest_cpu_ms", "CPU in 5 s of rest", "ms", 1, 0),
+            Row("tui_rest_wakeups", "wake-ups in 5 s of rest", "", None, 0),
+            Row("tui_page_ms", "PageUp, held, p95", "ms"),
+            Row("tui_key_p50_ms", "key to screen, p50", "ms"),
+            Row("tui_key_p95_ms", "key to screen, p95", "ms", 30),
+            Row("tui_draws", "most draws in a second", "", 31, 0),
+            Row("tui_stream_cpu", "CPU while it streams", "%"),
+            Row("tui_rss_mb", "RSS with 5,000 messages", "MB"),
+        ),
+    ),
+    Group(
         "Commands",
         "user and system time of the process; the bytecode is there already. Import: everything an "
         "agent guest imports, and for the floor its two packages",
