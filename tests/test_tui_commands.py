@@ -10,7 +10,8 @@ from oxydra.tui.client import Link
 from oxydra.tui.outline import LINES, outlined
 from oxydra.tui.state import Bell, Send, Write
 from tests.test_tui_input import world as connected
-from tests.test_tui_model import SESSION, World, sent, stored
+from tests.test_tui_model import SESSION, World, completed, progress, sent, stored
+from tests.test_tui_view import draw
 
 world = connected
 
@@ -136,3 +137,53 @@ def test_a_scheduled_message_is_shown_and_rings(world: World) -> None:
     payload = {"schedule_id": "s1", "schedule_name": "news", "message": "Nothing new."}
     assert world.frame("scheduled_notification", **payload) == [Bell()]
     assert world.texts == ["Scheduled, news: Nothing new."]
+
+
+# -------------------------------------------------------------------------------- sessions, context
+
+
+@pytest.mark.parametrize(
+    ("line", "payload"),
+    [
+        ("/new", {}),
+        ("/new two words", {"display_name": "two words"}),
+        ("/new --agent coder", {"agent_name": "coder"}),
+        ("/new --agent coder my trip", {"agent_name": "coder", "display_name": "my trip"}),
+        ("/new my trip --agent coder", {"agent_name": "coder", "display_name": "my trip"}),
+        ("/new a--agent b", {"display_name": "a--agent b"}),
+    ],
+)
+def test_a_new_session(world: World, line: str, payload: dict[str, Any]) -> None:
+    (send,) = world.type(line)
+    assert isinstance(send, Send) and send.type == "create_session"
+    del send.payload["request_id"]
+    assert send.payload == payload
+
+
+@pytest.mark.parametrize("line", ["/new --agent", "/new trip --agent "])
+def test_a_new_session_of_no_agent(world: World, line: str) -> None:
+    assert world.type(line) == [] and "Of which agent?" in world.texts[-1]
+
+
+def test_how_full_the_context_is(world: World) -> None:
+    turn = world.send("hi")
+    world.turn("turn_started", turn)
+    world.turn("turn_progress", turn, progress={**progress("provider_call", "x"), "turn": 2})
+    world.effects.clear()
+    world.turn("turn_completed", turn, response=completed("yes", total_tokens=64_000))
+    (asked,) = world.effects
+    assert isinstance(asked, Send) and asked.payload["name"] == "model"
+    world.reply(asked, "command_result", name="model", data={"max_context_tokens": 128_000})
+    assert "64.0k tokens · context 25%" in "\n".join(draw(world.state))
+    assert [kind for kind, _, _ in world.shown] == ["user", "assistant"]
+
+
+def test_a_daemon_that_does_not_know_the_model_is_asked_once(world: World) -> None:
+    for _ in range(2):
+        turn = world.send("hi")
+        world.effects.clear()
+        world.turn("turn_completed", turn, response=completed("yes", total_tokens=10))
+        for asked in world.effects:
+            world.reply(asked, "error", message="There is no command 'model'.", code="usage")
+    assert world.effects == [] and "context" not in "\n".join(draw(world.state))
+    assert {kind for kind, _, _ in world.shown} == {"user", "assistant"}

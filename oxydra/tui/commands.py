@@ -7,6 +7,7 @@ function that goes on with the reply.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -72,13 +73,17 @@ def known_here(state: State) -> list[str]:
 # ----------------------------------------------------------------------------------------- commands
 
 
+_AGENT = re.compile(r"(?:^|\s)--agent(?:\s+(\S+)|\s*$)")
+
+
 def _new(state: State, rest: str) -> Step:
     payload: Json = {}
-    if rest == "--agent" or rest.startswith("--agent "):
-        agent, _, rest = rest.removeprefix("--agent").strip().partition(" ")
-        if not agent:
+    found = _AGENT.search(rest)
+    if found:
+        if not found.group(1):
             return state.say("warning", "Of which agent? /agents lists them."), ()
-        payload["agent_name"] = agent
+        payload["agent_name"] = found.group(1)
+        rest = f"{rest[: found.start()]} {rest[found.end() :].strip()}"
     if rest.strip():
         payload["display_name"] = rest.strip()
     return state.ask("create_session", payload, "new")
@@ -182,7 +187,7 @@ def _quit(state: State, _rest: str) -> Step:
 COMMANDS = {
     command.usage.split(" ")[0]: command
     for command in (
-        Command("/new [--agent <agent>] [name]", "start a new session", _new),
+        Command("/new [name] [--agent <agent>]", "start a new session", _new),
         Command("/agents", "list the agents", _agents),
         Command("/sessions [all]", "list them; all: delegations' too", _sessions),
         Command("/switch [id or name]", "go to another; alone: choose one", _switch),

@@ -30,14 +30,19 @@ def tab(state: State) -> Step:
         return offer(state, rest, [one for one in sessions if _begins(one, rest)]), ()
     if name == "/cost":
         return offer(state, rest, [f"{by} " for by in costs.BY if by.startswith(rest)]), ()
-    if name == "/new" and rest.startswith("--agent "):
-        if not state.agents:
-            return state.ask("command", {"name": "agents"}, "agent names")
-        begun = rest.removeprefix("--agent ")
-        return offer(state, begun, [f"{a} " for a in state.agents if a.startswith(begun)]), ()
-    if name == "/new" and "--agent ".startswith(rest):
-        return offer(state, rest, ["--agent "]), ()
+    if name == "/new":
+        return _new(state, rest)
     return state, ()
+
+
+def _new(state: State, rest: str) -> Step:
+    """The last word: an agent behind `--agent`, or that itself."""
+    before, _, begun = rest.rpartition(" ")
+    if before.split(" ")[-1] != "--agent":
+        return (offer(state, begun, ["--agent "]) if "--agent".startswith(begun) else state), ()
+    if not state.agents:
+        return state.ask("command", {"name": "agents"}, "agent names")
+    return offer(state, begun, [f"{a} " for a in state.agents if a.startswith(begun)]), ()
 
 
 def paths(state: State, event: Completed) -> State:

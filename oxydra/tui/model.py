@@ -232,6 +232,9 @@ def _on_frame(state: State, frame: Frame) -> Step:
             return commands.on_agents(state, payload["data"]), ()
         case "command_result" if purpose == "agent names":
             return complete.tab(commands.with_agents(state, payload["data"]))
+        case "command_result" if purpose == "window":
+            window = payload["data"].get("max_context_tokens")
+            return replace(state, window=window if isinstance(window, int) else 0), ()
         case "command_result" if purpose:
             return commands.on_command(state, purpose, about, payload["data"])
         case "scheduled_notification":
@@ -264,6 +267,7 @@ def _switched(state: State, payload: Json) -> Step:
         state, session_id=session_id, session_name="", entries=(), more=False, anchor=None
     )
     state = replace(state, away=None)
+    state = replace(state, filled=0, window=0)
     state = replace(state, tokens=0, cost=None, asked=(), active=_active(state, payload))
     effects: list[Effect] = []
     state = _gather(effects, transcript.reload(state))
@@ -285,6 +289,8 @@ def _failed(state: State, purpose: str, about: str, payload: Json) -> State:
     """A request was refused. A message that was gets back into the input, if that is empty."""
     if purpose == "cancel":
         return state  # the turn ended by itself
+    if purpose == "window":
+        return replace(state, unknown=state.unknown | {"model"})
     if purpose and str(payload["message"]).startswith("There is no command"):
         return commands.on_unknown(state, purpose, str(payload["message"]))
     if purpose == "agent names":

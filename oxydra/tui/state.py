@@ -60,7 +60,8 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class Active:
     """The turn that runs. `since` is on the clock of `Tick`; `activity` says what it is at;
-    `asked` that the message which began it is known or was asked for.
+    `asked` that the message which began it is known or was asked for; `steps` how often the model
+    was asked.
     """
 
     turn_id: str
@@ -68,6 +69,7 @@ class Active:
     activity: str = ""
     cancelling: bool = False
     asked: bool = False
+    steps: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,9 @@ class State:
     newest line is in sight. `details` shows what is collapsed otherwise. `hint` stands in the
     input's title until the next key; `leaving` says that Ctrl+C was announced to leave.
 
+    `filled` are the tokens of a request of the last turn with its answer, the mean where there were
+    several, `window` those that the model takes; 0 where that is not known.
+
     `sessions` and `agents` are what the gateway told last, `unknown` the commands that it said it
     does not know. `attaching` is a message whose files are to be confirmed. `away`: the turns that
     were known when the connection broke.
@@ -179,6 +184,8 @@ class State:
     health: Health | None = None
     tokens: int = 0
     cost: float | None = None
+    filled: int = 0
+    window: int = 0
     anchor: Anchor | None = None
     details: bool = False
     sessions: tuple[SessionInfo, ...] = ()

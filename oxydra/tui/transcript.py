@@ -45,7 +45,8 @@ def on_turn_frame(state: State, frame_type: str, payload: Json) -> Step:
             return _joined(state, turn_id)
         case _:
             state = _ended(state, turn_id, frame_type, payload)
-            return _gathered(_with_prompt(state, turn_id), _with_details, turn_id)
+            step = _gathered(_with_prompt(state, turn_id), _with_details, turn_id)
+            return _gathered(step, _with_window, turn_id)
     return _with_prompt(state, turn_id)
 
 
@@ -127,6 +128,9 @@ def _progress(state: State, turn_id: str, progress: Json) -> State:
     if isinstance(step, int) and isinstance(limit, int) and step > 1:
         words += f" · step {step} of {limit}"
     state = _running(state, turn_id, words)
+    if isinstance(step, int) and state.active is not None:
+        steps = max(step, state.active.steps)
+        state = replace(state, active=replace(state.active, steps=steps))
     if kind in _RESTARTS:
         for entry in _open(state, turn_id):
             if entry.kind == "reasoning":
@@ -168,7 +172,7 @@ def _ended(state: State, turn_id: str, frame_type: str, payload: Json) -> State:
         message = payload["response"].get("message")
         content = message.get("content") if isinstance(message, dict) else None
         state = _final_text(state, turn_id, content if isinstance(content, str) else "")
-        state = _spent(state, payload["response"].get("usage"))
+        state = _spent(state, turn_id, payload["response"].get("usage"))
     state = _settled(state, turn_id)
     if frame_type == "turn_cancelled":
         state = state.say("notice", "Cancelled.")
@@ -202,12 +206,14 @@ def _settled(state: State, turn_id: str) -> State:
     return state
 
 
-def _spent(state: State, usage: object) -> State:
+def _spent(state: State, turn_id: str, usage: object) -> State:
     if not isinstance(usage, dict):
         return state
     tokens, cost = usage.get("total_tokens"), usage.get("cost_usd")
     if isinstance(tokens, int):
-        state = replace(state, tokens=state.tokens + tokens)
+        mine = state.active is not None and state.active.turn_id == turn_id
+        steps = state.active.steps if state.active is not None and mine else 1
+        state = replace(state, tokens=state.tokens + tokens, filled=tokens // steps)
     if isinstance(cost, int | float):
         state = replace(state, cost=(state.cost or 0.0) + cost)
     return state
@@ -223,6 +229,14 @@ def _with_prompt(state: State, turn_id: str) -> Step:
         return state, ()
     payload: Json = {"session_id": state.session_id, "limit": PAGE}
     return state.ask("history", payload, "prompt", turn_id)
+
+
+def _with_window(state: State, _turn_id: str) -> Step:
+    """Ask how many tokens the model takes, once they can be compared with something."""
+    if not state.filled or state.window or state.asking("window") or "model" in state.unknown:
+        return state, ()
+    args = {"session_id": state.session_id}
+    return state.ask("command", {"name": "model", "args": args}, "window")
 
 
 def _with_details(state: State, turn_id: str) -> Step:

@@ -409,6 +409,7 @@ def _status(state: State, columns: int, rows: int) -> Line:
         one_line(health.model) if health else "",
         "/".join(part for part in (health.tier, health.level) if part) if health else "",
         f"{_count(state.tokens)} tokens" if state.tokens else "",
+        f"context {min(100, 100 * state.filled // state.window)}%" if state.window > 0 else "",
         f"${state.cost:.4f}" if state.cost else "",
         one_line(state.agent),
     ]
