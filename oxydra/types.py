@@ -275,8 +275,9 @@ class ToolSpec:
 class ModelRequest:
     """One call of a model. `messages` starts with the system message; `session_id` serves
     prompt-cache routing only; past `deadline` the stream raises `ProviderError`. `reasoning` is the
-    effort asked for (`off`, `low`, `medium`, `high`, …), "" the model's own. `on_wait` is called by
-    a stream of `TextDelta.more` before it waits for bytes. `meter` says who pays.
+    effort asked for (`off`, `low`, `medium`, `high`, …), "" the model's own. `answer_tokens` bounds
+    the answer below the model's own limit; 0: that alone does. `on_wait` is called by a stream of
+    `TextDelta.more` before it waits for bytes. `meter` says who pays.
     """
 
     model: ModelSpec
@@ -285,6 +286,7 @@ class ModelRequest:
     session_id: str = ""
     deadline: Deadline = field(default_factory=lambda: Deadline.after(None))
     reasoning: str = ""
+    answer_tokens: int = 0
     on_wait: Callable[[], None] = lambda: None
     meter: Meter | None = None
 
@@ -555,6 +557,34 @@ class Folder:
         """What holds its path in a command's environment: `HOME`, `TMPDIR`, `MNT_<NAME>`."""
         usual = {"shared": "HOME", "tmp": "TMPDIR"}
         return usual.get(self.root) or re.sub(r"\W", "_", self.root, flags=re.ASCII).upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What stands for the beginning of a session: its events up to `through` (a sequence).
+
+    `epoch` rises by one from 1; `carries` are the sequences of messages among those events that go
+    on word for word beside it. `model` made it, "" where it was extracted without one.
+    """
+
+    session_id: str
+    epoch: int
+    through: int
+    content: str
+    carries: tuple[int, ...] = ()
+    model: str = ""
+    marks: Marks = Marks()
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A rule of the person's that is never cut. `sequence` is the event in which it was said, 0 for
+    one that was pinned by hand.
+    """
+
+    pin_id: int
+    text: str
+    sequence: int = 0
 
 
 class ApprovalState(enum.StrEnum):

@@ -131,6 +131,7 @@ class AgentGuest:
             config=settings.runtime,
             reasoning=settings.selection.reasoning,
             keep=self._keep,
+            workspace=self._workspace,
             agents=self._agents(settings, keys),
             prompt=SystemPrompt(
                 [spec.name for spec in tools.specs],
@@ -249,6 +250,7 @@ class AgentGuest:
         """Stop intake, leave running turns to be resumed, close the store."""
         self._gateway.stop(STOP_SECONDS / 4)
         self._hub.stop(STOP_SECONDS / 2)
+        self._runtime.stop(STOP_SECONDS / 4)
         self._shell.close()
         self._workers.stop()
         self._quota.stop()

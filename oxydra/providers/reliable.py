@@ -201,7 +201,7 @@ class Reliable:
         self, choice: Choice, request: ModelRequest, token: CancelToken
     ) -> Generator[StreamEvent, None, ProviderError | None]:
         """Stream the answer of one choice; returns the error if none of the attempts had one."""
-        request = replace(request, model=choice.model)
+        request = replace(request, model=_bounded(choice.model, request.answer_tokens))
         circuit = self.circuits[choice.provider.name]
         attempt = 0
         while True:
@@ -250,6 +250,13 @@ class Reliable:
             return None
         backoff = min(self._base * 2.0 ** (attempt - 1), self._longest)
         return max(asked, backoff * (0.5 + self._spread() / 2))
+
+
+def _bounded(model: ModelSpec, answer: int) -> ModelSpec:
+    """`model` whose answers have at most `answer` tokens; 0: no other bound than its own."""
+    if not answer or 0 < model.max_output_tokens <= answer:
+        return model
+    return replace(model, max_output_tokens=answer)
 
 
 def _lack(model: ModelSpec, request: ModelRequest) -> str:

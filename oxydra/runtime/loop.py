@@ -12,28 +12,41 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from threading import Event, Lock
-from typing import TypeVar
+from functools import partial
+from threading import Event as Waiting
+from threading import Lock
+from typing import Any, TypeVar
 
 from oxydra.budget import Account
 from oxydra.catalog import priced
 from oxydra.config import RuntimeConfig
-from oxydra.errors import Cancelled, NotFoundError, OxydraError, StoreBusyError, StoreFullError
+from oxydra.errors import (
+    Cancelled,
+    NotFoundError,
+    OxydraError,
+    ProviderError,
+    StoreBusyError,
+    StoreFullError,
+)
 from oxydra.frames import message_json, turn_ref, usage_json
 from oxydra.log import fields
 from oxydra.policy import VirtualPath
 from oxydra.runtime.agents import DEFAULT, Agent, Agents, Terms
+from oxydra.runtime.context import Call, Context
 from oxydra.runtime.conversation import Conversations
 from oxydra.runtime.prompt import SystemPrompt
-from oxydra.runtime.spending import Spending
+from oxydra.runtime.spending import Spending, directly
+from oxydra.runtime.summaries import Summaries
 from oxydra.store import Store
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline
+from oxydra.tools.confine import Workspace
 from oxydra.tools.gate import Gate, TurnScope
 from oxydra.types import (
     Attachment,
     CallState,
     Completed,
     Emit,
+    Event,
     FellBack,
     Json,
     Marks,
@@ -56,6 +69,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 MADE = VirtualPath("shared", ("made",))  # where files go that a model made
+OVERFLOW = "context_overflow"
+OVERFLOWS = 2  # times that a call is tried again with less, since it was too long
 FULL_DISK_WAIT = (1.0, 10.0)  # seconds, first and longest, between attempts to write
 
 
@@ -75,9 +90,13 @@ class Runtime:
         prompt: SystemPrompt | None = None,
         agents: Iterable[Agent] = (),
         spending: Spending | None = None,
+        workspace: Workspace | None = None,
+        summarizer: tuple[Provider, ModelSpec] | None = None,
     ) -> None:
         """`keep` puts a file that a model made into `MADE`, and says under which path. `provider`,
-        `model` and `reasoning` are the default agent's, unless `agents` has it too.
+        `model` and `reasoning` are the default agent's, unless `agents` has it too. `workspace`
+        takes what is left out of old results; `summarizer` makes summaries in the place of each
+        agent's own model.
         """
         self.keep = keep
         self.store = store
@@ -89,6 +108,14 @@ class Runtime:
         self.prompt = prompt or SystemPrompt([tool.name for tool in self.tools])
         self.conversations = Conversations(store, self.prompt)
         self.spending = spending or Spending(store)
+        self.context = Context(
+            store,
+            config,
+            self.conversations,
+            Summaries(store, summarizer, spent=lambda of, usage: self.used(priced(of, usage))),
+            self.spending,
+            workspace,
+        )
         self._used = Usage()
         self._runs: dict[str, Run] = {}  # by turn
         self._lock = Lock()  # guards these two
@@ -107,6 +134,10 @@ class Runtime:
         if run is None:
             raise NotFoundError(f"The turn {turn_id!r} does not run.")
         return run
+
+    def stop(self, timeout: float = 5.0) -> bool:
+        """Give up summaries that are being made; True if their threads ended."""
+        return self.context.stop(timeout)
 
     def run_turn(
         self,
@@ -209,7 +240,12 @@ class Run:
         )
         if ending.message is not None:
             self.conversation.messages.append(ending.message)
+        plan = None
+        if ending.state is TurnState.COMPLETED:
+            plan = self.runtime.context.plan(self.conversation, self._call(later=True))
         self.emit(ending.frame, ending.payload)
+        if plan is not None:
+            self.runtime.context.begin(plan)
 
     def _work(self) -> _Ending:
         session = self.store.session(self.turn.session_id)
@@ -219,7 +255,7 @@ class Run:
         self.conversation = self.runtime.conversations.get(session, offered)
         if self.turn.state is TurnState.QUEUED:
             event = self._durably(lambda: self.store.start_turn(self.turn))
-            self.conversation.messages.append(event.message)
+            self._add_said(event)
             self.runtime.agents.get(session.agent_name)  # nobody else may go on in its place
         else:
             self.runtime.agents.get(session.agent_name)
@@ -262,18 +298,63 @@ class Run:
     def _take_steering(self) -> None:
         """What the person said to the running turn, since its last model call."""
         for said, event in self._durably(lambda: self.store.join_turn(self.turn)):
-            self.conversation.messages.append(event.message)
+            self._add_said(event)
             joined = turn_ref(said.turn_id, TurnState.JOINED)
             payload = {"request_id": said.request_id, "turn": joined, "into": self.turn.turn_id}
             self.emit("turn_joined", payload)
 
+    def _add_said(self, event: Event) -> None:
+        """A message of the person's is part of the conversation now."""
+        self.conversation.messages.append(event.message)
+        said = partial(self.runtime.context.said, event.session_id, event.sequence, event.message)
+        self._durably(said)
+
+    def _call(self, *, later: bool = False) -> Call:
+        """The next model call, as its request has to be fitted; `later`: what comes after the turn,
+        for which nobody waits.
+        """
+        durably = directly if later else self._durably
+        return Call(
+            turn_id=self.turn.turn_id,
+            provider=self.agent.provider,
+            model=self.agent.model,
+            tools=self.tools,
+            token=self.token,
+            deadline=self.deadline,
+            meter=self.meter("summary", durably),
+            say=partial(self._progress, "rolling_summary"),
+            durably=durably,
+        )
+
     def _ask_model(self) -> Completed:
-        self.partial.clear()
+        """One answer, in which the context may be fitted anew if a provider finds it too long."""
         self.steps += 1
         self._progress("provider_call", f"Asking {self.agent.model.id}")
+        call, before = self._call(), self.conversation.ceiling
+        refused: ProviderError | None = None
+        for _ in range(1 + OVERFLOWS):
+            try:
+                messages = self.runtime.context.messages(self.conversation, call)
+            except OxydraError as error:
+                self.conversation.ceiling = before
+                raise refused if refused is not None and error.code == OVERFLOW else error from None
+            try:
+                return self._ask(messages)
+            except ProviderError as error:
+                if error.code != OVERFLOW:
+                    raise
+                refused = error
+                self._progress("retry", f"{error.message} Less of the conversation is sent.")
+                self.runtime.context.refused(self.conversation, call, self.answering)
+        self.conversation.ceiling = before
+        assert refused is not None
+        raise refused
+
+    def _ask(self, messages: Sequence[Message]) -> Completed:
+        self.partial.clear()
         request = ModelRequest(
             model=self.agent.model,
-            messages=[self.conversation.system, *self.conversation.messages],
+            messages=messages,
             tools=self.tools,
             session_id=self.turn.session_id,
             deadline=self.deadline,
@@ -316,9 +397,11 @@ class Run:
         self.runtime.used(usage)
         return completed
 
-    def meter(self, purpose: str = "turn") -> Meter:
+    def meter(
+        self, purpose: str = "turn", durably: Callable[[Callable[[], Any]], Any] | None = None
+    ) -> Meter:
         """Who pays for a call of this turn: what `ModelRequest.meter` takes."""
-        return self.runtime.spending.meter(self.payer(purpose), self._durably)
+        return self.runtime.spending.meter(self.payer(purpose), durably or self._durably)
 
     def payer(self, purpose: str = "turn") -> Account:
         """Who pays for what this turn does, with the caps that hold for it."""
@@ -391,8 +474,7 @@ class Run:
 
     def marks(self) -> Marks:
         """What the conversation holds so far."""
-        messages = self.conversation.messages
-        return Marks(any(m.tainted for m in messages), any(m.sensitive for m in messages))
+        return self.conversation.marks
 
     # ------------------------------------------------------------------- the gate's journal
 
@@ -486,7 +568,7 @@ class Run:
                 if self.token.cancelled:
                     if self.token.reason == SHUTDOWN:
                         raise _LeaveRunning from None
-                    Event().wait(pause)  # cancelled, but that too has to be written
+                    Waiting().wait(pause)  # cancelled, but that too has to be written
                 else:
                     self.token.wait(pause)
                 pause = min(2 * pause, longest)

@@ -172,13 +172,30 @@ class ConversationTables(Database):
 
     # ------------------------------------------------------------------------------------- events
 
-    def messages(self, session_id: str) -> list[Message]:
-        """The whole conversation in order."""
+    def messages(self, session_id: str, *, after: int = 0) -> list[Message]:
+        """The conversation in order; of its events those after the sequence `after`."""
         with self._reading() as db:
             rows: list[Row] = db.execute(
-                "SELECT message FROM events WHERE session_id = ? ORDER BY sequence", (session_id,)
+                "SELECT message FROM events WHERE session_id = ? AND sequence > ?"
+                " ORDER BY sequence",
+                (session_id, after),
             ).fetchall()
             return [message_from_json(json.loads(row[0]), partial(_blob, db)) for row in rows]
+
+    def events(self, session_id: str, sequences: Sequence[int]) -> list[Event]:
+        """These events of a session, in the order in which they are named."""
+        with self._reading() as db:
+            found = []
+            for sequence in sequences:
+                row = db.execute(
+                    "SELECT turn_id, message, created_at FROM events"
+                    " WHERE session_id = ? AND sequence = ?",
+                    (session_id, sequence),
+                ).fetchone()
+                if row is not None:
+                    message = message_from_json(json.loads(row[1]), partial(_blob, db))
+                    found.append(Event(session_id, sequence, row[0], message, row[2]))
+        return found
 
     def history(
         self, session_id: str, *, before_sequence: int | None = None, limit: int = 100

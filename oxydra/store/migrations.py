@@ -205,6 +205,43 @@ def m008_delegations(db: apsw.Connection) -> None:
     )
 
 
+def m009_summaries(db: apsw.Connection) -> None:
+    """What stands for old events, results that were shortened, and rules that are never cut."""
+    db.execute(
+        """
+        CREATE TABLE summaries (
+            session_id TEXT NOT NULL REFERENCES sessions,
+            epoch INTEGER NOT NULL,
+            through INTEGER NOT NULL,
+            content TEXT NOT NULL,
+            carries TEXT NOT NULL,
+            model TEXT NOT NULL,
+            tainted INTEGER NOT NULL,
+            sensitive INTEGER NOT NULL,
+            created_at TEXT NOT NULL,
+            PRIMARY KEY (session_id, epoch)
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE TABLE shortened (
+            session_id TEXT NOT NULL REFERENCES sessions,
+            sequence INTEGER NOT NULL,
+            content TEXT NOT NULL,
+            PRIMARY KEY (session_id, sequence)
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE TABLE pins (
+            session_id TEXT NOT NULL REFERENCES sessions,
+            pin_id INTEGER NOT NULL,
+            text TEXT NOT NULL,
+            sequence INTEGER NOT NULL,
+            removed INTEGER NOT NULL DEFAULT 0,
+            created_at TEXT NOT NULL,
+            PRIMARY KEY (session_id, pin_id)
+        ) STRICT, WITHOUT ROWID;
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -214,5 +251,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m006_session_order,
     m007_spend,
     m008_delegations,
+    m009_summaries,
 )
 """In order, append-only: a migration that was released is never changed."""

@@ -9,7 +9,8 @@ from oxydra.store.approvals import ApprovalTables
 from oxydra.store.conversation import ConversationTables
 from oxydra.store.delegation import DelegationTables
 from oxydra.store.spend import SpendTables
+from oxydra.store.summaries import SummaryTables
 
 
-class Store(ConversationTables, ApprovalTables, SpendTables, DelegationTables):
+class Store(ConversationTables, ApprovalTables, SpendTables, DelegationTables, SummaryTables):
     """The database, with the methods of all its tables."""
