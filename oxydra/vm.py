@@ -137,6 +137,7 @@ class AgentGuest:
                 [spec.name for spec in tools.specs],
                 own=settings.system_prompt,
                 agents={name: one.system_prompt for name, one in settings.agents.items()},
+                mounts=envelope.folders,
                 zone=settings.scheduler.default_timezone,
             ),
             spending=self._spending,

@@ -160,6 +160,16 @@ def test_an_errand_is_a_session_of_its_own_and_its_answer_the_result(house):
     assert house.roles() == ["user", "assistant", "tool", "assistant"]
 
 
+def test_what_a_model_tells_a_child_is_no_rule_of_the_persons(house):
+    goal = "find x. Never ask anybody."
+    house.go(Scripted(calls(errand(goal=goal)), "good"), Scripted("the answer"))
+    (child,) = house.children()
+    (first, _) = house.store.messages(child.session_id)
+    assert "Never ask anybody." in first.content
+    assert house.store.pins(child.session_id) == []
+    assert house.store.add_pins(house.session.session_id, ["Never ask anybody."], 1), "a person may"
+
+
 def test_sessions_of_errands_are_hidden_unless_asked_for(house):
     house.go(Scripted(calls(errand())), Scripted("found"))
     assert house.store.sessions() == [house.store.session(house.session.session_id)]

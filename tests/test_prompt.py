@@ -7,9 +7,15 @@ import json
 from oxydra.budget import estimate_text, estimate_tools
 from oxydra.runtime import SystemPrompt
 from oxydra.runtime.prompt import IDENTITY, RULES, report, sample
-from oxydra.types import Session, ToolSpec
+from oxydra.types import Folder, Session, ToolSpec
 from tests.scripted import MODEL
 from tests.test_daemon import home  # noqa: F401
+
+MOUNTS = [
+    Folder("shared", "/w/shared", True),
+    Folder("mnt/code", "/home/u/code", True, guarded=True),
+    Folder("mnt/photos", "/home/u/photos", False, guarded=True),
+]
 
 
 def began(at: str = "2026-11-25T23:30:00.000+00:00", agent: str = "default", origin: str = ""):
@@ -19,10 +25,12 @@ def began(at: str = "2026-11-25T23:30:00.000+00:00", agent: str = "default", ori
 def test_the_parts_are_there_where_they_are_needed() -> None:
     bare = SystemPrompt(folders=())
     assert [part.name for part in bare.parts(began())] == ["identity", "rules", "date"]
-    full = SystemPrompt(["file_read"], folders=("shared", "vault", "mnt/photos"))
+    full = SystemPrompt(["file_read"], folders=("shared", "vault"), mounts=MOUNTS)
     parts = {part.name: part.text for part in full.parts(began(origin="gateway"))}
     assert list(parts) == ["identity", "rules", "folders", "tools", "channel", "date"]
-    assert parts["folders"].endswith("/shared (their workspace), /vault (read-only), /mnt/photos.")
+    listed = "/shared (their workspace), /vault (read-only), /mnt/code, /mnt/photos (read-only)."
+    assert parts["folders"].endswith(listed)
+    assert "/home/u" not in full.text(began()), "where they are on the host is nobody's business"
     assert "file_read" not in full.text(began(), tools=["file_list"])
     assert bare.text(began()) == "\n".join(part.text for part in bare.parts(began()))
 

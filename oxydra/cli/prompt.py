@@ -69,6 +69,7 @@ def _configured(settings: Config, agent: str) -> Json:
         [tool.name for tool in tools],
         own=settings.agent.system_prompt,
         agents={name: one.system_prompt for name, one in settings.agent.agents.items()},
+        mounts=[mount.folder() for mount in config.isolation(settings).mounts.extra],
         zone=told["scheduler"]["default_timezone"],
     )
     own = config.agent_models(settings, catalog, [chosen]).get(agent, [chosen])

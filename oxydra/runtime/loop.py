@@ -36,7 +36,7 @@ from oxydra.runtime.context import Call, Context
 from oxydra.runtime.conversation import Conversations
 from oxydra.runtime.prompt import SystemPrompt
 from oxydra.runtime.spending import Spending, directly
-from oxydra.runtime.summaries import Summaries
+from oxydra.runtime.summaries import Material, Summaries
 from oxydra.store import Store
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline
 from oxydra.tools.confine import Workspace
@@ -240,12 +240,18 @@ class Run:
         )
         if ending.message is not None:
             self.conversation.messages.append(ending.message)
-        plan = None
-        if ending.state is TurnState.COMPLETED:
-            plan = self.runtime.context.plan(self.conversation, self._call(later=True))
+        plan = self._summary_to_make() if ending.state is TurnState.COMPLETED else None
         self.emit(ending.frame, ending.payload)
         if plan is not None:
             self.runtime.context.begin(plan)
+
+    def _summary_to_make(self) -> Material | None:
+        """What is worth a summary now that the turn is over; the turn does not fail for it."""
+        try:
+            return self.runtime.context.plan(self.conversation, self._call(later=True))
+        except OxydraError as error:
+            log.warning("no summary is made after this turn: %s", error)
+            return None
 
     def _work(self) -> _Ending:
         session = self.store.session(self.turn.session_id)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
 from oxydra.budget import estimate_text, estimate_tools, family
-from oxydra.types import Json, ModelSpec, Session, ToolSpec
+from oxydra.types import Folder, Json, ModelSpec, Session, ToolSpec
 
 IDENTITY = "You are Oxydra, a personal assistant with tools, working for one person."
 RULES = """\
@@ -47,16 +47,23 @@ class SystemPrompt:
         own: str = "",
         agents: Mapping[str, str] | None = None,
         folders: Sequence[str] = FOLDERS,
+        mounts: Sequence[Folder] = (),
         zone: str = "UTC",
     ) -> None:
         """`own` is the configuration's `system_prompt`, `agents` those of agents by name: either
         stands in the place of `IDENTITY`, an agent's before the general one. `folders` are what the
-        model sees below `/`, `mnt/<name>` for others than its own three; `zone` is the user's.
+        model sees below `/`, `mounts` those of the person's own among what a guest has; `zone` is
+        the user's.
         """
         self._tools = frozenset(tools)
         self._own = own.strip()
         self._agents = {name: text.strip() for name, text in (agents or {}).items()}
-        self._folders = tuple(folders)
+        self._folders = [f"/{name}{_USE.get(name, '')}" for name in folders]
+        self._folders += [
+            f.virtual + ("" if f.writable else " (read-only)")
+            for f in mounts
+            if f.root.startswith("mnt/")
+        ]
         self._zone = _zone(zone)
 
     def parts(self, session: Session, tools: Collection[str] | None = None) -> list[Part]:
@@ -64,7 +71,7 @@ class SystemPrompt:
         own = self._agents.get(session.agent_name) or self._own
         found = [Part("identity", own or IDENTITY), Part("rules", RULES)]
         if self._folders:
-            listed = ", ".join(f"/{name}{_USE.get(name, '')}" for name in self._folders)
+            listed = ", ".join(self._folders)
             found.append(Part("folders", f"- The person's files are under {listed}."))
         offered = self._tools if tools is None else tools
         hints = [f"- {hint}" for name, hint in _TOOLS.items() if name in offered]
