@@ -37,6 +37,7 @@ from oxydra.frames import encode, session_ref, turn_ref
 from oxydra.gateway.connection import frame_text
 from oxydra.runtime import Runtime, internal_error
 from oxydra.store import Store
+from oxydra.store.conversation import new_session
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, Service
 from oxydra.types import DELEGATED, Attachment, Json, ModelSpec, Session, Turn, TurnState
 
@@ -242,6 +243,12 @@ class Hub:
             agent_name=agent_name, display_name=display_name, channel_origin=channel_origin
         )
 
+    def new_session(self, *, agent_name: str, display_name: str, channel_origin: str) -> Session:
+        """As `create_session`, but stored with its first message only: see `submit`."""
+        self._runtime.agents.get(agent_name)
+        self._check_room()
+        return new_session(agent_name, display_name, channel_origin)
+
     def fork_session(self, session: Session, display_name: str) -> Session:
         """A new session that begins with a copy of this one. Raises `BusyError` at the limit."""
         self._check_room()
@@ -291,15 +298,18 @@ class Hub:
         *,
         tainted: bool = False,
         steer: bool = False,
+        opens: Session | None = None,
     ) -> tuple[Turn, bool]:
         """Accept a message durably and queue its turn; False if this turn id was accepted before.
         `tainted` says that others wrote some of it: it is forwarded, quoted, or not the person's.
         With `steer` it joins the turn that runs in the session, before that asks its model again;
-        where none runs, or the turn ends before, it is a message like any other.
+        where none runs, or the turn ends before, it is a message like any other. `opens` is the
+        session, where it is one of `new_session`.
 
         Raises `NotFoundError` for an unknown session and `BusyError` when its queue is full.
         """
-        if self.store.session(session_id).channel_origin == DELEGATED:
+        session = opens or self.store.session(session_id)
+        if session.channel_origin == DELEGATED:
             raise UsageError(
                 "This session works for another one: it can be read, and takes no messages.",
                 remedy="Write to the session that delegated the work.",
@@ -320,7 +330,10 @@ class Hub:
         created = False
         try:
             turn, created = self.store.accept_turn(
-                session_id, turn_id, request_id, prompt, attachments, tainted=tainted, joins=joins
+                *(session_id, turn_id, request_id, prompt, attachments),
+                tainted=tainted,
+                joins=joins,
+                opens=opens,
             )
         finally:
             with self._lock:

@@ -114,7 +114,7 @@ class Door:
 
     def _submit(self, exchange: Exchange, wanted: Wanted) -> None:
         name, turn_id = exchange.identity.token_name, exchange.turn_id
-        there = self._hub.store.turn(turn_id)
+        there, fresh = self._hub.store.turn(turn_id), False
         if there is not None:  # sent again, by a client that missed the answer
             exchange.late = True
             prompt, session = there.prompt, self._hub.store.session(there.session_id)
@@ -133,6 +133,7 @@ class Door:
                 prompt,
                 wanted.attachments,
                 tainted=any(role == "assistant" for role, _ in wanted.earlier),
+                opens=session if fresh else None,
             )
         except BaseException:
             self._hub.live(session.session_id).unlisten(exchange)
@@ -146,7 +147,7 @@ class Door:
             there = self._hub.store.session_of(origin)
             if there is not None:
                 return there, False
-        session = self._hub.create_session(
+        session = self._hub.new_session(
             agent_name=wanted.agent, display_name=wanted.user, channel_origin=origin
         )
         return session, True

@@ -245,10 +245,12 @@ class ConversationTables(Database):
         *,
         tainted: bool = False,
         joins: str = "",
+        opens: Session | None = None,
     ) -> tuple[Turn, bool]:
         """Store a person's message and its turn in one transaction: only then may it be
         acknowledged. `tainted` says that others wrote some of it; attachments count as such.
         `joins` is the running turn that it shall join (`join_turn`); else it waits as any other.
+        `opens` is the session, where this is its first message and it is stored with it.
 
         The same `turn_id` again returns the turn that is there, and False. Raises `UsageError` when
         that turn belongs to another session or had another prompt, `StoreFullError` when the disk
@@ -278,6 +280,8 @@ class ConversationTables(Database):
                 attachments,
                 tainted=tainted or bool(attachments),
             )
+            if opens is not None:
+                _keep_session(db, opens)
             insert_turn(db, turn, joins)
             return turn, True
 
@@ -400,13 +404,26 @@ _TURN = "turn_id, session_id, request_id, state, prompt, attachments, terminal, 
 def insert_session(
     db: apsw.Connection, agent_name: str, display_name: str, channel_origin: str
 ) -> Session:
+    session = new_session(agent_name, display_name, channel_origin)
+    _keep_session(db, session)
+    return session
+
+
+def new_session(agent_name: str, display_name: str, channel_origin: str) -> Session:
+    """One that is not stored yet: `accept_turn` does it with its first message."""
     session_id, now = secrets.token_hex(8), timestamp()
+    return Session(session_id, agent_name, display_name, channel_origin, now, now, False)
+
+
+def _keep_session(db: apsw.Connection, session: Session) -> None:
     db.execute(
         "INSERT INTO sessions (session_id, agent_name, display_name, channel_origin,"
         f" created_at, last_active_at, activity) VALUES (?, ?, ?, ?, ?, ?, {_NEXT})",
-        (session_id, agent_name, display_name, channel_origin, now, now),
+        (
+            *(session.session_id, session.agent_name, clean(session.display_name)),
+            *(session.channel_origin, session.created_at, session.last_active_at),
+        ),
     )
-    return Session(session_id, agent_name, display_name, channel_origin, now, now, False)
 
 
 def insert_turn(db: apsw.Connection, turn: Turn, joins: str = "") -> None:

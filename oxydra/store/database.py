@@ -23,7 +23,7 @@ from oxydra.store.migrations import MIGRATIONS
 from oxydra.types import Json
 
 BUSY_TIMEOUT_MS = 10_000
-POOL = 4  # idle read connections kept
+POOL = 16  # idle read connections kept
 
 Row: TypeAlias = tuple[Any, ...]
 

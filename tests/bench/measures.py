@@ -220,7 +220,9 @@ def crowd(daemon: Daemon, runs: int) -> Figures:
 
 
 def door(daemon: Daemon, runs: int) -> Figures:
-    """The same crowd through the OpenAI-compatible door, in sessions that are there already."""
+    """The same crowd through the OpenAI-compatible door: in sessions that are there already, and
+    once in new ones.
+    """
     seconds, half, most, cpu, runner = [], [], [], [], []
     users = [f"person {number}" for number in range(PEOPLE)]
     client.door_crowd(*daemon.door(), users, PROMPTS["turn"])
@@ -234,7 +236,10 @@ def door(daemon: Daemon, runs: int) -> Figures:
         seconds.append(result.seconds)
         half.append(proc.percentile(result.lags, 0.5))
         most.append(proc.percentile(result.lags, 0.99))
+    others = [f"somebody else {number}" for number in range(PEOPLE)]
+    fresh = client.door_crowd(*daemon.door(), others, PROMPTS["crowd"])
     return {
+        "door_new_s": fresh.seconds,
         "door_s": proc.median(seconds),
         "door_lag_p50_ms": proc.median(half),
         "door_lag_p99_ms": proc.median(most),

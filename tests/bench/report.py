@@ -187,6 +187,7 @@ GROUPS = (
         "broker's",
         (
             Row("door_s", "first request to last answer", "s", 4.4, 2),
+            Row("door_new_s", "the same, the sessions being new (once)", "s", 4.4, 2),
             Row("door_lag_p50_ms", "delta lag p50", "ms"),
             Row("door_lag_p99_ms", "delta lag p99", "ms", 100),
             Row("door_cpu_ms", "guest CPU", "ms", None, 0),
