@@ -223,6 +223,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("@no", ("@notes.txt",)),
         ("@", ("@/shared/", "@cat.png", "@docs/", "@notes.txt", "@out/", "@text.txt")),
+        ("@/sha", ("@/shared/",)),
         ("@.h", ("@.hidden",)),
         ("@docs/", ('@"docs/a b.md"',)),
         ('@"docs/a', ('@"docs/a b.md"',)),

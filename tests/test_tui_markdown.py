@@ -14,7 +14,7 @@ from wcwidth import wcswidth
 
 from oxydra.tui.client import Link
 from oxydra.tui.markdown import LONGEST, formatted
-from oxydra.tui.screen import knows_links
+from oxydra.tui.screen import _SHADES, knows_links
 from oxydra.tui.spans import STYLES
 from oxydra.tui.state import Entry, State
 from oxydra.tui.view import View
@@ -188,6 +188,19 @@ def test_what_is_very_long_is_shown_as_it_is() -> None:
 )
 def test_what_is_nested_without_end_is_shown(source: str) -> None:
     assert all(wcswidth("".join(text for _, text in line)) <= 40 for line in formatted(source, 40))
+
+
+def luminance(shade: int) -> float:
+    """Of a colour of xterm's cube of 6 by 6 by 6, as WCAG 2.2 defines relative luminance."""
+    levels = [(0, 95, 135, 175, 215, 255)[(shade - 16) // 6**i % 6] / 255 for i in (2, 1, 0)]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in levels]
+    return sum(weight * v for weight, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("style", sorted(_SHADES))
+def test_colors_can_be_read_on_black_and_on_white(style: str) -> None:
+    light = luminance(_SHADES[style])
+    assert (light + 0.05) / 0.05 >= 3 and 1.05 / (light + 0.05) >= 3
 
 
 @pytest.mark.parametrize(

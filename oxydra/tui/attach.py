@@ -41,8 +41,8 @@ class Paths:
             for entry, is_folder in _names(place):
                 if entry.startswith(name) and (name or not entry.startswith(".")):
                     found.setdefault(entry, is_folder)
-        if not folder and self._shared is not None and "/shared".startswith(begun):
-            found.setdefault("/shared", True)
+        if self._shared is not None and "/shared".startswith(begun):
+            found["/shared".removeprefix(folder)] = True
         return Completed(word, tuple(_quoted(folder, n, found[n]) for n in sorted(found)))
 
     def _places(self, folder: str) -> list[Path]:

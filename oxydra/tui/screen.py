@@ -26,7 +26,7 @@ WHEEL_OFF, WHEEL_BACK = "\x1b[?1007s\x1b[?1007l", "\x1b[?1007r"  # or a wheel se
 SYNC_ON, SYNC_OFF = "\x1b[?2026h", "\x1b[?2026l"
 
 ASK_INSTEAD = 'In a script or a pipe, use `oxydra-runner ask "PROMPT"`.'
-_COLORS = {  # names of blessed's; on dark and on light backgrounds
+_COLORS = {  # names of blessed's; where there are 256 colours, `_SHADES` take their place
     "dim": "dim",
     "bold": "bold",
     "italic": "italic",
@@ -41,6 +41,15 @@ _COLORS = {  # names of blessed's; on dark and on light backgrounds
     "good": "green",
     "bad": "bold_red",
     "warn": "bold_yellow",
+}
+_SHADES = {  # of xterm's 256, neither too dark for a black nor too light for a white background
+    "code": 31,
+    "head": 133,
+    "you": 32,
+    "oxydra": 133,
+    "good": 28,
+    "bad": 160,
+    "warn": 166,
 }
 _PLAIN = {  # where NO_COLOR is set
     **{style: name for style, name in _COLORS.items() if name in ("dim", "bold", "italic")},
@@ -81,8 +90,8 @@ class TerminalScreen:
         # terminal nothing when it is made: some terminals would take a second to stay silent.
         self._stream = os.fdopen(os.dup(1), "w")
         with _without("NO_COLOR") as no_color:  # else blessed could not even move the cursor
-            terminal = blessed.Terminal(stream=self._stream)
-        self._terminal: Any = terminal
+            terminal: Any = blessed.Terminal(stream=self._stream)
+        self._terminal = terminal
         kind = os.environ.get("TERM", "")
         if kind == "dumb" or not terminal.move_xy(0, 0):
             self._stream.close()
@@ -95,6 +104,10 @@ class TerminalScreen:
             style: str(getattr(terminal, names[style])) if style in names else ""
             for style in STYLES
         }
+        if not no_color and terminal.number_of_colors >= 256:
+            for style, shade in _SHADES.items():
+                weight = str(terminal.bold) if "bold" in _COLORS[style] else ""
+                self._styles[style] = f"{weight}{terminal.color(shade)}"
         self._links = knows_links(os.environ)
         self._found: list[Any] | None = None  # the terminal's settings before `enter`
         self._entered = False
