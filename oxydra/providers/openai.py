@@ -74,7 +74,12 @@ class OpenAI(HttpProvider):
         self, request: ModelRequest, history: Sequence[Message], tools: Sequence[bytes]
     ) -> bytes:
         abilities.check_attachments(self.name, request.model, history, abilities.IMAGES)
-        messages = [self._as_seen_by(request.model, message) for message in history]
+        model, wire = request.model, self.wire
+        messages = [  # nearly all of a long history were encoded before
+            (message.wire.get(wire) if message.native is None else None)
+            or self._as_seen_by(model, message)
+            for message in history
+        ]
         return self.encode_body(request, messages, tools)
 
     def _as_seen_by(self, model: ModelSpec, message: Message) -> bytes:

@@ -49,6 +49,10 @@ def repair(messages: Sequence[Message]) -> list[Message]:
             if message.content or message.attachments or message.role == "system":
                 repaired.append(message)
             continue
+        if _in_order(message, messages, index, used):  # nearly all are: long histories are quick
+            repaired.append(message)
+            repaired += messages[index : index + len(message.tool_calls)]
+            continue
         # a user's message may have come between a call and its result; an assistant's may not
         results: dict[str, list[Message]] = {}
         for later in itertools.takewhile(
@@ -62,6 +66,27 @@ def repair(messages: Sequence[Message]) -> list[Message]:
             found = results.get(was.id)
             repaired.append(_answering(found.pop(0), call) if found else _unknown(call))
     return repaired
+
+
+def _in_order(message: Message, messages: Sequence[Message], index: int, used: set[str]) -> bool:
+    """Whether neither `message` nor the results from `index` on need a change; its ids are used
+    then.
+    """
+    if _SOUND not in message.wire:
+        return False
+    for call in message.tool_calls:
+        if index == len(messages) or call.id in used:
+            return False
+        result = messages[index]
+        if result.role != "tool" or result.tool_call_id != call.id or result.name != call.name:
+            return False
+        index += 1
+    ids = {call.id for call in message.tool_calls}
+    used |= ids
+    if len(ids) < len(message.tool_calls):
+        used -= ids
+        return False
+    return True
 
 
 def _with_sound_calls(message: Message, used: set[str]) -> Message:

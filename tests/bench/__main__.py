@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Callable
 
-from tests.bench import measures, report
+from tests.bench import measures, report, turns
 from tests.bench.daemon import Daemon, LoadServer, load_server, new_daemon
 from tests.bench.measures import Figures
 
@@ -18,6 +18,9 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
     "request": lambda daemon, server, runs: measures.first_request(daemon, server),
     "turns": measures.turns,
     "chain": measures.chain,
+    "long": turns.long_chain,
+    "resume": turns.resume,
+    "cancel": lambda daemon, server, runs: turns.cancels(server, runs),
     "tools": measures.tools,
     "deltas": lambda daemon, server, runs: measures.deltas(daemon, runs),
     "wire": lambda daemon, server, runs: measures.wire(server, runs),
@@ -58,6 +61,9 @@ def main() -> int:
         if "floor" in wanted:
             print("measuring: floor", file=sys.stderr, flush=True)
             floor = measures.floor(server, options.runs)
+    for name in ("trip", "long"):
+        if f"{name}_cpu_ms" in ours and floor:
+            ours[f"{name}_beyond_ms"] = ours[f"{name}_cpu_ms"] - floor[f"{name}_cpu_ms"]
     print(report.table(ours, floor))
     print(f"\nHow:\n{report.methods(ours)}")
     print(f"\nLoad average after: {os.getloadavg()[0]:.2f}.")

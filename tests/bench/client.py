@@ -37,9 +37,9 @@ class Answer:
 
 
 class Client:
-    """A connection of its own with a session of its own."""
+    """A connection of its own with a session of its own, or with one that is there."""
 
-    def __init__(self, endpoint: str, token: str, user: str) -> None:
+    def __init__(self, endpoint: str, token: str, user: str, session: str = "") -> None:
         self.socket = websocket.create_connection(
             endpoint,
             timeout=TIMEOUT,
@@ -47,9 +47,8 @@ class Client:
             suppress_origin=True,
             skip_utf8_validation=True,
         )
-        self._send(
-            "hello", protocol_version=2, user_id=user, create_new_session=True, request_id="hello"
-        )
+        chosen = {"session_id": session} if session else {"create_new_session": True}
+        self._send("hello", protocol_version=2, user_id=user, request_id="hello", **chosen)
         greeting = json.loads(self.socket.recv())
         if greeting["type"] != "hello_ack":
             raise RuntimeError(f"the gateway said {greeting}")
@@ -58,7 +57,8 @@ class Client:
     def _send(self, frame_type: str, **payload: Any) -> None:
         self.socket.send(json.dumps({"type": frame_type, "payload": payload}))
 
-    def send_turn(self, prompt: str) -> None:
+    def send_turn(self, prompt: str) -> str:
+        """Send a message; returns the id of its turn."""
         turn = uuid.uuid4().hex
         self._send(
             "send_turn",
@@ -67,6 +67,30 @@ class Client:
             turn_id=turn,
             prompt=prompt,
         )
+        return turn
+
+    def cancelled(self, prompt: str, when: str) -> float:
+        """Send a message, cancel its turn as soon as a frame comes that holds `when`, and return
+        the milliseconds from the cancel to the frame which ends the turn.
+        """
+        turn = self.send_turn(prompt)
+        began = 0
+        while True:
+            frame = self.socket.recv_data()[1]
+            kind = frame_type(frame)
+            if kind in TERMINAL:
+                done = monotonic_ns()
+                if kind != "turn_cancelled":
+                    raise RuntimeError(f"a turn that was cancelled ended as {frame[:500]!r}")
+                return (done - began) / 1e6
+            if not began and when.encode() in frame:
+                began = monotonic_ns()
+                self._send(
+                    "cancel_active_turn",
+                    request_id=f"cancel-{turn}",
+                    session_id=self.session_id,
+                    turn_id=turn,
+                )
 
     def turn(self, prompt: str) -> Answer:
         """Send a message and wait for the end of its turn, which must be a good one."""

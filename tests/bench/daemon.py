@@ -61,7 +61,7 @@ warn_after = 0
 stop_after = 0
 
 [runtime]
-max_turns = 200
+max_turns = 600
 
 [gateway]
 port = {port}
@@ -179,10 +179,10 @@ class Daemon:
         status = json.loads(self.run("status", "--json"))
         return status["guest_pid"], status["runner_pid"]
 
-    def connect(self) -> Client:
+    def connect(self, session: str = "") -> Client:
         ipc = self.workspace / "ipc"
         endpoint = (ipc / "gateway-endpoint").read_text().strip()
-        return Client(endpoint, (ipc / "gateway-token").read_text().strip(), USER)
+        return Client(endpoint, (ipc / "gateway-token").read_text().strip(), USER, session)
 
     def door(self) -> tuple[int, str]:
         """The port of the OpenAI-compatible door, and its key."""

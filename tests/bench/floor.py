@@ -112,6 +112,7 @@ def main(base_url: str, prompts: dict[str, str], turns: int, people: int) -> dic
 
     turn_cpu = cpu_of(many) / turns
     chain_cpu = cpu_of(Loop(base_url).turn, prompts["chain"].replace("TAG", "floor-chain"))
+    long_cpu = cpu_of(Loop(base_url).turn, prompts["long"])
     burst_cpu = cpu_of(Loop(base_url).turn, prompts["burst"])
     paced_cpu = cpu_of(Loop(base_url).turn, prompts["paced"])
     crowd_cpu = time.process_time()
@@ -122,6 +123,7 @@ def main(base_url: str, prompts: dict[str, str], turns: int, people: int) -> dic
         "began_ns": began,
         "turn_cpu_ms": turn_cpu,
         "chain_cpu_ms": chain_cpu,
+        "long_cpu_ms": long_cpu,
         "burst_cpu_ms": burst_cpu,
         "paced_cpu_ms": paced_cpu,
         "crowd_s": seconds,

@@ -9,7 +9,7 @@ standard library only. What it answers stands in the last user message:
                                               50 calls, one in each answer, then one text delta
 
 How far a chain has come is read from the request (results since the last user message), so any
-number of sessions may run at once. `tag=NAME` names a request in the log.
+number of sessions may run at once. `tag=NAME` names a request in the log, `fail=503` refuses it.
 
 `GET /log` lists the requests so far, one JSON object a line; `POST /reset` forgets them. Every time
 is CLOCK_MONOTONIC in nanoseconds (in a stamp: microseconds, as `[123]`), the same clock in all
@@ -45,6 +45,7 @@ class Plan:
     tool: str = ""
     args: str = "{}"
     tag: str = ""
+    fail: int = 0
 
 
 def plan_of(prompt: str) -> Plan:
@@ -81,6 +82,18 @@ def read_request(body: bytes) -> Asked:
         elif message["role"] == "tool":
             asked.results += 1
     return asked
+
+
+def common(one: bytes, other: bytes) -> int:
+    """How many bytes both begin with."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 # --------------------------------------------------------------------------------------- the wire
@@ -125,8 +138,9 @@ class Peer(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, log: list[dict[str, Any]]) -> None:
-        self._log = log
+    def __init__(self, log: list[dict[str, Any]], before: dict[str, bytes]) -> None:
+        """`before` is the body of the request before, whichever connection it came on."""
+        self._log, self._before = log, before
         self._buffer = bytearray()
         self._in_ns = 0
         self._busy = False
@@ -207,8 +221,13 @@ class Peer(asyncio.Protocol):
             "messages": asked.messages,
             "results": asked.results,
             "tools": asked.tools,
+            "prefix_bytes": common(self._before.get("body", b""), body),
         }
         self._log.append(record)
+        self._before["body"] = body
+        if plan.fail:
+            self._reply(plan.fail, b'{"error":{"message":"as you wish"}}')
+            return
         self.transport.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n"
@@ -252,7 +271,8 @@ class Peer(asyncio.Protocol):
 async def main() -> None:
     loop = asyncio.get_running_loop()
     log: list[dict[str, Any]] = []
-    server = await loop.create_server(lambda: Peer(log), "127.0.0.1", 0, backlog=1024)
+    before: dict[str, bytes] = {}
+    server = await loop.create_server(lambda: Peer(log, before), "127.0.0.1", 0, backlog=1024)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

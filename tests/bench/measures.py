@@ -26,6 +26,7 @@ Figures = dict[str, float]
 
 TURNS = 40  # short turns in a run
 CHAIN = 50  # tool calls in a turn
+LONG = 500  # the same, in a long one
 BURST = 5000  # deltas without a pause
 PACED = 1000  # deltas 2 ms apart
 PEOPLE = 50  # sessions in the crowd
@@ -37,6 +38,7 @@ PROMPTS = {
     "turn": "Say one word. [[load n=1 tag=TAG]]",
     "chain": f'Look {CHAIN} times. [[load chain={CHAIN} tool=file_list args={{"path":"/shared"}} '
     "tag=TAG]]",
+    "long": f'Look {LONG} times. [[load chain={LONG} tool=file_list args={{"path":"/shared"}}]]',
     "shell": f"Run it {CHAIN} times. [[load chain={CHAIN} tool=shell_exec "
     'args={"command":"COMMAND"}]]',
     "burst": f"Say much. [[load n={BURST}]]",
@@ -336,6 +338,7 @@ def floor(server: LoadServer, runs: int) -> Figures:
                 ),
                 "first_request_bytes": log[0]["body_bytes"],
                 "trip_cpu_ms": result["chain_cpu_ms"] / CHAIN,
+                "long_cpu_ms": result["long_cpu_ms"] / LONG,
                 "trip_first_ms": proc.median(gaps[:5]),
                 "trip_last_ms": proc.median(gaps[-5:]),
                 "burst_cpu_ms": result["burst_cpu_ms"] * 1000 / BURST,

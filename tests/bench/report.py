@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tests.bench.measures import BURST, CHAIN, PACED, PEOPLE, REST_SECONDS, TURNS
+from tests.bench.measures import BURST, CHAIN, LONG, PACED, PEOPLE, REST_SECONDS, TURNS
 from tests.bench.tools import CALLS, COMMANDS
+from tests.bench.turns import SESSION_TURNS, TRIES
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A figure by its name. `goal` is what it must stay below, None where there is none."""
+    """A figure by its name. `goal` is what it must stay below, or above where it is
+    negative; None where there is none.
+    """
 
     name: str
     label: str
@@ -70,8 +73,42 @@ GROUPS = (
         "history",
         (
             Row("trip_cpu_ms", "guest CPU a round trip", "ms", 4, 2),
+            Row("trip_beyond_ms", "of it beyond the floor's", "ms", 4, 2),
             Row("trip_first_ms", "wall, first 5 calls", "ms", None, 2),
             Row("trip_last_ms", "wall, last 5 calls", "ms", None, 2),
+        ),
+    ),
+    Group(
+        f"The loop, {LONG} calls",
+        f"the same with {LONG} calls. Repeated: how much of a request's body is the beginning of "
+        "the request before it",
+        (
+            Row("long_cpu_ms", "guest CPU a round trip", "ms", None, 2),
+            Row("long_beyond_ms", "of it beyond the floor's", "ms", 4, 2),
+            Row("prefix_share", "repeated, median of all requests", "%", -90),
+            Row("prefix_least", "repeated, least of all requests", "%"),
+        ),
+    ),
+    Group(
+        "A long session",
+        f"{SESSION_TURNS} turns, each with a tool call, in a daemon that has just started: from a "
+        "client's connecting to the first byte of the model call for its message; CPU until the "
+        "answer",
+        (
+            Row("resume_ms", "resumed after", "ms", 200),
+            Row("resume_cpu_ms", "guest CPU", "ms", None, 0),
+        ),
+    ),
+    Group(
+        "Cancels",
+        "from a client's cancel to the frame that ends the turn, the slowest of "
+        f"{TRIES} tries in each run; wall",
+        (
+            Row("turn_cancel_provider_ms", "while the model speaks", "ms", 100),
+            Row("turn_cancel_tool_ms", "while a command runs", "ms", 100),
+            Row("turn_cancel_retry_ms", "in the pause before a repetition", "ms", 100),
+            Row("turn_cancel_approval_ms", "while an approval is waited for", "ms", 100),
+            Row("turn_cancel_agent_ms", "while another agent works", "ms", 100),
         ),
     ),
     Group(
@@ -234,5 +271,6 @@ def _ratio(ours: Mapping[str, float], floor: Mapping[str, float], row: Row) -> s
 def _goal(value: float, row: Row) -> str:
     if row.goal is None:
         return ""
-    verdict = "" if value < row.goal else " **missed**"
-    return f"< {row.goal:,g} {row.unit}".strip() + verdict
+    sign = "<" if row.goal > 0 else ">"
+    met = value < row.goal if row.goal > 0 else value > -row.goal
+    return f"{sign} {abs(row.goal):,g} {row.unit}".strip() + ("" if met else " **missed**")
