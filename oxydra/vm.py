@@ -55,7 +55,7 @@ from oxydra.tools.shell import ShellTool
 from oxydra.tools.shell_client import ShellClient
 from oxydra.tools.web import Web
 from oxydra.transport import BrokeredTransport
-from oxydra.types import Attachment, Folder, Json, ModelSpec, Tool
+from oxydra.types import Attachment, Folder, Json, ModelSpec, Provider, Tool
 from oxydra.worker import Workers
 
 logger = logging.getLogger(__name__)
@@ -132,6 +132,7 @@ class AgentGuest:
             reasoning=settings.selection.reasoning,
             keep=self._keep,
             workspace=self._workspace,
+            summarizer=self._summarizer(settings, keys),
             agents=self._agents(settings, keys),
             prompt=SystemPrompt(
                 [spec.name for spec in tools.specs],
@@ -226,6 +227,13 @@ class AgentGuest:
             found.append(agent)
         return found
 
+    def _summarizer(
+        self, settings: GuestConfig, keys: Collection[str]
+    ) -> tuple[Provider, ModelSpec] | None:
+        """What makes summaries, where that is not each agent's own model."""
+        models = settings.summary_models
+        return (self._provider(models, settings, keys), models[0]) if models else None
+
     def _provider(
         self, models: Sequence[ModelSpec], settings: GuestConfig, keys: Collection[str]
     ) -> Reliable:
@@ -267,6 +275,7 @@ class AgentGuest:
             "model": {"provider": self._model.provider, "model": self._model.id},
             "usage": usage_json(self._runtime.used()),
             "spending": self._spending.summary(),
+            "estimates": self._runtime.context.estimates(),
             **self._hub.counts(),
         }
 

@@ -212,6 +212,7 @@ def _status_lines(status: Json) -> list[str]:
         lines.append(f"  usage     {_usage_line(usage)}")
     if spending := status.get("spending"):
         lines.append(f"  spent     {_spending_line(spending)}")
+    lines += [f"  estimates {_estimate_line(row)}" for row in status.get("estimates", ())]
     lines += [f"  ! {row['detail']}" for row in startup.get("degraded_reasons", [])]
     return [printable(line) for line in lines]
 
@@ -223,6 +224,12 @@ def _usage_line(usage: Json) -> str:
     if prompt:
         line += f", {usage.get('cached_tokens', 0) / prompt:.0%} of the input from cache"
     return line + (f", ${usage['cost_usd']:.4f}" if "cost_usd" in usage else "")
+
+
+def _estimate_line(known: Json) -> str:
+    """How far the estimates of a model's tokens are off once they are corrected."""
+    line = f"tokens of {known['model']} are off by {known['error']:.0%}, corrected by"
+    return f"{line} {known['ratio']:.2f} ({known['reports']} reports)"
 
 
 def _spending_line(spending: Json) -> str:

@@ -143,13 +143,18 @@ def _add_sessions(commands: Commands) -> None:
     rename = actions.add_parser("rename", help="give one a name")
     fork = actions.add_parser("fork", help="a new one that begins with a copy of this one")
     export = actions.add_parser("export", help="print all that was said")
-    for action in (rename, fork, export):
+    pins = actions.add_parser("pins", help="the rules in it that are never cut")
+    pin = actions.add_parser("pin", help="add one")
+    unpin = actions.add_parser("unpin", help="take one out")
+    for action in (rename, fork, export, pins, pin, unpin):
         action.add_argument("id", metavar="ID", help="an id, a prefix of one, or a name")
     rename.add_argument("name", metavar="NAME")
     fork.add_argument("--name", metavar="NAME", help="the new one's; default: the same")
     export.add_argument("--format", choices=("markdown", "json"), default="markdown")
     export.add_argument("--raw", action="store_true", help="control characters as they are")
-    for action in (listed, rename, fork):
+    pin.add_argument("text", metavar="TEXT")
+    unpin.add_argument("number", metavar="NUMBER", help="as `session pins` shows it")
+    for action in (listed, rename, fork, pins, pin, unpin):
         action.add_argument("--json", action="store_true", help="print JSON")
 
 

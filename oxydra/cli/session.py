@@ -12,6 +12,7 @@ from oxydra.scrub import printable
 
 def session(options: argparse.Namespace) -> int:
     from oxydra.tui.answer import desk
+    from oxydra.tui.commands import pins_text
 
     workspace = workspace_of(load(options))
     with desk(lambda: locate(workspace), workspace.user) as asked:
@@ -25,12 +26,20 @@ def session(options: argparse.Namespace) -> int:
             case "fork":
                 named = {"name": options.name} if options.name else {}
                 found = asked.command("fork", session_id=options.id, **named)
+            case "pins":
+                found = asked.command("pins", session_id=options.id)
+            case "pin":
+                found = asked.command("pin", session_id=options.id, text=options.text)
+            case "unpin":
+                found = asked.command("unpin", session_id=options.id, number=options.number)
             case _:
                 found = asked.command("export", session_id=options.id, format=options.format)
                 sys.stdout.write(found["text"] if options.raw else printable(found["text"]))
                 return 0
     if options.json:
         print(json.dumps(found, indent=2))
+    elif "pins" in found:
+        print(printable(pins_text(found["pins"])))
     else:
         print(printable(f"{found['session_id']}  {found['display_name'] or ''}".rstrip()))
     return 0

@@ -7,7 +7,7 @@ agent guest is told, `isolation` and `egress` are what holds the guests, `create
 thread.
 """
 
-from oxydra.config.agents import agent_models
+from oxydra.config.agents import agent_models, summary_model
 from oxydra.config.create import template, write_default
 from oxydra.config.credentials import (
     Credential,
@@ -105,6 +105,7 @@ __all__ = [
     "search_key",
     "select",
     "set_key",
+    "summary_model",
     "template",
     "trust",
     "write_default",

@@ -1,4 +1,5 @@
-"""Which models answer for each agent of `[agents]`. Only the runner resolves them: it has the keys.
+"""Which models answer for each agent of `[agents]`, and which makes summaries. Only the runner
+resolves them: it has the keys.
 
 An agent whose selection names neither a provider nor a model is answered by those of `[selection]`;
 one that names only a model takes it from that provider, one that names no fallback has that of
@@ -51,3 +52,24 @@ def _first(
     named = general.provider if provider == "auto" else provider
     wanted = FallbackConfig(provider=named, model=model)
     return select(config, catalog, env, wanted=wanted, where=where)
+
+
+def summary_model(
+    config: Config,
+    catalog: Models,
+    general: Selection,
+    env: Mapping[str, str] | None = None,
+) -> Selection | None:
+    """The model of `[runtime.summarization]`; None where each agent's own makes summaries, and
+    where without any key the `general` one of `[selection]` is the offline model.
+
+    Raises `ConfigError` like `agent_models`.
+    """
+    wanted = config.agent.runtime.summarization
+    named = wanted.provider
+    if named == "auto":
+        if not wanted.model or general.provider == OFFLINE:
+            return None
+        named = general.provider
+    choice = FallbackConfig(provider=named, model=wanted.model)
+    return select(config, catalog, env, wanted=choice, where="runtime.summarization")

@@ -29,12 +29,14 @@ class GuestConfig(AgentConfig):
     """`AgentConfig` as a guest knows it: which models answer is decided.
 
     `models` are the first choice and its fallbacks, each with the name of its entry in the registry
-    as `provider`; `reason` says why the first one. `agent_models` are those of the agents.
+    as `provider`; `reason` says why the first one. `agent_models` are those of the agents,
+    `summary_models` the one that makes summaries, if it is none of them.
     """
 
     models: tuple[ModelSpec, ...] = key(..., "")
     reason: str = key("", "")
     agent_models: dict[str, tuple[ModelSpec, ...]] = key(dict, "")
+    summary_models: tuple[ModelSpec, ...] = key((), "")
 
     @property
     def model(self) -> ModelSpec:
@@ -47,12 +49,13 @@ def effective(
     selection: Selection,
     fallback: Sequence[Selection] = (),
     agents: Mapping[str, Sequence[Selection]] | None = None,
+    summaries: Selection | None = None,
 ) -> dict[str, Any]:
     """What goes into the bootstrap envelope. Raises `ConfigError` if a key got into it.
 
     Files that the configuration names are in it, the user's time zone is the scheduler's default,
     their shell_enabled is in the shell's, and `selection` stands in the place of `auto`. `agents`
-    has the models of each agent.
+    has the models of each agent; `summaries` makes summaries, None: each agent's own model does.
     """
     agent = config.agent
     chosen = replace(agent.selection, provider=selection.provider, model=selection.model)
@@ -72,6 +75,9 @@ def effective(
         name: [choice.spec.to_json() for choice in own] for name, own in agents.items()
     }
     chain += tuple(choice for own in agents.values() for choice in own)
+    made = () if summaries is None else (summaries,)
+    result["summary_models"] = [choice.spec.to_json() for choice in made]
+    chain += made
     result["reason"] = selection.reason
     secrets = {name: entry.api_key for name, entry in agent.providers.registry.items()}
     secrets |= {c.provider: c.credential.value for c in chain if c.credential is not None}
@@ -137,6 +143,7 @@ def from_effective(table: dict[str, Any]) -> GuestConfig:
     table = dict(table)
     models, reason = table.pop("models", None), str(table.pop("reason", ""))
     of_agents = table.pop("agent_models", {})
+    of_summaries = table.pop("summary_models", [])
     leaves = read(AgentConfig, table, fail)
     for path in leaves:
         found = find(AgentConfig, path)
@@ -150,11 +157,19 @@ def from_effective(table: dict[str, Any]) -> GuestConfig:
         registry = agent.providers.registry
         known = all(chain and all(spec.provider in registry for spec in chain) for chain in every)
         known = known and set(chains) <= set(agent.agents)
+        summaries = _specs(of_summaries)
+        known = known and all(spec.provider in registry for spec in summaries)
     except (KeyError, TypeError, ValueError, ArithmeticError):
         known = False
     if not known:
         raise fail(("models",), "The models' description is broken.", "")
-    return GuestConfig(**vars(agent), models=specs, reason=reason, agent_models=chains)
+    return GuestConfig(
+        **vars(agent),
+        models=specs,
+        reason=reason,
+        agent_models=chains,
+        summary_models=summaries,
+    )
 
 
 def _specs(rows: Sequence[dict[str, Any]]) -> tuple[ModelSpec, ...]:

@@ -485,6 +485,8 @@ def _check_together(config: Config) -> None:
             _check_provider(values, (*path, "provider"), selection.provider, agent)
         for choice in selection.fallback:
             _check_provider(values, (*path, "fallback"), choice.provider, agent)
+    if (named := agent.runtime.summarization.provider) != "auto":
+        _check_provider(values, ("runtime", "summarization", "provider"), named, agent)
     for provider in config.user.credential_refs:
         _check_provider(config.values["user"], ("credential_refs", provider), provider, agent)
     _check_shell(config)

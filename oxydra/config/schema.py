@@ -127,7 +127,13 @@ class SummarizationConfig(Section):
     target_ratio: float = key(
         0.5, "Share of the context that a summary brings it down to.", least=0.05, most=0.95
     )
-    min_turns: int = key(6, "Newest turns that are never summarized.", least=1)
+    min_turns: int = key(
+        6, "Newest turns that stay whole as long as there is room for them.", least=1
+    )
+    provider: str = key(
+        "auto", "Who makes summaries: a name in the registry; `auto`: that of `[selection]`."
+    )
+    model: str = key("", "Which model makes summaries; with `auto` and no name: each agent's own.")
 
 
 @section

@@ -78,9 +78,12 @@ COMMANDS: dict[str, Need] = {
     "export": CHAT,
     "fork": CHAT,
     "model": CHAT,
+    "pin": CHAT,
+    "pins": CHAT,
     "prompt": CHAT,
     "rename": CHAT,
     "tokens": ADMIN,
+    "unpin": CHAT,
 }
 
 

@@ -1,4 +1,4 @@
-"""What `command` frames do to sessions: name them, copy them, write them out.
+"""What `command` frames do to sessions: name them, copy them, write them out, keep their rules.
 
 `oxydra-requests` runs it; who may ask for what stands in `access`.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from oxydra.errors import UsageError
 from oxydra.frames import compact, event_json, session_json
 from oxydra.gateway.hub import Hub
-from oxydra.types import Event, Json, Message
+from oxydra.types import Event, Json, Message, Session
 
 MAX_NAME = 200  # characters
 MAX_EXPORT = 6 << 20  # characters of one; beyond, `history` gives it in parts
@@ -33,6 +33,9 @@ class SessionCommands:
             "fork": self.fork,
             "export": self.export,
             "model": self.model,
+            "pins": self.pins,
+            "pin": self.pin,
+            "unpin": self.unpin,
         }
 
     def rename(self, args: Json) -> Json:
@@ -85,6 +88,32 @@ class SessionCommands:
         if args.get("session_id"):
             agent = self._store.find_session(_text(args, "session_id")).agent_name
         return {"agent": agent, **self._hub.model_of(agent).to_json()}
+
+    def pins(self, args: Json) -> Json:
+        """The rules that are never cut, in the order in which they were stated."""
+        return self._pins(self._store.find_session(_text(args, "session_id")))
+
+    def pin(self, args: Json) -> Json:
+        session = self._store.find_session(_text(args, "session_id"))
+        self._hub.context.pin(session.session_id, _text(args, "text"))
+        return self._pins(session)
+
+    def unpin(self, args: Json) -> Json:
+        session = self._store.find_session(_text(args, "session_id"))
+        number = str(args.get("number", ""))
+        known = number.isascii() and number.isdecimal() and len(number) < 10
+        if not known or not self._hub.context.unpin(session.session_id, int(number)):
+            raise UsageError(
+                f"There is no rule {number[:32]!r}.", remedy="/pins lists them with their numbers."
+            )
+        return self._pins(session)
+
+    def _pins(self, session: Session) -> Json:
+        rows = [
+            {"number": pin.pin_id, "text": pin.text, "by_hand": not pin.sequence}
+            for pin in self._hub.context.pins(session.session_id)
+        ]
+        return {"session_id": session.session_id, "pins": rows}
 
 
 def _text(args: Json, name: str) -> str:

@@ -35,7 +35,7 @@ from oxydra.errors import (
 )
 from oxydra.frames import encode, session_ref, turn_ref
 from oxydra.gateway.connection import frame_text
-from oxydra.runtime import Runtime, internal_error
+from oxydra.runtime import Context, Runtime, internal_error
 from oxydra.store import Store
 from oxydra.store.conversation import new_session
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, Service
@@ -264,6 +264,11 @@ class Hub:
     def model_of(self, agent_name: str) -> ModelSpec:
         """The model that answers first for an agent. Raises `NotFoundError`."""
         return self._runtime.agents.get(agent_name).model
+
+    @property
+    def context(self) -> Context:
+        """What is sent of each conversation."""
+        return self._runtime.context
 
     @property
     def agents(self) -> tuple[str, ...]:

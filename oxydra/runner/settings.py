@@ -62,9 +62,12 @@ def from_config(settings: Config) -> RunnerSettings:
     chain = [config.select(settings, catalog)]
     chain += [config.select(settings, catalog, wanted=choice) for choice in wanted]
     agents = config.agent_models(settings, catalog, chain)
+    summaries = config.summary_model(settings, catalog, chain[0])
     _check_tools(settings)
     routes: list[Route] = []
-    for selection in _once([*chain, *(one for own in agents.values() for one in own)]):
+    every = [*chain, *(one for own in agents.values() for one in own)]
+    every += [] if summaries is None else [summaries]
+    for selection in _once(every):
         entry = settings.agent.providers.registry[selection.provider]
         key = selection.credential.value if selection.credential is not None else ""
         route = registry.route(registry.settings(selection.provider, entry), key)
@@ -82,7 +85,7 @@ def from_config(settings: Config) -> RunnerSettings:
     return RunnerSettings(
         workspace=Workspace(settings.workspace_root, settings.user_id, isolation.mounts),
         tier=settings.tier,
-        config=config.effective(settings, chain[0], chain[1:], agents),
+        config=config.effective(settings, chain[0], chain[1:], agents, summaries),
         routes=tuple(routes),
         listen=_address(settings),
         port=settings.agent.gateway.port,

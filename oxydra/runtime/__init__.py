@@ -1,6 +1,7 @@
 """The turn loop: ask the model, run the tools it calls, feed the results back, until it answers."""
 
 from oxydra.runtime.agents import Agent, Agents
+from oxydra.runtime.context import Context
 from oxydra.runtime.delegation import Delegations
 from oxydra.runtime.loop import MADE, Runtime, internal_error
 from oxydra.runtime.prompt import SystemPrompt
@@ -10,6 +11,7 @@ __all__ = [
     "MADE",
     "Agent",
     "Agents",
+    "Context",
     "Delegations",
     "Runtime",
     "Spending",

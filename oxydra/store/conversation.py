@@ -149,6 +149,8 @@ class ConversationTables(Database):
                 " WHERE session_id = ?1), 0) WHERE session_id = ?1",
                 (made.session_id,),
             )
+            for copied in _FORKED:
+                db.execute(copied, (session.session_id, made.session_id))
         return made
 
     def archive_session(self, session_id: str) -> None:
@@ -397,6 +399,17 @@ class ConversationTables(Database):
                 _move_call(db, turn.turn_id, call_id, CallState.RUNNING)
 
 
+# What goes with the events of a session: what is sent of them, and its rules.
+_FORKED = (
+    "INSERT INTO summaries SELECT ?2, epoch, through, content, carries, model, tainted, sensitive,"
+    " created_at FROM summaries WHERE session_id = ?1 AND through <="
+    " (SELECT last_sequence FROM sessions WHERE session_id = ?2)",
+    "INSERT INTO shortened SELECT ?2, sequence, content FROM shortened WHERE session_id = ?1"
+    " AND sequence <= (SELECT last_sequence FROM sessions WHERE session_id = ?2)",
+    "INSERT INTO pins SELECT ?2, pin_id, text, sequence, removed, created_at FROM pins"
+    " WHERE session_id = ?1 AND sequence <="
+    " (SELECT last_sequence FROM sessions WHERE session_id = ?2)",
+)
 _OWN = f"archived = 0 AND channel_origin <> '{DELEGATED}'"
 _TURN = "turn_id, session_id, request_id, state, prompt, attachments, terminal, tainted, sensitive"
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from oxydra.frames import compact
 from oxydra.store.database import Database, Row, clean, timestamp
-from oxydra.types import DELEGATED, Marks, Pin, Summary
+from oxydra.types import Marks, Pin, Summary
 
 
 class SummaryTables(Database):
@@ -84,14 +84,18 @@ class SummaryTables(Database):
 
     def add_pins(self, session_id: str, texts: Sequence[str], sequence: int = 0) -> list[Pin]:
         """Add rules, those said in the event `sequence` at most once each: one that was removed
-        stays so. A text that is in force already is not added again. In a session that works for a
-        tool call nobody states rules: there a model has written the person's part. Returns what was
+        stays so. A text that is in force already is not added again. What a tool call has told
+        another agent holds no rules: there a model has written the person's part. Returns what was
         added.
         """
         added: list[Pin] = []
         with self._transaction() as db:
-            origin = "SELECT channel_origin FROM sessions WHERE session_id = ?"
-            if sequence and db.execute(origin, (session_id,)).get == DELEGATED:
+            delegated = db.execute(
+                "SELECT 1 FROM events JOIN delegations USING (turn_id)"
+                " WHERE events.session_id = ? AND sequence = ?",
+                (session_id, sequence),
+            ).fetchone()
+            if delegated is not None:
                 return added
             for text in map(clean, texts):
                 known = db.execute(

@@ -8,7 +8,7 @@ function that goes on with the reply.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from oxydra.scrub import printable
@@ -155,6 +155,18 @@ def _fork(state: State, name: str) -> Step:
     return _command(state, "fork", **({"name": name} if name else {}))
 
 
+def _pin(state: State, text: str) -> Step:
+    if not text:
+        return state.say("warning", "Pin which rule? /pin <text>"), ()
+    return _command(state, "pin", text=text)
+
+
+def _unpin(state: State, number: str) -> Step:
+    if not number:
+        return state.say("warning", "Take out which rule? /pins lists them; /unpin <number>"), ()
+    return _command(state, "unpin", number=number)
+
+
 def _model(state: State, _rest: str) -> Step:
     return _command(state, "model")
 
@@ -196,7 +208,9 @@ COMMANDS = {
         Command("/cancelall", "cancel the turns of all sessions", _cancel_all),
         Command("/undo", "take the last turn back", _of_daemon("undo")),
         Command("/memory <query>", "look into what is remembered", _of_daemon("memory", "query")),
-        Command("/pins", "list the pinned rules", _of_daemon("pins")),
+        Command("/pins", "list the rules that are never cut", _of_daemon("pins")),
+        Command("/pin <text>", "add one", _pin),
+        Command("/unpin <number>", "take one out", _unpin),
         Command("/schedules", "list what is scheduled", _of_daemon("schedules")),
         Command("/export [file]", "write it all into a Markdown file", _export),
         Command(
@@ -274,7 +288,7 @@ def on_cost(state: State, data: Json) -> State:
 
 
 def on_command(state: State, name: str, about: str, data: Json) -> Step:
-    """What `rename`, `fork`, `export`, `model` or `tokens` gave."""
+    """What `rename`, `fork`, `export`, `model`, `pins` or `tokens` gave."""
     match name:
         case "rename":
             named = str(data.get("display_name") or "")
@@ -285,11 +299,23 @@ def on_command(state: State, name: str, about: str, data: Json) -> Step:
             return state, (Write(about, printable(str(data.get("text") or ""))),)
         case "model":
             return state.say("notice", _model_text(data)), ()
+        case "pins" | "pin" | "unpin" if isinstance(data.get("pins"), list):
+            return state.say("notice", pins_text(data["pins"])), ()
         case "tokens":
             rows = [row for row in data.get("tokens") or () if isinstance(row, dict)]
             return state.say("notice", "\n".join(map(_token_row, rows))), ()
         case _:
             return on_result(state, name, data)
+
+
+def pins_text(rows: Sequence[object]) -> str:
+    """The rules of a session, each with its number."""
+    lines = [
+        one_line(f"{row.get('number')}. {row.get('text')}{' (/pin)' if row.get('by_hand') else ''}")
+        for row in rows
+        if isinstance(row, dict)
+    ]
+    return "\n".join(lines) or "No rule is pinned in this session."
 
 
 def _model_text(data: Json) -> str:
