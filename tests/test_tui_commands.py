@@ -9,6 +9,7 @@ import pytest
 from oxydra.tui.client import Link
 from oxydra.tui.outline import LINES, outlined
 from oxydra.tui.state import Bell, Send, Write
+from oxydra.tui.transcript import seen
 from tests.test_tui_input import world as connected
 from tests.test_tui_model import SESSION, World, completed, progress, sent, stored
 from tests.test_tui_view import draw
@@ -131,6 +132,27 @@ def test_nothing_is_marked_where_nothing_was_missed(world: World) -> None:
     events = [stored(1, turn, "user", "hi")]
     world.reply(history, "session_history", session=SESSION, events=events, more=False)
     assert world.texts == ["hi"]
+
+
+def test_what_is_new_since_a_session_was_in_sight_is_marked(world: World) -> None:
+    turn = world.send("hi")
+    world.turn("turn_started", turn)
+    world.turn("turn_completed", turn, response=completed("hello"))
+    other = {"user_id": "alice", "session_id": "s-2"}
+    world.frame("session_switched", session=other)
+    assert world.state.seen == {"s-main": turn}
+    (history, _names) = world.frame("session_switched", session=SESSION)
+    events = [
+        stored(1, turn, "user", "hi"),
+        stored(2, turn, "assistant", "hello"),
+        stored(3, "scheduled", "assistant", "Good morning."),
+    ]
+    world.reply(history, "session_history", session=SESSION, events=events, more=False)
+    assert world.texts == ["hi", "hello", "New since you were here:", "Good morning."]
+    assert dict(seen(world.state)) == {"s-main": "scheduled"}
+    (history,) = world.feed(Link(True, fresh=True))
+    world.reply(history, "session_history", session=SESSION, events=events, more=False)
+    assert "New since you were here:" not in world.texts
 
 
 def test_a_scheduled_message_is_shown_and_rings(world: World) -> None:

@@ -14,7 +14,7 @@ from oxydra.tui.attach import Paths
 from oxydra.tui.client import Link
 from oxydra.tui.editor import REMEMBERED, Editor
 from oxydra.tui.keys import Key
-from oxydra.tui.past import MOST, Past, place
+from oxydra.tui.past import MOST, SESSIONS, Past, place
 from oxydra.tui.state import (
     Complete,
     Completed,
@@ -392,6 +392,22 @@ def test_broken_lines_and_too_many_cost_nothing(tmp_path: Path) -> None:
         file.write(b"\n" + b'"%s"\n' % (b"x" * 1000) * (MOST // 1000 + 100))
     assert len(past.load()) == REMEMBERED
     assert path.stat().st_size < MOST and len(past.load()) == REMEMBERED
+
+
+def test_what_was_seen_of_each_session_is_kept(tmp_path: Path) -> None:
+    past = Past(tmp_path / "state" / "sent-alice")
+    assert past.seen() == {}
+    past.saw({f"s-{i}": "t" for i in range(SESSIONS)})
+    past.saw({"s-0": "later", "new": "t1"})
+    seen = past.seen()
+    assert len(seen) == SESSIONS and seen["s-0"] == "later" and seen["new"] == "t1"
+    assert "s-1" not in seen and "s-3" in seen
+    file = tmp_path / "state" / "sent-alice.seen"
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.write_text('["nonsense"]')
+    assert past.seen() == {}
+    file.write_text('{"a": 1, "b": "t')
+    assert past.seen() == {}
 
 
 def test_a_link_in_the_place_of_the_file_is_not_written_through(tmp_path: Path) -> None:

@@ -193,6 +193,20 @@ def test_what_was_sent_is_recalled_and_found_by_the_next_start(
     assert gateway.sent("send_turn")[-1]["prompt"] == "the first message"
 
 
+def test_what_came_while_no_window_was_open_is_marked(gateway: FakeGateway, terminal: Tmux) -> None:
+    terminal.start(gateway)
+    terminal.sees("● ready")
+    terminal.say("good night")
+    terminal.sees("You: good night")
+    terminal.say("/quit")
+    terminal.gone(0)
+    morning = {"role": "assistant", "content": "Good morning."}
+    gateway.record(gateway.rooms["s-main"], morning, "scheduled")
+    terminal.start(gateway)
+    screen = terminal.sees("Good morning.")
+    assert "You: good night" in screen.split("New since you were here:")[0]
+
+
 def test_the_persons_own_editor_has_the_terminal_meanwhile(
     gateway: FakeGateway, terminal: Tmux
 ) -> None:

@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any
 
 from oxydra.errors import NoDaemonError, OxydraError
-from oxydra.tui import markdown
+from oxydra.tui import markdown, transcript
 from oxydra.tui.attach import Paths
 from oxydra.tui.client import GatewayClient, Locate
 from oxydra.tui.keys import KeyDecoder
@@ -173,7 +173,7 @@ class App:
         self.client.connect()
         with self._telling("What you sent before can't be read"):
             editor = replace(self.state.editor, history=self._past.load())
-            self.state = replace(self.state, editor=editor)
+            self.state = replace(self.state, editor=editor, seen=self._past.seen())
         with _held_logs(), self._handling_signals():
             try:
                 self.screen.enter()
@@ -181,6 +181,8 @@ class App:
                     self._step()
             finally:
                 self.screen.leave()
+        with contextlib.suppress(OSError):  # said when it was read, or nothing was to be kept
+            self._past.saw(transcript.seen(self.state))
         return self._exit
 
     def close(self) -> None:

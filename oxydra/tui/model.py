@@ -256,6 +256,7 @@ def _greeted(state: State, payload: Json) -> State:
     """The gateway says which session this is and what runs in it."""
     session_id = str(payload["session"].get("session_id", ""))
     if session_id != state.session_id:
+        state = replace(state, seen=transcript.seen(state))
         state = replace(state, session_id=session_id, entries=(), more=False, anchor=None)
         state = replace(state, asked=(), away=None)
     return replace(state, active=_active(state, payload))
@@ -263,6 +264,7 @@ def _greeted(state: State, payload: Json) -> State:
 
 def _switched(state: State, payload: Json) -> Step:
     session_id = str(payload["session"].get("session_id", ""))
+    state = replace(state, seen=transcript.seen(state))
     state = replace(
         state, session_id=session_id, session_name="", entries=(), more=False, anchor=None
     )

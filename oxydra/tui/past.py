@@ -1,7 +1,8 @@
-"""What a person sent, kept for the next time: one file for each user, of JSON strings, a line each.
+"""What a person sent and saw, kept for the next time: two files for each user, theirs alone.
 
-Only its owner can read it. Several windows add to it at the same time; a text that begins with a
-space is not kept.
+What was sent is a file of JSON strings, a line each, to which several windows add at the same time;
+a text that begins with a space is not kept. Beside it stands which turn was the last that was seen
+of each session, as one JSON object.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from oxydra.tui.editor import REMEMBERED
 
 MOST = 1 << 20  # bytes; past that only the newest are kept
 LONGEST = 20_000  # characters of a text that is kept
+SESSIONS = 200  # of which the last turn is kept
 
 
 def place(user_id: str, environ: Mapping[str, str] = os.environ) -> Path:
@@ -45,7 +47,7 @@ class Past:
         texts = [text for line in lines if (text := _parsed(line))]
         kept = tuple(texts[-REMEMBERED:])
         if size > MOST:
-            self._replace(kept)
+            _put(self._path, b"".join(map(_line, kept)))
         return kept
 
     def add(self, text: str) -> None:
@@ -59,13 +61,36 @@ class Past:
         finally:
             os.close(descriptor)
 
-    def _replace(self, texts: tuple[str, ...]) -> None:
-        new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        with suppress(FileExistsError):
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(b"".join(map(_line, texts)))
-            os.replace(new, self._path)
+    def seen(self) -> dict[str, str]:
+        """The last turn that was seen of each session. A file that makes no sense has none."""
+        try:
+            with open(self._seen, "rb") as file:
+                found = json.loads(file.read(MOST))
+        except (FileNotFoundError, ValueError):
+            return {}
+        rows = found.items() if isinstance(found, dict) else ()
+        return {session: turn for session, turn in rows if isinstance(turn, str)}
+
+    def saw(self, turns: Mapping[str, str]) -> None:
+        """Add to them; the sessions that were seen last are kept."""
+        others = {key: turn for key, turn in self.seen().items() if key not in turns}
+        kept = dict([*others.items(), *turns.items()][-SESSIONS:])
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _put(self._seen, json.dumps(kept).encode())
+
+    @property
+    def _seen(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.seen")
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Put a file into the place of another, at once."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    with suppress(FileExistsError):
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(new, path)
 
 
 def _line(text: str) -> bytes:

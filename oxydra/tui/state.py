@@ -163,7 +163,7 @@ class State:
 
     `sessions` and `agents` are what the gateway told last, `unknown` the commands that it said it
     does not know. `attaching` is a message whose files are to be confirmed. `away`: the turns that
-    were known when the connection broke.
+    were known when the connection broke. `seen`: the last turn that was seen of other sessions.
     """
 
     user_id: str
@@ -195,6 +195,7 @@ class State:
     picker: Picker | None = None
     attaching: Resolved | None = None
     away: frozenset[str] | None = None
+    seen: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
     leaving: bool = False
 

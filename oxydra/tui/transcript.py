@@ -7,7 +7,7 @@ seen live stays as it is, what was missed comes from the history.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from oxydra.tui.cells import clip, one_line
@@ -288,14 +288,31 @@ def on_history(state: State, purpose: str, about: str, events: Sequence[Json], m
 
 
 def _since_away(state: State, entries: list[Entry]) -> tuple[State, list[Entry]]:
-    """Mark where that begins which nobody saw because the connection was broken."""
+    """Mark where that begins which nobody saw because the connection was broken, or because
+    another session was in sight or none.
+    """
     known, state = state.away, replace(state, away=None)
-    new = [i for i, e in enumerate(entries) if known is not None and e.turn_id not in known]
-    if not new:
+    if known is not None:
+        at = next((i for i, e in enumerate(entries) if e.turn_id not in known), len(entries))
+        text = "While the connection was broken:"
+    else:
+        last = state.seen.get(state.session_id)
+        old = (i for i in range(len(entries) - 1, -1, -1) if last and entries[i].turn_id == last)
+        at = next(old, len(entries)) + 1
+        text = "New since you were here:"
+    others = {key: turn for key, turn in state.seen.items() if key != state.session_id}
+    state = replace(state, seen=others)
+    if at >= len(entries):
         return state, entries
-    mark = Entry(state.last_id + 1, "notice", "While the connection was broken:")
-    state = replace(state, last_id=mark.id)
-    return state, [*entries[: new[0]], mark, *entries[new[0] :]]
+    mark = Entry(state.last_id + 1, "notice", text)
+    return replace(state, last_id=mark.id), [*entries[:at], mark, *entries[at:]]
+
+
+def seen(state: State) -> Mapping[str, str]:
+    """`state.seen` with the session in sight."""
+    turns = (e.turn_id for e in reversed(state.entries) if e.turn_id and e.state not in WAITING)
+    last = next(turns, None)
+    return {**state.seen, state.session_id: last} if last and state.session_id else state.seen
 
 
 def _not_in(live: Iterable[Entry], stored: Sequence[Entry]) -> list[Entry]:
