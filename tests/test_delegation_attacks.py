@@ -216,3 +216,18 @@ def test_an_agents_own_cap_holds_when_it_works_for_another(house):
     assert dear.requests == [] and spent(house) == []
     assert result.is_error and "max_cost" in result.content
     assert house.terminal()[0] == "turn_completed"
+
+
+def test_a_turn_tells_what_it_cost_with_all_that_worked_for_it(house):
+    house.model = replace(MODEL, price_input=Decimal(100), price_output=Decimal(100))
+    parent = Scripted(calls(errand(goal="one"), errand(goal="two")), "fine")
+    house.go(parent, Metered(Dear()))
+    usage = house.terminal()[1]["response"]["usage"]
+    assert Decimal(str(usage["cost_usd"])) == sum(spent(house)) > 0
+
+
+def test_people_are_told_why_a_child_gave_no_answer(house):
+    parent = Scripted(calls(errand()), "fine")
+    house.go(parent, Scripted(RuntimeError("secret")))
+    shown = [p["call"]["summary"] for t, p in house.frames if t == "tool_event"]
+    assert shown[-1].startswith("helper: Something went wrong")

@@ -246,6 +246,12 @@ def test_roles_and_states_can_be_told_without_color() -> None:
         assert piece in text, piece
 
 
+def test_a_message_that_waits_says_for_what() -> None:
+    waits = Entry(1, "user", "next", "u", "queued")
+    for entry, said in ((waits, "after the running one"), (replace(waits, steers=True), "joins")):
+        assert any(said in line for line in draw(State(entries=(entry,))))
+
+
 def test_the_smallest_terminal_shows_the_last_line_and_the_input() -> None:
     state = state_with(("user", "hi"), ("assistant", "one\ntwo\nlast line"))
     lines = draw(replace(state, editor=Editor("typed", 5)), 20, 5)

@@ -18,7 +18,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-from oxydra.budget import Account, usd
+from oxydra.budget import Account, Limit, usd
 from oxydra.config import DelegationConfig
 from oxydra.errors import Cancelled, ToolError
 from oxydra.frames import compact
@@ -36,6 +36,7 @@ from oxydra.types import (
     ToolResult,
     Turn,
     TurnState,
+    Usage,
 )
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Delegations:
         if ended is None or not ended.state.terminal:
             context.token.check()
             raise Cancelled("the delegated turn did not come to its end")
+        self._charge(found, parent)
         return self._result(found, ended)
 
     def _begin(self, errand: Errand, context: ToolContext, parent: Run) -> tuple[Delegation, Turn]:
@@ -153,6 +155,13 @@ class Delegations:
             with self._lock:
                 self._running.discard(found.turn_id)
 
+    def _charge(self, found: Delegation, parent: Run) -> None:
+        """The parent's turn says at its end what it has cost, with all that was done for it."""
+        (cost,) = self._store.spent([Limit("turn", found.turn_id, None, "", "")])
+        if cost:
+            with self._lock:  # others may end at the same time
+                parent.usage += Usage(cost_usd=usd(cost))
+
     def _result(self, found: Delegation, turn: Turn) -> ToolResult:
         """What the parent's model reads: data, with the marks of what the child has seen."""
         marks = self._store.session_marks(found.session_id)
@@ -164,7 +173,7 @@ class Delegations:
             return ToolResult(text, summary=summary, marks=marks)
         why = payload.get("message") or "It was cancelled."
         text = f"The agent {found.agent} did not come to an answer: {why}"
-        return ToolResult(text, is_error=True, summary=f"{found.agent} gave no answer", marks=marks)
+        return ToolResult(text, is_error=True, summary=f"{found.agent}: {why}", marks=marks)
 
 
 def prompt_of(errand: Errand) -> str:

@@ -43,6 +43,7 @@ _MARKS: dict[str, tuple[str, str]] = {
     "unknown": ("dim", "? "),
 }
 _WORK = ("tool", "reasoning")
+_JOINS = "joins the running turn before the model is asked again"
 _WAITING = {
     "sending": "not sent yet",
     "queued": "queued: its turn comes after the running one",
@@ -186,7 +187,9 @@ class View:
             said = clip(f"▤ {one_line(name)}", room)
             lines.append(exactly(columns, ("", " " * width(label)), ("dim", said)))
         if entry.state in _WAITING:
-            lines.append(exactly(columns, ("", label), ("dim", clip(_WAITING[entry.state], room))))
+            joins = entry.steers and entry.state == "queued"
+            waits = _JOINS if joins else _WAITING[entry.state]
+            lines.append(exactly(columns, ("", label), ("dim", clip(waits, room))))
         return lines
 
     def _wrap(self, entry: Entry, columns: int, style: str) -> list[list[Span]]:
