@@ -234,7 +234,7 @@ def _on_frame(state: State, frame: Frame) -> Step:
             return complete.tab(commands.with_agents(state, payload["data"]))
         case "command_result" if purpose == "window":
             window = payload["data"].get("max_context_tokens")
-            return replace(state, window=window if isinstance(window, int) else 0), ()
+            return replace(state, window=window if isinstance(window, int) else -1), ()
         case "command_result" if purpose:
             return commands.on_command(state, purpose, about, payload["data"])
         case "scheduled_notification":
@@ -292,11 +292,11 @@ def _failed(state: State, purpose: str, about: str, payload: Json) -> State:
     if purpose == "cancel":
         return state  # the turn ended by itself
     if purpose == "window":
-        return replace(state, unknown=state.unknown | {"model"})
-    if purpose and str(payload["message"]).startswith("There is no command"):
-        return commands.on_unknown(state, purpose, str(payload["message"]))
+        return replace(state, window=-1)
     if purpose == "agent names":
         return replace(state, hint=one_line(str(payload["message"])))
+    if purpose and str(payload["message"]).startswith("There is no command"):
+        return commands.on_unknown(state, purpose, str(payload["message"]))
     mine = next((e for e in reversed(state.entries) if about and e.turn_id == about), None)
     if purpose == "turn" and mine is not None and mine.state == "sending":
         state = state.change(replace(mine, state="refused"))

@@ -159,7 +159,7 @@ class State:
     input's title until the next key; `leaving` says that Ctrl+C was announced to leave.
 
     `filled` are the tokens of a request of the last turn with its answer, the mean where there were
-    several, `window` those that the model takes; 0 where that is not known.
+    several, `window` those that the model takes; 0 where that is not known, -1 if nobody can say.
 
     `sessions` and `agents` are what the gateway told last, `unknown` the commands that it said it
     does not know. `attaching` is a message whose files are to be confirmed. `away`: the turns that

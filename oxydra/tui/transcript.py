@@ -233,7 +233,7 @@ def _with_prompt(state: State, turn_id: str) -> Step:
 
 def _with_window(state: State, _turn_id: str) -> Step:
     """Ask how many tokens the model takes, once they can be compared with something."""
-    if not state.filled or state.window or state.asking("window") or "model" in state.unknown:
+    if not state.filled or state.window or state.asking("window"):
         return state, ()
     args = {"session_id": state.session_id}
     return state.ask("command", {"name": "model", "args": args}, "window")
