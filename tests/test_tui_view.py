@@ -249,7 +249,7 @@ def test_roles_and_states_can_be_told_without_color() -> None:
 def test_a_message_that_waits_says_for_what() -> None:
     waits = Entry(1, "user", "next", "u", "queued")
     for entry, said in ((waits, "after the running one"), (replace(waits, steers=True), "joins")):
-        assert any(said in line for line in draw(State(entries=(entry,))))
+        assert any(said in line for line in draw(replace(state_with(), entries=(entry,))))
 
 
 def test_the_smallest_terminal_shows_the_last_line_and_the_input() -> None:
