@@ -258,7 +258,7 @@ def test_who_may_come_again_cancels_nothing(door):
         target=lambda: got.append(say(gateway, "hi", headers={"Idempotency-Key": "k"}))
     )
     comes_again.start()
-    eventually(lambda: any(live._listeners for live in gateway.hub._live.values()))
+    eventually(lambda: any(live._listeners for live in list(gateway.hub._live.values())))
     gateway.provider.release.set()
     comes_again.join(20)
     ((status, document),) = got

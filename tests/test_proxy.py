@@ -17,7 +17,7 @@ import pytest
 import websocket
 
 from tests.conftest import ROOT, eventually
-from tests.gateway_peer import read_all, status
+from tests.gateway_peer import status
 from tests.scripted import Scripted
 from tests.test_gateway import TOKEN, Client, Running
 
@@ -255,6 +255,9 @@ def test_nothing_is_smuggled_past_it(proxied, head):
         sock.settimeout(20)
         start = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n"
         sock.sendall(f"{start}{head}\r\n0\r\n\r\n{hidden}".encode())
-        answer = read_all(sock)
-    assert status(answer) in (400, 401, 413, 501)
-    assert b"oxydra_turns" not in answer and answer.count(b"HTTP/1.1 ") == 1
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):  # some hang up on such a client
+            while part := sock.recv(65536):
+                answer += part
+    assert not answer or status(answer) in (400, 401, 413, 501)
+    assert b"oxydra_turns" not in answer and answer.count(b"HTTP/1.1 ") <= 1
