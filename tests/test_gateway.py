@@ -354,6 +354,33 @@ def test_sessions_are_created_listed_and_switched(running):
         assert client.ask("create_session")["payload"]["code"] == "busy"
 
 
+def test_an_idle_session_is_archived_and_a_message_brings_it_back(running):
+    gateway = running(Scripted("first", "second"), session_idle_ttl_hours=1000.0)
+    with gateway.client() as client:
+        old = client.session
+        client.turn("hello", "t1")
+        client.until("turn_completed")
+        client.ask("create_session")
+        with gateway.store._transaction() as db:  # another year has come
+            db.execute(
+                "UPDATE sessions SET last_active_at = '2001-01-01T00:00:00.000+00:00'"
+                " WHERE session_id = ?",
+                (old,),
+            )
+        rows = client.ask("list_sessions")["payload"]["sessions"]
+        assert old not in {row["session_id"] for row in rows}
+        rows = client.ask("list_sessions", include_archived=True)["payload"]["sessions"]
+        assert {row["session_id"] for row in rows if row["archived"]} == {old}
+        client.ask("switch_session", session_id=old)
+        client.session = old
+        client.turn("again", "t2")
+        client.until("turn_completed")
+        rows = client.ask("list_sessions")["payload"]["sessions"]
+        assert old in {row["session_id"] for row in rows}
+        said = [m.content for m in gateway.store.messages(old)]
+        assert said == ["hello", "first", "again", "second"]
+
+
 def test_everybody_on_a_session_sees_it_and_nobody_else(running):
     gateway = running(Scripted("answer"))
     with (

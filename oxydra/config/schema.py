@@ -236,7 +236,9 @@ class GatewayConfig(Section):
     max_sessions_per_user: int = key(1000, "Sessions that are not archived.", least=1)
     max_concurrent_turns_per_user: int = key(8, "Turns running at once.", least=1, most=256)
     session_idle_ttl_hours: float = key(
-        0.0, "Hours without use after which a session is archived; 0: never.", least=0
+        0.0,
+        "Hours without use after which a session is archived, until its next message; 0: never.",
+        least=0,
     )
 
 

@@ -417,7 +417,7 @@ class Gateway(Handler):
         self._follow(client, session, "session_created", payload["request_id"])
 
     def _list_sessions(self, client: Client, payload: Json) -> None:
-        rows = self._store.sessions(
+        rows = self._hub.sessions(
             include_archived=bool(payload.get("include_archived")),
             include_delegated=bool(payload.get("include_subagent_sessions")),
         )

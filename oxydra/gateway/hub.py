@@ -191,6 +191,7 @@ class Hub:
 
     def start(self) -> None:
         """Take up the turns that a crash or a shutdown left unfinished."""
+        self._archive_idle()
         for turn in self.store.unfinished_turns():
             live = self.live(turn.session_id)
             with self._lock:
@@ -218,6 +219,25 @@ class Hub:
             if live is None:
                 live = self._live[session_id] = Live(session_id)
             return live
+
+    def sessions(
+        self, *, include_archived: bool = False, include_delegated: bool = False
+    ) -> list[Session]:
+        """As the store's, once those are archived that were not used for so long."""
+        self._archive_idle()
+        return self.store.sessions(
+            include_archived=include_archived, include_delegated=include_delegated
+        )
+
+    def _archive_idle(self) -> None:
+        """`[gateway] session_idle_ttl_hours` is looked at when it matters: at the start, where
+        sessions are listed, and where they are counted. A message brings a session back.
+        """
+        if self._config.session_idle_ttl_hours:
+            try:
+                self.store.archive_idle(self._config.session_idle_ttl_hours)
+            except (StoreFullError, StoreBusyError) as error:  # it can wait
+                log.warning("idle sessions are not archived for now: %s", error)
 
     def archive(self, session_id: str) -> None:
         """Put a session away: in the store, and out of memory if nobody ever followed it."""
@@ -255,6 +275,7 @@ class Hub:
         return self.store.fork_session(session, display_name)
 
     def _check_room(self) -> None:
+        self._archive_idle()
         if self.store.count_sessions() >= self._config.max_sessions_per_user:
             raise BusyError(
                 f"There are already {self._config.max_sessions_per_user} sessions.",

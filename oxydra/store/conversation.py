@@ -7,6 +7,7 @@ raises.
 
 from __future__ import annotations
 
+import datetime
 import json
 import secrets
 from collections.abc import Sequence
@@ -158,6 +159,17 @@ class ConversationTables(Database):
         with self._transaction() as db:
             db.execute("UPDATE sessions SET archived = 1 WHERE session_id = ?", (session_id,))
 
+    def archive_idle(self, hours: float) -> None:
+        """Archive the sessions in which nothing was said for so long and no turn is unfinished."""
+        now = datetime.datetime.now(datetime.UTC)
+        before = now - datetime.timedelta(hours=min(hours, _LONGEST_IDLE))
+        values = (before.isoformat(timespec="milliseconds"),)
+        where = f"WHERE {_OWN} AND last_active_at < ? AND session_id NOT IN"
+        where += " (SELECT session_id FROM turns WHERE state IN ('queued', 'running'))"
+        if self._sessions(f"{where} LIMIT 1", values):  # most often there is nothing to write
+            with self._transaction() as db:
+                db.execute(f"UPDATE sessions SET archived = 1 {where}", values)
+
     def count_sessions(self) -> int:
         """How many sessions are not archived and work for no other."""
         with self._reading() as db:
@@ -250,7 +262,8 @@ class ConversationTables(Database):
         opens: Session | None = None,
     ) -> tuple[Turn, bool]:
         """Store a person's message and its turn in one transaction: only then may it be
-        acknowledged. `tainted` says that others wrote some of it; attachments count as such.
+        acknowledged. An archived session is one in use again.
+        `tainted` says that others wrote some of it; attachments count as such.
         `joins` is the running turn that it shall join (`join_turn`); else it waits as any other.
         `opens` is the session, where this is its first message and it is stored with it.
 
@@ -285,6 +298,9 @@ class ConversationTables(Database):
             if opens is not None:
                 _keep_session(db, opens)
             insert_turn(db, turn, joins)
+            db.execute(
+                "UPDATE sessions SET archived = 0 WHERE session_id = ? AND archived", (session_id,)
+            )
             return turn, True
 
     def turn(self, turn_id: str) -> Turn | None:
@@ -410,6 +426,7 @@ _FORKED = (
     " WHERE session_id = ?1 AND sequence <="
     " (SELECT last_sequence FROM sessions WHERE session_id = ?2)",
 )
+_LONGEST_IDLE = 24.0 * 365 * 100  # hours; dates go no further back than the year 1
 _OWN = f"archived = 0 AND channel_origin <> '{DELEGATED}'"
 _TURN = "turn_id, session_id, request_id, state, prompt, attachments, terminal, tainted, sensitive"
 
