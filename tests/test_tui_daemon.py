@@ -65,6 +65,7 @@ def test_a_first_run_a_killed_daemon_and_files(home: Home, terminal: Tmux) -> No
     terminal.sees("EXIT=0\n")
 
 
+@pytest.mark.slow
 def test_two_windows_on_one_session(home: Home, terminal: Tmux) -> None:  # noqa: F811
     home.run("start", "--detach")
     other = Tmux()
