@@ -418,6 +418,7 @@ class Tool(Protocol):
 # ------------------------------------------------------------------------------ delegation
 
 DELEGATED = "delegation"  # the `channel_origin` of a session that was made for a tool call
+ASKED_ONCE = "openai:"  # and of one that was made for one request of another program
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,13 @@ import pytest
 from oxydra import config
 from oxydra.catalog import Catalog
 from oxydra.errors import ConfigError
+from oxydra.providers.openai import _encode
 from oxydra.runner.settings import from_config
 from oxydra.runtime.pins import MAX_PINS
 from oxydra.threads import CancelToken
 from oxydra.tools import ToolRegistry
 from oxydra.tools.base import tool
-from oxydra.types import ModelSpec, SafetyTier, Summary
+from oxydra.types import ASKED_ONCE, DELEGATED, ModelSpec, SafetyTier, Summary
 from tests.config_place import Place as Configured
 from tests.conftest import eventually
 from tests.fake_model import FakeModel
@@ -84,6 +85,17 @@ def test_a_copy_of_a_session_has_its_rules_and_its_summary(place) -> None:
     place.say(runtime, "and now?")
     assert len(model.summaries) <= asked + 1  # it goes on from there, not from the beginning
     assert "Answer in rhymes." in model.requests[-1].messages[1].content
+
+
+@pytest.mark.parametrize("origin", ["gateway", DELEGATED, ASKED_ONCE])
+def test_no_summary_is_bought_where_nobody_goes_on(place, origin: str) -> None:
+    model = Model()
+    runtime = place.runtime(model)
+    place.session = place.store.create_session(channel_origin=origin)
+    while not model.summaries:
+        talk(place, runtime, 1)
+    waited = any("Summarizing the earlier" in str(frame) for frame in place.frames)
+    assert waited == (origin != "gateway"), "made only because the next request would not fit"
 
 
 # ----------------------------------------------------------------------------------------- attacks
@@ -219,18 +231,20 @@ def test_a_session_in_which_all_is_too_long_says_what_helps_and_lives(place) -> 
 # ------------------------------------------------------------------------------ 500 calls in a turn
 
 
-def wire(messages) -> bytes:
-    """The messages as a body of the OpenAI wire has them, but for their closing bracket."""
-    from oxydra.providers.openai import _encode
-
-    return json.dumps([_encode(message) for message in messages]).encode()[:-1]
+def wire(messages, made: dict[int, bytes]) -> bytes:
+    """The messages as a body of the OpenAI wire has them; `made` keeps those of each message."""
+    for message in messages:
+        if id(message) not in made:
+            made[id(message)] = json.dumps(_encode(message)).encode()
+    return b",".join(made[id(message)] for message in messages)
 
 
 def test_500_calls_in_one_turn_nearly_always_extend_the_request_before(place) -> None:
     window = Model(*chain(500, 1500), "500")
     model = ModelSpec("scripted", "large-1", 64_000, 4096)
     assert place.say(place.runtime(window, model), "Count, and never guess.")[0] == "turn_completed"
-    bodies = [wire(request.messages) for request in window.requests]
+    made: dict[int, bytes] = {}
+    bodies = [wire(request.messages, made) for request in window.requests]
     shares = [len(one) / len(two) if two.startswith(one) else 0.0 for one, two in pairwise(bodies)]
     rebuilt = shares.count(0.0)
     assert len(bodies) == 501 and 0 < rebuilt <= 40

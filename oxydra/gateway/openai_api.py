@@ -23,7 +23,7 @@ from oxydra.gateway.connection import Connection, Later
 from oxydra.gateway.http import Request, Response
 from oxydra.gateway.hub import Hub
 from oxydra.gateway.openai_wire import DoorError, Wanted, Writer
-from oxydra.types import Json, Session, Turn
+from oxydra.types import ASKED_ONCE, Json, Session, Turn
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class Door:
 
     def _session(self, token_name: str, wanted: Wanted) -> tuple[Session, bool]:
         """The session to speak in, and whether it is new."""
-        origin = wire.session_key(token_name, wanted) if wanted.user else "openai:"
+        origin = wire.session_key(token_name, wanted) if wanted.user else ASKED_ONCE
         if wanted.user:
             there = self._hub.store.session_of(origin)
             if there is not None:

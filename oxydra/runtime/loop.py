@@ -42,6 +42,8 @@ from oxydra.threads import SHUTDOWN, CancelToken, Deadline
 from oxydra.tools.confine import Workspace
 from oxydra.tools.gate import Gate, TurnScope
 from oxydra.types import (
+    ASKED_ONCE,
+    DELEGATED,
     Attachment,
     CallState,
     Completed,
@@ -247,6 +249,8 @@ class Run:
 
     def _summary_to_make(self) -> Material | None:
         """What is worth a summary now that the turn is over; the turn does not fail for it."""
+        if self.session.channel_origin in (DELEGATED, ASKED_ONCE):
+            return None  # nobody goes on in it
         try:
             return self.runtime.context.plan(self.conversation, self._call(later=True))
         except OxydraError as error:
@@ -254,7 +258,7 @@ class Run:
             return None
 
     def _work(self) -> _Ending:
-        session = self.store.session(self.turn.session_id)
+        session = self.session = self.store.session(self.turn.session_id)
         if session.agent_name in self.runtime.agents:
             self._serve(self.runtime.agents.get(session.agent_name))
         offered = [tool.name for tool in self.tools]
