@@ -607,6 +607,7 @@ def test_stopping_gives_up_a_summary_and_leaves_nothing(place):
 # --------------------------------------------------------------------------------------- resuming
 
 
+@pytest.mark.slow
 def test_a_session_of_1000_turns_is_read_at_once(place):
     """With and without a summary; the time itself is in the benchmarks."""
     session = place.session.session_id

@@ -239,6 +239,7 @@ def wire(messages, made: dict[int, bytes]) -> bytes:
     return b",".join(made[id(message)] for message in messages)
 
 
+@pytest.mark.slow
 def test_500_calls_in_one_turn_nearly_always_extend_the_request_before(place) -> None:
     window = Model(*chain(500, 1500), "500")
     model = ModelSpec("scripted", "large-1", 64_000, 4096)
