@@ -59,6 +59,9 @@ def health(workspace: Workspace) -> list[Check]:
         detail = f"The agent was restarted {status['guest_restarts']} times;"
         detail += f" it last ended with: {status.get('last_guest_end', '?')}. See logs/runtime.log."
         checks.append(Check(user, "restarts", "degraded", detail))
+    if (status.get("scheduler") or {}).get("stalled"):
+        detail = "Nothing that is due runs. See logs/runtime.log, and restart the daemon."
+        checks.append(Check(user, "scheduler", "degraded", detail))
     checks.append(_disk(workspace))
     return checks
 

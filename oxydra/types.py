@@ -420,6 +420,8 @@ class Tool(Protocol):
 DELEGATED = "delegation"  # the `channel_origin` of a session that was made for a tool call
 ASKED_ONCE = "openai:"  # and of one that was made for one request of another program
 
+SCHEDULED = "schedule"  # and of one in which a schedule runs
+
 
 @dataclass(frozen=True, slots=True)
 class Errand:
@@ -459,6 +461,14 @@ class Delegator(Protocol):
     """
 
     def delegate(self, errand: Errand, context: ToolContext) -> ToolResult: ...
+
+
+class Schedules(Protocol):
+    """Tasks that run at their time. `ask` does `action` (`create`, `list`, `edit`, …, `notify`)
+    for the model whose call it is. Raises `OxydraError`.
+    """
+
+    def ask(self, action: str, args: Json, context: ToolContext) -> Json: ...
 
 
 # ----------------------------------------------------------------------------------- turns

@@ -44,6 +44,7 @@ from oxydra.providers.metered import Metered
 from oxydra.providers.reliable import Choice, Reliable
 from oxydra.relay import Relay
 from oxydra.runtime import MADE, Agent, Delegations, Runtime, Spending, SystemPrompt, prompt
+from oxydra.scheduler import Desk, ModelDesk, Scheduler
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Store
 from oxydra.threads import Service, install_hooks
@@ -51,6 +52,7 @@ from oxydra.tools.confine import Workspace
 from oxydra.tools.delegate import delegate_tools
 from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
+from oxydra.tools.schedule import schedule_tools
 from oxydra.tools.shell import ShellTool
 from oxydra.tools.shell_client import ShellClient
 from oxydra.tools.web import Web
@@ -103,7 +105,11 @@ class AgentGuest:
         )
         self._shell = ShellClient(lambda: self._short() or self._quota.over())
         delegations = Delegations(self._store, settings.runtime.delegation)
-        tools = ToolRegistry(extra=[*self._shell_tools(settings), *delegate_tools(settings)])
+        extra = [*self._shell_tools(settings), *delegate_tools(settings)]
+        tools = ToolRegistry(
+            extra=[*extra, *(schedule_tools() if settings.scheduler.enabled else [])]
+        )
+        schedules = ModelDesk()
         keys = envelope.runtime_policy.get("keys", ())
         self._spending = Spending(
             self._store,
@@ -121,6 +127,7 @@ class AgentGuest:
                     "shell": self._shell,
                     "workers": self._workers,
                     "delegator": delegations,
+                    "schedules": schedules,
                     "web": Web(self._transport, self._workers, egress, settings.tools.web_search),
                 },
                 approve=self._approvals.check,
@@ -145,6 +152,10 @@ class AgentGuest:
         )
         delegations.attach(self._runtime)
         self._hub = Hub(self._store, self._runtime, settings.gateway, envelope.user_id)
+        self._scheduler = Scheduler(self._store, settings.scheduler, self._hub, on_death=_die)
+        self._hub.terms_of = self._scheduler.terms_of
+        self._hub.on_follow = self._scheduler.followed
+        schedules.attach(self._scheduler, lambda turn: self._runtime.run_of(turn).marks())
         self._gateway = Gateway(
             listener=listener,
             hub=self._hub,
@@ -158,6 +169,7 @@ class AgentGuest:
                 "agents": lambda _: self._runtime.agents.report(self._runtime.tools),
                 "prompt": self._explain_prompt,
                 "cost": self._cost,
+                "schedules": Desk(self._scheduler).command,
             },
             tools=[tool.name for tool in tools.specs],
         )
@@ -253,11 +265,13 @@ class AgentGuest:
     def start(self) -> None:
         self._spending.recover()
         self._hub.start()
+        self._scheduler.start()
         self._gateway.start()
 
     def stop(self) -> None:
         """Stop intake, leave running turns to be resumed, close the store."""
         self._gateway.stop(STOP_SECONDS / 4)
+        self._scheduler.stop(STOP_SECONDS / 8)
         self._hub.stop(STOP_SECONDS / 2)
         self._runtime.stop(STOP_SECONDS / 4)
         self._shell.close()
@@ -276,6 +290,7 @@ class AgentGuest:
             "usage": usage_json(self._runtime.used()),
             "spending": self._spending.summary(),
             "estimates": self._runtime.context.estimates(),
+            "scheduler": self._scheduler.state(),
             **self._hub.counts(),
         }
 

@@ -108,6 +108,7 @@ def _add_conversation(commands: Commands) -> None:
     ask.add_argument("--raw", action="store_true", help="print control characters as they are")
     _add_approvals(commands)
     _add_sessions(commands)
+    _add_schedules(commands)
     text = "what the models have cost, and what is left of each cap"
     cost = _command(commands, "cost", "oxydra.cli.cost:cost", text)
     cost.add_argument(
@@ -116,6 +117,38 @@ def _add_conversation(commands: Commands) -> None:
         help="a row for each: of the last 31 days, or of this month",
     )
     cost.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_schedules(commands: Commands) -> None:
+    run = "oxydra.cli.schedule:schedule"
+    schedule = _command(commands, "schedule", run, "tasks that run at their time")
+    actions = schedule.add_subparsers(dest="action", required=True)
+    create = actions.add_parser("create", help="run a goal at a time, or again and again")
+    edit = actions.add_parser("edit", help="change a schedule")
+    for action in (create, edit):
+        when = action.add_mutually_exclusive_group(required=action is create)
+        when.add_argument("--every", metavar="SECONDS", help="so many seconds apart")
+        when.add_argument("--cron", metavar="EXPR", help='such as "0 9 * * mon-fri"')
+        when.add_argument("--at", metavar="RFC3339", help='such as "2026-03-01T09:00:00+01:00"')
+        action.add_argument("--tz", metavar="ZONE", help="an IANA time zone")
+        action.add_argument("--name", metavar="N", help="what it is called")
+        action.add_argument("--notify", choices=("always", "conditional", "never"))
+    create.add_argument("goal", metavar="GOAL", help="what to do; @file reads it from a file")
+    listed = actions.add_parser("list", help="all schedules, those due first first")
+    others = {
+        "show": "one schedule and its next times",
+        "pause": "let it rest",
+        "resume": "go on from now",
+        "run-now": "run it once, now",
+        "delete": "with the record of its runs",
+        "runs": "what became of its due times",
+    }
+    rest = [actions.add_parser(name, help=text) for name, text in others.items()]
+    for action in (edit, *rest):
+        action.add_argument("id", metavar="ID", help="as `schedule list` shows it")
+    edit.add_argument("goal", metavar="GOAL", nargs="?", help="another one")
+    for action in (create, edit, listed, *rest):
+        action.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_approvals(commands: Commands) -> None:

@@ -13,7 +13,7 @@ from oxydra.cli.target import load, locate, workspace_of
 from oxydra.config import Config
 from oxydra.errors import NoDaemonError, UsageError
 from oxydra.scrub import printable
-from oxydra.types import Json
+from oxydra.types import Json, Tool
 
 
 def explain(options: argparse.Namespace) -> int:
@@ -56,11 +56,13 @@ def _configured(settings: Config, agent: str) -> Json:
     from oxydra.runtime import SystemPrompt, prompt
     from oxydra.tools.delegate import delegate_tools
     from oxydra.tools.registry import ToolRegistry, matching
+    from oxydra.tools.schedule import schedule_tools
     from oxydra.tools.shell import ShellTool
 
     shell = settings.agent.tools.shell
     wanted = shell.enabled and settings.user.behavior.shell_enabled
-    made = [ShellTool(shell, named_paths=True)] if wanted else []
+    made: list[Tool] = [ShellTool(shell, named_paths=True)] if wanted else []
+    made += schedule_tools() if settings.agent.scheduler.enabled else []
     tools = ToolRegistry(extra=[*made, *delegate_tools(settings.agent)]).specs
     catalog = Catalog.load(home=settings.home)
     chosen = config.select(settings, catalog)

@@ -82,6 +82,7 @@ COMMANDS: dict[str, Need] = {
     "pins": CHAT,
     "prompt": CHAT,
     "rename": CHAT,
+    "schedules": CHAT,
     "tokens": ADMIN,
     "unpin": CHAT,
 }

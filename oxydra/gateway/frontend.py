@@ -359,6 +359,7 @@ class Gateway(Handler):
             return frame_text(encode(frame_type, greeting))
 
         self._hub.live(session.session_id).subscribe(client, greet, last_seq)
+        self._hub.on_follow(session.session_id)
         if self._approvals is not None:
             for approval in self._approvals.pending(session.session_id):
                 client.reply("approval_request", self._told(approval))

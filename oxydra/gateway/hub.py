@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from oxydra.budget import Account
 from oxydra.config import GatewayConfig
 from oxydra.errors import (
     BusyError,
@@ -35,7 +36,7 @@ from oxydra.errors import (
 )
 from oxydra.frames import encode, session_ref, turn_ref
 from oxydra.gateway.connection import frame_text
-from oxydra.runtime import Context, Runtime, internal_error
+from oxydra.runtime import Context, Runtime, Terms, internal_error
 from oxydra.store import Store
 from oxydra.store.conversation import new_session
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, Service
@@ -148,6 +149,12 @@ class Live:
             self._followed = True
 
     @property
+    def watched(self) -> bool:
+        """Whether a client listens now."""
+        with self._lock:
+            return bool(self._subscribers)
+
+    @property
     def forgettable(self) -> bool:
         """Whether nothing is lost with it. Under the hub's lock."""
         with self._lock:
@@ -181,6 +188,10 @@ class Hub:
         self.epoch = secrets.token_hex(8)
         self.watch: Callable[[Turn, str, Json], None] = _nobody
         """Told of every frame that a turn emits, on the turn's thread."""
+        self.terms_of: Callable[[Turn], tuple[Account | None, Terms | None]] = _usual
+        """Who pays for a turn and what limits it, where that is not just as a person's."""
+        self.on_follow: Callable[[str], None] = lambda _session_id: None
+        """Told of a session that a client begins to follow; it does not wait."""
         self._runtime = runtime
         self._config = config
         self._lock = threading.Lock()
@@ -467,7 +478,7 @@ class Hub:
                 live.publish(frame_type, frame)
 
         try:
-            self._runtime.run_turn(turn, active.token, emit)
+            self._runtime.run_turn(turn, active.token, emit, *self.terms_of(turn))
         except Exception as error:
             # Not stored as failed: it is tried again with the next start.
             known = error if isinstance(error, OxydraError) else internal_error()
@@ -506,3 +517,8 @@ class Hub:
 
 def _nobody(_turn: Turn, _frame_type: str, _payload: Json) -> None:
     """Who watches where nobody does."""
+
+
+def _usual(_turn: Turn) -> tuple[None, None]:
+    """The terms of a person's turn."""
+    return None, None

@@ -1,6 +1,6 @@
 """The turn loop: ask the model, run the tools it calls, feed the results back, until it answers."""
 
-from oxydra.runtime.agents import Agent, Agents
+from oxydra.runtime.agents import Agent, Agents, Terms
 from oxydra.runtime.context import Context
 from oxydra.runtime.delegation import Delegations
 from oxydra.runtime.loop import MADE, Runtime, internal_error
@@ -16,5 +16,6 @@ __all__ = [
     "Runtime",
     "Spending",
     "SystemPrompt",
+    "Terms",
     "internal_error",
 ]

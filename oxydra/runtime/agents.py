@@ -50,13 +50,14 @@ class Agent:
 class Terms:
     """What limits one turn besides its agent: `tools` are all that it may use (None: all that the
     agent may), `attended` says that a person may be asked, `asked_by` for whom, where work was
-    delegated to it.
+    delegated to it; `max_turns` model calls, None: as many as the agent may make.
     """
 
     tools: frozenset[str] | None = None
     deadline: Deadline = field(default_factory=lambda: Deadline.after(None))
     attended: bool = True
     asked_by: str = ""
+    max_turns: int | None = None
 
 
 class Agents:

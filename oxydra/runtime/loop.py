@@ -270,7 +270,7 @@ class Run:
         else:
             self.runtime.agents.get(session.agent_name)
             self._resume()
-        limit = self.agent.max_turns
+        limit = min(self.agent.max_turns, self.terms.max_turns or self.agent.max_turns)
         while self.steps < limit:
             self.token.check()
             self.deadline.check("The turn")
@@ -463,7 +463,7 @@ class Run:
             journal=self,
             deadline=self.deadline,
             step=self.steps,
-            max_steps=self.agent.max_turns,
+            max_steps=min(self.agent.max_turns, self.terms.max_turns or self.agent.max_turns),
             tainted=marks.tainted,
             sensitive=marks.sensitive,
             tools=frozenset(tool.name for tool in self.tools),

@@ -11,6 +11,7 @@ import datetime
 import json
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from oxydra.frames import (
 from oxydra.store.database import Database, Row, as_text, clean, placeholders, timestamp
 from oxydra.types import (
     DELEGATED,
+    SCHEDULED,
     Attachment,
     CallState,
     Event,
@@ -113,7 +115,8 @@ class ConversationTables(Database):
     def latest_session(self) -> Session | None:
         """The one used last, of those that people see from the inside: none of another API's."""
         rows = self._sessions(
-            f"WHERE {_OWN} AND channel_origin NOT LIKE 'openai:%' ORDER BY activity DESC LIMIT 1"
+            f"WHERE {_OWN} AND channel_origin NOT LIKE 'openai:%'"
+            f" AND channel_origin <> '{SCHEDULED}' ORDER BY activity DESC LIMIT 1"
         )
         return rows[0] if rows else None
 
@@ -432,9 +435,16 @@ _TURN = "turn_id, session_id, request_id, state, prompt, attachments, terminal, 
 
 
 def insert_session(
-    db: apsw.Connection, agent_name: str, display_name: str, channel_origin: str
+    db: apsw.Connection,
+    agent_name: str,
+    display_name: str,
+    channel_origin: str,
+    session_id: str = "",
 ) -> Session:
+    """A new one, under an id of its own where none is given."""
     session = new_session(agent_name, display_name, channel_origin)
+    if session_id:
+        session = replace(session, session_id=session_id)
     _keep_session(db, session)
     return session
 

@@ -242,6 +242,59 @@ def m009_summaries(db: apsw.Connection) -> None:
     )
 
 
+def m010_schedules(db: apsw.Connection) -> None:
+    """What is scheduled, and a row for each due time. Moments are Unix seconds."""
+    db.execute(
+        """
+        CREATE TABLE schedules (
+            schedule_id TEXT PRIMARY KEY,
+            name TEXT NOT NULL,
+            goal TEXT NOT NULL,
+            cadence_type TEXT NOT NULL,
+            cadence_value TEXT NOT NULL,
+            timezone TEXT NOT NULL,
+            notification TEXT NOT NULL,
+            status TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            anchor INTEGER NOT NULL,
+            next_due INTEGER,
+            failures INTEGER NOT NULL,
+            tainted INTEGER NOT NULL,
+            sensitive INTEGER NOT NULL,
+            origin TEXT NOT NULL,
+            created_at TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX schedules_due ON schedules (next_due) WHERE status = 'active';
+
+        CREATE TABLE fires (
+            fire_id INTEGER PRIMARY KEY,
+            schedule_id TEXT NOT NULL REFERENCES schedules,
+            due_at INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            attempts INTEGER NOT NULL DEFAULT 0,
+            not_before INTEGER NOT NULL,
+            output TEXT NOT NULL DEFAULT '',
+            cost INTEGER NOT NULL DEFAULT 0,
+            turns INTEGER NOT NULL DEFAULT 0,
+            notified TEXT NOT NULL DEFAULT '',
+            UNIQUE (schedule_id, due_at)
+        ) STRICT;
+        CREATE INDEX fires_due ON fires (not_before) WHERE state = 'due';
+        CREATE INDEX fires_claimed ON fires (schedule_id) WHERE state = 'claimed';
+        CREATE INDEX fires_missed ON fires (due_at) WHERE state = 'missed';
+
+        CREATE TABLE notices (
+            notice_id INTEGER PRIMARY KEY,
+            session_id TEXT NOT NULL,
+            payload TEXT NOT NULL,
+            delivered INTEGER NOT NULL DEFAULT 0
+        ) STRICT;
+        CREATE INDEX notices_owed ON notices (session_id) WHERE delivered = 0;
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -252,5 +305,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m007_spend,
     m008_delegations,
     m009_summaries,
+    m010_schedules,
 )
 """In order, append-only: a migration that was released is never changed."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 from oxydra.store.approvals import ApprovalTables
 from oxydra.store.conversation import ConversationTables
 from oxydra.store.delegation import DelegationTables
+from oxydra.store.schedules import ScheduleTables
 from oxydra.store.spend import SpendTables
 from oxydra.store.summaries import SummaryTables
 
 
-class Store(ConversationTables, ApprovalTables, SpendTables, DelegationTables, SummaryTables):
+class Store(
+    ConversationTables, ApprovalTables, SpendTables, DelegationTables, SummaryTables, ScheduleTables
+):
     """The database, with the methods of all its tables."""

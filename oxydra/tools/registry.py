@@ -26,7 +26,10 @@ TOOLS = {
     "web_search": "oxydra.tools.web:web_search",
 }
 
-MADE = ("delegate_to_agent", "shell_exec")  # by the guest, where it has what they need
+MADE = (
+    *("delegate_to_agent", "notify", "schedule_create", "schedule_delete", "schedule_edit"),
+    *("schedule_run_output", "schedule_runs", "schedule_search", "shell_exec"),
+)  # by the guest, where it has what they need
 
 
 class ToolRegistry:

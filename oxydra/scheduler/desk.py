@@ -1,0 +1,269 @@
+"""What tools, commands and the command line ask of the schedules: make, find, change, delete them,
+and read what their runs said. Nothing runs here.
+
+A model's limits hold here too: a run changes no schedule, and a schedule that was made or changed
+while words of strangers were in the conversation is paused until its person resumes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from oxydra import cadence
+from oxydra.budget import usd
+from oxydra.errors import PolicyDenied, UsageError
+from oxydra.scheduler.service import PREFIX, Scheduler
+from oxydra.store.schedules import Fire, Schedule
+from oxydra.types import Json, Marks, ToolContext
+
+NOTIFICATIONS = ("always", "conditional", "never")
+STATUSES = ("active", "paused", "disabled", "done")
+MAX_GOAL = 16 * 1024  # characters
+MAX_NAME = 100
+HELD = (
+    "It was made or changed while the conversation held what strangers wrote. Its person may"
+    " resume it: oxydra-runner schedule resume"
+)
+
+
+NO_MARKS = Marks()
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks: a person, or the model in `session_id` with what its conversation holds."""
+
+    session_id: str = ""
+    marks: Marks = NO_MARKS
+    person: bool = False
+
+
+PERSON = Asker(person=True)
+
+
+class Desk:
+    """Every method takes the arguments of a command or a call and raises `OxydraError`."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._store = scheduler.store
+        self._config = scheduler.config
+        self._actions: dict[str, Callable[[Json, Asker], Json]] = {
+            "create": self.create,
+            "list": self.search,
+            "show": self.show,
+            "edit": self.edit,
+            "pause": self.pause,
+            "resume": self.resume,
+            "run-now": self.run_now,
+            "delete": self.delete,
+            "runs": self.runs,
+            "output": self.output,
+        }
+
+    def command(self, args: Json) -> Json:
+        """A person's: `action` and what it needs; without one, the list."""
+        return self.act(str(args.get("action") or "list"), args, PERSON)
+
+    def act(self, action: str, args: Json, asker: Asker) -> Json:
+        if action not in self._actions:
+            raise UsageError(
+                f"There is no action {action[:32]!r}.",
+                remedy=f"There are: {', '.join(self._actions)}.",
+            )
+        return self._actions[action](args, asker)
+
+    def create(self, args: Json, asker: Asker) -> Json:
+        _check_changes(asker)
+        now = int(self._scheduler.clock())
+        zone = _text(args, "timezone", 64, self._config.default_timezone)
+        kind, value = _text(args, "cadence_type", 16), _text(args, "cadence_value", 200)
+        held = asker.marks.tainted
+        wanted = Schedule(
+            schedule_id="",
+            name=" ".join(_text(args, "name", MAX_NAME, "").split()),
+            goal=_text(args, "goal", MAX_GOAL),
+            cadence_type=kind,
+            cadence_value=value,
+            timezone=zone,
+            notification=_one_of(args.get("notification") or "conditional", NOTIFICATIONS),
+            status="paused" if held else "active",
+            reason=HELD if held else "",
+            anchor=now,
+            next_due=self._first(kind, value, zone, now),
+            failures=0,
+            tainted=held,
+            sensitive=asker.marks.sensitive,
+            origin=asker.session_id or str(args.get("session_id") or ""),
+            created_at="",
+        )
+        made = self._store.add_schedule(wanted, self._config.max_schedules_per_user)
+        self._scheduler.wake()
+        return self._told(made)
+
+    def search(self, args: Json, _asker: Asker) -> Json:
+        found = self._store.schedules()
+        for key in ("status", "cadence_type", "notification"):
+            if args.get(key):
+                found = [one for one in found if getattr(one, key) == args[key]]
+        if args.get("name"):
+            part = str(args["name"]).casefold()
+            found = [one for one in found if part in one.name.casefold()]
+        offset, limit = _number(args, "offset", 0, 0), _number(args, "limit", 50, 1)
+        page = found[offset : offset + limit]
+        return {"schedules": [self._told(one) for one in page], "total": len(found)}
+
+    def show(self, args: Json, _asker: Asker) -> Json:
+        return self._told(self._find(args))
+
+    def edit(self, args: Json, asker: Asker) -> Json:
+        _check_changes(asker)
+        found = self._find(args)
+        kind = _text(args, "cadence_type", 16, found.cadence_type)
+        value = _text(args, "cadence_value", 200, found.cadence_value)
+        zone = _text(args, "timezone", 64, found.timezone)
+        changes: Json = {
+            "goal": _text(args, "goal", MAX_GOAL, found.goal),
+            "name": " ".join(_text(args, "name", MAX_NAME, found.name).split()),
+            "notification": _one_of(args.get("notification") or found.notification, NOTIFICATIONS),
+        }
+        if (kind, value, zone) != (found.cadence_type, found.cadence_value, found.timezone):
+            now = int(self._scheduler.clock())
+            changes |= {"cadence_type": kind, "cadence_value": value, "timezone": zone}
+            changes |= {"anchor": now, "next_due": self._first(kind, value, zone, now)}
+            if found.status == "done":
+                changes["status"] = "active"
+        if asker.marks.tainted:
+            changes |= {"tainted": True, "status": "paused", "reason": HELD}
+        return self._change(found, changes)
+
+    def pause(self, args: Json, asker: Asker) -> Json:
+        _check_changes(asker)
+        return self._change(self._find(args), {"status": "paused", "reason": "Paused."})
+
+    def resume(self, args: Json, asker: Asker) -> Json:
+        """From now on; what was due meanwhile is not made up for."""
+        _check_changes(asker)
+        found = self._find(args)
+        if found.tainted and not asker.person:
+            raise PolicyDenied("Only its person may resume this schedule.", remedy=found.reason)
+        following = self._scheduler.following(found)
+        if following is None:
+            raise UsageError("Its time has passed.", remedy="Give it another one.")
+        changes = {"status": "active", "reason": "", "failures": 0, "next_due": following}
+        return self._change(found, changes)
+
+    def run_now(self, args: Json, asker: Asker) -> Json:
+        if not asker.person:
+            raise PolicyDenied("Only a person may do that.")
+        return self._run(self._scheduler.asked_for(self._find(args).schedule_id))
+
+    def delete(self, args: Json, asker: Asker) -> Json:
+        _check_changes(asker)
+        found = self._find(args)
+        self._store.delete_schedule(found.schedule_id)
+        self._scheduler.wake()
+        return {"deleted": found.schedule_id}
+
+    def runs(self, args: Json, _asker: Asker) -> Json:
+        found = self._find(args)
+        limit = _number(args, "limit", 20, 1)
+        fires = self._store.fires(found.schedule_id, limit)
+        return {"schedule_id": found.schedule_id, "runs": [self._run(fire) for fire in fires]}
+
+    def output(self, args: Json, _asker: Asker) -> Json:
+        fire = self._store.fire(_number(args, "run_id", 0, 0))
+        offset, most = _number(args, "offset", 0, 0), _number(args, "max_chars", 8000, 1)
+        part = fire.output[offset : offset + most]
+        return {**self._run(fire), "output": part, "total_chars": len(fire.output)}
+
+    def _first(self, kind: str, value: str, zone: str, now: int) -> int:
+        cadence.zone_of(zone)
+        when = cadence.parse(kind, value, zone, now, self._config.min_interval_secs)
+        first = cadence.upcoming(when, now, 12)
+        if not first:
+            raise UsageError("That time has passed.", remedy="Name one that is to come.")
+        apart = [late - early for early, late in pairwise(first)]
+        if apart and min(apart) < self._config.min_interval_secs:
+            raise UsageError(
+                f"It would run every {min(apart)} seconds.",
+                remedy=f"[scheduler] min_interval_secs is {self._config.min_interval_secs}.",
+            )
+        return first[0]
+
+    def _find(self, args: Json) -> Schedule:
+        return self._store.schedule(_text(args, "schedule_id", 64))
+
+    def _change(self, found: Schedule, changes: Json) -> Json:
+        changed = self._store.change_schedule(found.schedule_id, **changes)
+        self._scheduler.wake()
+        return self._told(changed)
+
+    def _told(self, schedule: Schedule) -> Json:
+        """With its next three times, on the clocks of its zone."""
+        zone = cadence.zone_of(schedule.timezone)
+        times = self._scheduler.upcoming(schedule) if schedule.status == "active" else []
+        return {**schedule.to_json(), "next_runs": [cadence.local(at, zone) for at in times]}
+
+    def _run(self, fire: Fire) -> Json:
+        found = fire.to_json()
+        zone = cadence.zone_of(self._config.default_timezone)
+        found["cost_usd"] = float(usd(found.pop("cost")))
+        return {"run_id": found.pop("fire_id"), **found, "due": cadence.local(fire.due_at, zone)}
+
+
+class ModelDesk:
+    """The desk for a model's calls: the service `schedules`. `marks_of` says what a turn's
+    conversation holds.
+    """
+
+    _scheduler: Scheduler
+    _marks_of: Callable[[str], Marks]
+
+    def attach(self, scheduler: Scheduler, marks_of: Callable[[str], Marks]) -> None:
+        """Say whose it is: the scheduler has a hub, which has tools, which have this."""
+        self._scheduler = scheduler
+        self._marks_of = marks_of
+
+    def ask(self, action: str, args: Json, context: ToolContext) -> Json:
+        if action == "notify":
+            turn_id = context.turn_id
+            self._scheduler.notify(context.session_id, turn_id, str(args["message"]))
+            return {"noted": True}
+        store = self._scheduler.store
+        root = store.turn(store.root_turn(context.turn_id))  # delegated work is its sender's
+        session_id = root.session_id if root is not None else context.session_id
+        return Desk(self._scheduler).act(
+            action, args, Asker(session_id, self._marks_of(context.turn_id))
+        )
+
+
+def _check_changes(asker: Asker) -> None:
+    if asker.session_id.startswith(PREFIX):
+        raise PolicyDenied("A scheduled run changes no schedules.")
+
+
+def _text(args: Json, name: str, most: int, usual: str | None = None) -> str:
+    value = args.get(name)
+    if (value is None or value == "") and usual is not None:
+        return usual
+    if not isinstance(value, str) or not 1 <= len(value) <= most:
+        raise UsageError(f"{name!r} is a text of 1 to {most} characters.")
+    return value
+
+
+def _number(args: Json, name: str, usual: int, least: int) -> int:
+    value = args.get(name)
+    if value is None:
+        return usual
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 53:
+        raise UsageError(f"{name!r} is a whole number from {least} on.")
+    return value
+
+
+def _one_of(value: object, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise UsageError(f"There is no {str(value)[:32]!r}.", remedy=f"One of {', '.join(known)}.")
+    return str(value)

@@ -1,0 +1,460 @@
+"""The ledger of due times: a simulated clock, restarts, steps of the clock, and real turns."""
+
+import json
+import random
+import threading
+from dataclasses import replace
+
+import pytest
+
+from oxydra import cadence
+from oxydra.config import SchedulerConfig
+from oxydra.errors import BusyError, NotFoundError, PolicyDenied, UsageError
+from oxydra.scheduler import Desk as Counter
+from oxydra.scheduler import Engine, ModelDesk, Outcome, Scheduler
+from oxydra.scheduler.desk import PERSON, Asker
+from oxydra.scheduler.engine import CATCH_UP, RETRIES
+from oxydra.store import Store
+from oxydra.store.schedules import Schedule
+from oxydra.tools.schedule import schedule_tools
+from oxydra.types import Marks, SafetyTier
+from tests.scripted import Scripted, calls
+from tests.test_gateway import Running
+
+NOW = 1_770_000_000
+
+
+class Desk:
+    """A store with an engine over it, whose runs end when they are told to."""
+
+    def __init__(self, path, **config):
+        self.path, self.config = path, SchedulerConfig(**config)
+        self.begun, self.told, self.store = [], [], Store(path)
+        self.restart()
+
+    def restart(self):
+        self.store.close()
+        self.store = Store(self.path)
+        self.begun.clear()
+        self.engine = Engine(
+            self.store,
+            self.config,
+            lambda schedule, fire: self.begun.append((schedule, fire)),
+            lambda schedule, message: self.told.append((schedule.name, message)),
+        )
+
+    def add(self, value="600", kind="interval", zone="UTC", now=NOW, most=100_000, **more):
+        when = cadence.parse(kind, value, zone, now)
+        usual = Schedule(
+            schedule_id="",
+            name="n",
+            goal="g",
+            cadence_type=kind,
+            cadence_value=value,
+            timezone=zone,
+            notification="never",
+            status="active",
+            reason="",
+            anchor=now,
+            next_due=when.after(now),
+            failures=0,
+            tainted=False,
+            sensitive=False,
+            origin="s",
+            created_at="",
+        )
+        return self.store.add_schedule(replace(usual, **more), most)
+
+    def end_all(self, now, **outcome):
+        begun, self.begun[:] = list(self.begun), []
+        for _, fire in begun:
+            self.engine.ended(fire, Outcome(**{"ok": True, **outcome}), now)
+
+    def states(self, schedule):
+        fires = reversed(self.store.fires(schedule.schedule_id, 10_000))
+        return [(fire.due_at, fire.state) for fire in fires]
+
+
+@pytest.fixture
+def desk(tmp_path):
+    found = []
+
+    def make(**config):
+        found.append(Desk(tmp_path / "db", **config))
+        return found[-1]
+
+    yield make
+    for each in found:
+        each.store.close()
+
+
+def test_a_due_time_runs_once_and_has_a_row(desk):
+    d = desk()
+    one = d.add()
+    assert d.engine.step(NOW) == NOW + 600 and not d.begun
+    d.engine.step(NOW + 600)
+    assert [fire.due_at for _, fire in d.begun] == [NOW + 600]
+    d.end_all(NOW + 601, output="done", cost=7, turns=2)
+    fire = d.store.fires(one.schedule_id)[0]
+    assert (fire.state, fire.output, fire.cost, fire.turns) == ("ran", "done", 7, 2)
+    assert d.engine.step(NOW + 602) == NOW + 1200 and not d.begun
+
+
+@pytest.mark.parametrize(
+    ("policy", "states"),
+    [("last", ["missed"] * 29 + ["claimed"]), ("skip", ["missed"] * 30)],
+)
+def test_what_passed_while_nothing_ran_follows_the_policy(desk, policy, states):
+    d = desk(catch_up=policy)
+    one = d.add()
+    d.engine.step(NOW + 30 * 600 + 300)
+    assert [state for _, state in d.states(one)] == states
+
+
+def test_all_that_passed_runs_up_to_a_bound(desk):
+    d = desk(catch_up="all")
+    one = d.add()
+    now = NOW + 30 * 600 + 300
+    for _ in range(CATCH_UP):
+        d.engine.step(now)
+        d.end_all(now)
+    d.engine.step(now)
+    states = [state for _, state in d.states(one)]
+    assert states == ["missed"] * (30 - CATCH_UP) + ["ran"] * CATCH_UP
+
+
+def test_more_due_times_than_fit_at_once_are_all_accounted_for(desk):
+    d = desk()
+    one = d.add("60")
+    d.engine.step(NOW + 60 * 2500)
+    assert len(d.states(one)) == 2500
+    assert d.states(one)[-1] == (NOW + 60 * 2500, "claimed")
+
+
+def test_what_was_claimed_before_a_crash_is_begun_under_the_same_turn(desk):
+    d = desk()
+    d.add()
+    d.engine.step(NOW + 600)
+    before = d.begun[0][1].turn_id
+    d.restart()
+    d.engine.step(NOW + 700)
+    assert [fire.turn_id for _, fire in d.begun] == [before]
+
+
+def test_a_clock_put_back_repeats_nothing_and_forgets_nothing(desk):
+    d = desk(max_run_history=100_000)
+    one = d.add()
+    d.engine.step(NOW + 600)
+    d.end_all(NOW + 600)
+    d.engine.step(NOW + 86_400 * 365)  # a year ahead, by mistake
+    d.end_all(NOW + 86_400 * 365)
+    d.engine.step(NOW + 1100)
+    assert d.engine.step(NOW + 1200) == NOW + 1800
+    d.end_all(NOW + 1200)
+    d.engine.step(NOW + 500)  # and once more, over what ran
+    d.engine.step(NOW + 1200)
+    d.end_all(NOW + 1200)
+    ran = [(at, state) for at, state in d.states(one) if at <= NOW + 1200]
+    assert ran == [(NOW + 600, "ran"), (NOW + 1200, "ran")]
+
+
+def test_a_provider_that_does_not_answer_is_asked_again_and_then_it_failed(desk):
+    d = desk(notify_after_failures=1, auto_disable_after_failures=2)
+    one = d.add("86400")
+    now = NOW + 86_400
+    turns = set()
+    for wait in (0, *RETRIES):
+        now += wait
+        d.engine.step(now)
+        turns.add(d.begun[0][1].turn_id)
+        d.end_all(now, ok=False, reason="It is down.", again=True)
+    assert len(turns) == 3
+    assert [state for _, state in d.states(one)] == ["failed"]
+    assert d.told == [("n", "It failed 1 times in a row. It is down.")]
+    d.engine.step(NOW + 2 * 86_400)
+    d.end_all(NOW + 2 * 86_400, ok=False, reason="No.")
+    assert d.store.schedule(one.schedule_id).status == "disabled"
+    assert d.engine.step(NOW + 9 * 86_400) is None
+
+
+def test_a_run_that_goes_on_leaves_one_waiting(desk):
+    d = desk()
+    one = d.add()
+    for times in range(1, 5):
+        d.engine.step(NOW + 600 * times)
+    assert [state for _, state in d.states(one)] == ["claimed", "skipped", "skipped", "due"]
+
+
+def test_at_most_so_many_run_at_once(desk):
+    d = desk(max_concurrent=2)
+    for _ in range(5):
+        d.add()
+    d.engine.step(NOW + 600)
+    assert len(d.begun) == 2
+    d.end_all(NOW + 601)
+    d.engine.step(NOW + 601)
+    assert len(d.begun) == 2
+
+
+@pytest.mark.parametrize(
+    ("notification", "output", "told"),
+    [
+        ("always", "x", ["x"]),
+        ("never", "[NOTIFY] x", []),
+        ("conditional", "x", []),
+        ("conditional", "[NOTIFY] x", ["x"]),
+    ],
+)
+def test_who_made_a_schedule_is_told_as_it_says(desk, notification, output, told):
+    d = desk()
+    d.add(notification=notification)
+    d.engine.step(NOW + 600)
+    d.end_all(NOW + 600, output=output)
+    assert [message for _, message in d.told] == told
+
+
+def test_what_a_run_wants_told_is_kept_only_for_that_run(desk):
+    d = desk()
+    one = d.add(notification="conditional")
+    d.engine.step(NOW + 600)
+    turn_id = d.begun[0][1].turn_id
+    assert not d.store.ask_notice("another", one.schedule_id, "no")
+    assert d.store.ask_notice(turn_id, one.schedule_id, "look")
+    d.end_all(NOW + 600, output="x")
+    assert d.told == [("n", "look")]
+
+
+def test_a_schedule_that_is_paused_or_deleted_does_not_run(desk):
+    d = desk()
+    one, two = d.add(), d.add()
+    d.store.change_schedule(one.schedule_id, status="paused")
+    d.store.delete_schedule(two.schedule_id)
+    assert d.engine.step(NOW + 600) is None
+    assert not d.begun
+    with pytest.raises(NotFoundError):
+        d.store.schedule(two.schedule_id)
+
+
+def test_once_is_done_and_history_is_pruned(desk):
+    d = desk(max_run_history=3)
+    once = d.add("2026-03-01T00:00:00Z", "once")
+    often = d.add()
+    for times in range(1, 9):
+        d.engine.step(NOW + 600 * times)
+        d.end_all(NOW + 600 * times)
+    assert len(d.states(often)) == 3
+    d.engine.step(cadence.moment_of("2026-03-01T00:00:00Z"))
+    d.end_all(NOW)
+    assert d.store.schedule(once.schedule_id).status == "done"
+
+
+def test_there_is_a_bound_on_schedules(desk):
+    d = desk()
+    d.add(most=1)
+    with pytest.raises(BusyError):
+        d.add(most=1)
+
+
+# ------------------------------------------------------------------------------- a year of it all
+
+
+def simulate(d, rng, schedules, days, most_hours=40):
+    """Restarts, crashes, suspends and steps of the clock at random; then the ledger is compared
+    with what was due.
+    """
+    zones = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Tehran")
+    made = []
+    for _ in range(schedules):
+        text = f"{rng.randrange(60)} {rng.randrange(24)} * * {rng.randrange(7)}"
+        made.append(d.add(text, "cron", rng.choice(zones)))
+    now, until = NOW, NOW + days * 86_400
+    begun = set()
+    while now < until:
+        now += rng.randrange(1, most_hours * 3600)  # it sleeps, is suspended, or the clock jumps
+        if rng.random() < 0.1:
+            d.restart()
+        back = rng.randrange(1, 7200) if rng.random() < 0.1 else 0
+        d.engine.step(now - back)
+        for _, fire in d.begun:
+            begun.add((fire.schedule_id, fire.due_at, fire.turn_id))
+        if rng.random() < 0.9:  # else it crashes, or goes on
+            d.end_all(now)
+        now -= back
+    d.restart()
+    while d.engine.step(now) is not None and d.begun:
+        d.end_all(now)
+    for one in made:
+        when = cadence.parse("cron", one.cadence_value, one.timezone)
+        expected, at = [], when.after(NOW)
+        while at is not None and at <= now:
+            expected.append(at)
+            at = when.after(at)
+        # what ran before the clock was put back stays, though its time has yet to come
+        found = [each for each in d.states(one) if each[0] <= now]
+        assert [at for at, _ in found] == expected
+        assert {state for _, state in found} <= {"ran", "missed", "skipped"}
+    runs = [(schedule, at) for schedule, at, _ in begun]
+    assert len(runs) == len(set(runs))  # each under one turn id
+
+
+def test_each_due_time_is_accounted_for_exactly_once(desk):
+    simulate(desk(max_concurrent=64, max_run_history=10_000), random.Random(1), 30, 60)
+
+
+@pytest.mark.slow
+def test_a_year_of_a_thousand_schedules_is_accounted_for(desk):
+    simulate(desk(max_concurrent=64, max_run_history=10_000), random.Random(2), 1000, 365, 100)
+
+
+# --------------------------------------------------------------------------------- real turns
+
+
+class House(Running):
+    """A gateway whose hub runs schedules, with the tools for them."""
+
+    def __init__(self, path, provider, **scheduler):
+        self.scheduler_config = SchedulerConfig(**scheduler)
+        self.now = float(NOW)
+        super().__init__(path, provider, tools=schedule_tools())
+
+    def start(self, port=0):
+        self.schedules = ModelDesk()
+        super().start(port)
+        self.scheduler = Scheduler(
+            self.store, self.scheduler_config, self.hub, clock=lambda: self.now
+        )
+        self.hub.terms_of = self.scheduler.terms_of
+        self.hub.on_follow = self.scheduler.followed
+        runtime = self.hub._runtime
+        self.schedules.attach(self.scheduler, lambda turn: runtime.run_of(turn).marks())
+        runtime.gate._services["schedules"] = self.schedules
+        self.counter = Counter(self.scheduler)
+        self.scheduler.start()
+
+    def stop(self):
+        assert self.scheduler.stop(10)
+        super().stop()
+
+    def create(self, goal="Say hello.", **args):
+        usual = {"cadence_type": "interval", "cadence_value": "600"}
+        return self.counter.command({"action": "create", "goal": goal, **usual, **args})
+
+
+@pytest.fixture
+def house(tmp_path):
+    made = []
+
+    def make(*answers, **scheduler):
+        made.append(House(tmp_path / "db", Scripted(*answers), **scheduler))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+def notices(client):
+    frame = client.until("scheduled_notification")
+    return frame["payload"]["message"]
+
+
+def test_a_due_goal_runs_as_a_turn_and_who_made_it_is_told(house):
+    h = house("All is well.")
+    with h.client() as client:
+        made = h.create(session_id=client.session, notification="always", name="check")
+        assert len(made["next_runs"]) == 3
+        h.now += 600
+        h.scheduler.wake()
+        assert notices(client) == "All is well."
+    (run,) = h.counter.command({"action": "runs", "schedule_id": made["schedule_id"]})["runs"]
+    assert (run["state"], run["attempts"]) == ("ran", 1)
+    found = h.counter.command({"action": "output", "run_id": run["run_id"]})
+    assert found["output"] == "All is well."
+    session = h.store.session(f"scheduled:{made['schedule_id']}")
+    assert session.channel_origin == "schedule"
+
+
+def test_an_absent_client_is_told_when_it_comes_back(house):
+    h = house("Later.")
+    session = h.hub.create_session().session_id
+    h.create(session_id=session, notification="always")
+    h.now += 600
+    heard = threading.Event()
+    keep = h.store.owe_notice
+
+    def owed(session_id, payload):
+        keep(session_id, payload)
+        heard.set()
+
+    h.store.owe_notice = owed
+    h.scheduler.wake()
+    assert heard.wait(60)
+    with h.client(session_id=session) as client:
+        assert notices(client) == "Later."
+    assert h.scheduler.stop(60)
+    assert h.store.owed_notices(session) == []
+
+
+def test_a_run_notifies_by_its_tool(house):
+    h = house(calls(("notify", json.dumps({"message": "Look!"}))), "Done.")
+    with h.client() as client:
+        h.create(session_id=client.session)
+        h.now += 600
+        h.scheduler.wake()
+        assert notices(client) == "Look!"
+
+
+def test_a_run_changes_no_schedule(house):
+    args = {"goal": "again", "cadence_type": "interval", "cadence_value": "60"}
+    h = house(calls(("schedule_create", json.dumps(args))), "[NOTIFY] refused")
+    with h.client() as client:
+        h.create(session_id=client.session)
+        h.now += 600
+        h.scheduler.wake()
+        assert notices(client) == "refused"
+    assert h.counter.command({})["total"] == 1
+
+
+def test_a_turn_makes_a_schedule_for_its_own_session(house):
+    args = {"goal": "look", "cadence_type": "cron", "cadence_value": "0 9 * * *"}
+    h = house(calls(("schedule_create", json.dumps(args))), "Made.")
+    with h.client() as client:
+        client.send("send_turn", prompt="every day", turn_id="t1", session_id=client.session)
+        client.until("turn_completed")
+        (row,) = h.counter.command({})["schedules"]
+        assert (row["origin"], row["status"]) == (client.session, "active")
+
+
+def test_words_of_strangers_make_no_schedule_that_runs(house):
+    h = house()
+    args = {"goal": "x", "cadence_type": "interval", "cadence_value": "600"}
+    stranger = Asker("s", Marks(tainted=True))
+    made = h.counter.act("create", args, stranger)
+    assert (made["status"], made["tainted"]) == ("paused", True)
+    wanted = {"schedule_id": made["schedule_id"]}
+    with pytest.raises(PolicyDenied):
+        h.counter.act("resume", wanted, Asker("s"))
+    assert h.counter.act("resume", wanted, PERSON)["status"] == "active"
+    changed = h.counter.act("edit", {**wanted, "goal": "y"}, stranger)
+    assert changed["status"] == "paused"
+
+
+def test_limits_are_the_operators(house):
+    h = house(min_interval_secs=3600, max_schedules_per_user=1)
+    for kind, value in (("interval", "60"), ("cron", "* * * * *"), ("cron", "0,1 9 * * *")):
+        with pytest.raises(UsageError):
+            h.create(cadence_type=kind, cadence_value=value)
+    with pytest.raises(UsageError):
+        h.create(cadence_type="once", cadence_value="2001-01-01T00:00:00Z")
+    h.create(cadence_value="3600")
+    with pytest.raises(BusyError):
+        h.create(cadence_value="3600")
+    names = {name for tool in schedule_tools() for name in tool.spec.parameters["properties"]}
+    assert not names & {"max_turns", "max_cost", "max_concurrent", "timeout"}
+    assert all(t.tier is not SafetyTier.PRIVILEGED for t in schedule_tools())
+
+
+def test_only_a_run_notifies(house):
+    h = house()
+    with pytest.raises(NotFoundError):
+        h.scheduler.notify("somewhere", "t1", "hello")
