@@ -394,9 +394,10 @@ class Tool(Protocol):
     `validate` takes what the model sent and returns what `run` takes, or raises `ToolError`; it is
     pure and decides by policy as well. `run` never raises: a failure is a result.
 
-    `recover` says what became of a call that was running when this process's predecessor ended, or
-    None where that is not known. It waits until the call has ended, ends it by the token and the
-    deadline as `run` does, and never starts it.
+    `recover` says what became of a call that was running when this process's predecessor ended:
+    its result, that it did nothing and may be started again, or None where that is not known. It
+    waits until the call has ended, ends it by the token and the deadline as `run` does, and never
+    starts it.
     """
 
     spec: ToolSpec
@@ -412,7 +413,9 @@ class Tool(Protocol):
 
     def run(self, arguments: Json, context: ToolContext) -> ToolResult: ...
 
-    def recover(self, arguments: Json, context: ToolContext) -> ToolResult | None: ...
+    def recover(
+        self, arguments: Json, context: ToolContext
+    ) -> ToolResult | Literal["nothing done"] | None: ...
 
 
 # ------------------------------------------------------------------------------ delegation
@@ -492,8 +495,8 @@ class TurnState(enum.StrEnum):
 
 
 class CallState(enum.StrEnum):
-    """`intended -> running -> done | failed | unknown`, and `intended -> failed` for a call that
-    was never started.
+    """`intended -> running -> done | failed | unknown`, `intended -> failed` for a call that was
+    never started, and `running -> running` for one that was interrupted before it did anything.
     """
 
     INTENDED = "intended"
@@ -514,6 +517,21 @@ class Event:
     turn_id: str
     message: Message
     created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that a call was about to change outside of the conversation. `kind` says what the
+    payload means; whether it was done shows where it was to be done.
+    """
+
+    change_id: int
+    session_id: str
+    turn_id: str
+    step: int
+    call_id: str
+    kind: str
+    payload: Json
 
 
 @dataclass(frozen=True, slots=True)

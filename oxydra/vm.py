@@ -48,6 +48,7 @@ from oxydra.scheduler import Desk, ModelDesk, Scheduler
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Store
 from oxydra.threads import Service, install_hooks
+from oxydra.tools.changes import Changes
 from oxydra.tools.confine import Workspace
 from oxydra.tools.delegate import delegate_tools
 from oxydra.tools.gate import Gate
@@ -124,6 +125,9 @@ class AgentGuest:
                 tools,
                 {
                     "workspace": self._workspace,
+                    "changes": Changes(
+                        self._store, self._workspace, settings.runtime.undo_mib << 20
+                    ),
                     "shell": self._shell,
                     "workers": self._workers,
                     "delegator": delegations,

@@ -173,6 +173,12 @@ class RuntimeConfig(Section):
         900.0, "Seconds after which a turn is ended.", least=1, most=604_800
     )
     max_cost: Decimal | None = key(None, "USD that one turn may cost; left out: no cap.", least=0)
+    undo_mib: int = key(
+        64,
+        "MiB of copies of what file tools changed, to take it back; 0: none.",
+        least=0,
+        most=100_000,
+    )
     loop_guard: LoopGuardConfig = key(LoopGuardConfig, "")
     delegation: DelegationConfig = key(DelegationConfig, "")
     context_budget: ContextBudgetConfig = key(ContextBudgetConfig, "")

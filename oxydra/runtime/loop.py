@@ -300,8 +300,8 @@ class Run:
         for call, state in self.store.open_calls(self.turn.turn_id):
             repeat = state is CallState.INTENDED or self.runtime.gate.may_repeat(call.name)
             (again if repeat else begun).append(call)
-        if begun:
-            self.runtime.gate.recover(begun, self._scope(begun), self.emit)
+        if begun:  # the oldest of all: what did nothing runs again before the others
+            again[:0] = self.runtime.gate.recover(begun, self._scope(begun), self.emit)
         if again:
             self._execute(again)
 

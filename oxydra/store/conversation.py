@@ -48,7 +48,7 @@ _TURN_MOVES = {
     TurnState.JOINED: ("queued",),
 }
 _CALL_MOVES = {
-    CallState.RUNNING: ("intended",),
+    CallState.RUNNING: ("intended", "running"),  # again where its tool says nothing was done
     CallState.DONE: ("intended", "running"),  # a repeatable call needs no mark that it started
     CallState.FAILED: ("intended", "running"),
     CallState.UNKNOWN: ("running",),

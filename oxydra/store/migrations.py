@@ -295,6 +295,39 @@ def m010_schedules(db: apsw.Connection) -> None:
     )
 
 
+def m011_changes(db: apsw.Connection) -> None:
+    """What calls are about to change, what was there before, and what was taken back."""
+    db.execute(
+        """
+        CREATE TABLE changes (
+            change_id INTEGER PRIMARY KEY,
+            session_id TEXT NOT NULL REFERENCES sessions,
+            turn_id TEXT NOT NULL REFERENCES turns,
+            step INTEGER NOT NULL,
+            call_id TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            payload TEXT NOT NULL,
+            created_at TEXT NOT NULL
+        ) STRICT;
+        CREATE INDEX changes_by_call ON changes (turn_id, step, call_id);
+
+        CREATE TABLE change_copies (
+            change_id INTEGER PRIMARY KEY REFERENCES changes,
+            size INTEGER NOT NULL,
+            data BLOB NOT NULL
+        ) STRICT;
+
+        CREATE TABLE undos (
+            turn_id TEXT PRIMARY KEY REFERENCES turns,
+            state TEXT NOT NULL,
+            created_at TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE INDEX turns_by_session ON turns (session_id);
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -306,5 +339,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m008_delegations,
     m009_summaries,
     m010_schedules,
+    m011_changes,
 )
 """In order, append-only: a migration that was released is never changed."""

@@ -6,6 +6,7 @@ The agent guest alone opens it while it runs.
 from __future__ import annotations
 
 from oxydra.store.approvals import ApprovalTables
+from oxydra.store.changes import ChangeTables
 from oxydra.store.conversation import ConversationTables
 from oxydra.store.delegation import DelegationTables
 from oxydra.store.schedules import ScheduleTables
@@ -14,6 +15,6 @@ from oxydra.store.summaries import SummaryTables
 
 
 class Store(
-    ConversationTables, ApprovalTables, SpendTables, DelegationTables, SummaryTables, ScheduleTables
+    ConversationTables, ApprovalTables, SpendTables, DelegationTables, SummaryTables, ScheduleTables, ChangeTables
 ):
     """The database, with the methods of all its tables."""

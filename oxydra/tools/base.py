@@ -19,7 +19,7 @@ import inspect
 import logging
 import typing
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, Literal, TypeAlias, overload
 
 from oxydra.errors import Cancelled, OxydraError
 from oxydra.frames import compact
@@ -29,6 +29,8 @@ from oxydra.types import Json, SafetyTier, ToolContext, ToolResult, ToolSpec
 log = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT = 60.0  # seconds
+
+Recovered: TypeAlias = ToolResult | Literal["nothing done"] | None
 
 
 class FunctionTool:
@@ -52,6 +54,7 @@ class FunctionTool:
         signature = inspect.signature(function)
         self._arguments, self._wants_context = _arguments(function, signature, name)
         self._function = function
+        self._probe: Callable[..., Recovered] | None = None
         self.spec = ToolSpec(name, _description(function, name), self._arguments.schema())
         self.tier = tier
         self.repeatable = repeatable
@@ -80,9 +83,18 @@ class FunctionTool:
         except Exception as error:
             return failure(self.spec.name, error)
 
-    def recover(self, _arguments: Json, _context: ToolContext) -> ToolResult | None:
-        """Nobody knows what became of a function that ended with its process."""
-        return None
+    def probe(self, function: Callable[..., Recovered]) -> Callable[..., Recovered]:
+        """Declare how to find out what became of a call whose process ended: a function of the
+        context and the same arguments, which returns what `Tool.recover` does and starts nothing.
+        """
+        self._probe = function
+        return function
+
+    def recover(self, arguments: Json, context: ToolContext) -> Recovered:
+        """As the probe says. Without one nobody knows what became of a function that ended with
+        its process.
+        """
+        return None if self._probe is None else self._probe(context, **arguments)
 
 
 @overload

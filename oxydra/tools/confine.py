@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -42,6 +43,8 @@ _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_HALF_WRITTEN = re.compile(r"\.oxydra-([0-9a-f]{8})-[0-9a-f]{8}\.tmp")
+
 Kind = Literal["file", "directory", "link", "other"]
 
 
@@ -67,6 +70,7 @@ class Workspace:
         self._folders = {folder.root: folder for folder in folders}
         self._full = full
         self._roots: dict[str, int] = {}
+        self._mark = secrets.token_hex(4)  # what is half written by this one
         try:
             for root, folder in self._folders.items():
                 self._roots[root] = os.open(folder.at, _PATH_ONLY | _DIRECTORY)
@@ -163,12 +167,14 @@ class Workspace:
         *,
         expect: os.stat_result | None = None,
         new: bool = False,
+        mode: int | None = None,
     ) -> bool:
         """Make `data` the content of the file at `path`; True if there was none before.
 
         The file is replaced as a whole or not at all, survives a power cut once this returns, and
         keeps its permissions; folders on the way are made. With `expect` it must still be the file
-        that this is the status of; with `new` there must be none.
+        that this is the status of; with `new` there must be none, and it gets the permissions
+        `mode` if they are given.
         """
         self._require_writable(path)
         if full := self._full():
@@ -191,9 +197,9 @@ class Workspace:
                 raise ToolError(
                     f"{path} was changed by someone else meanwhile.", remedy="Read it again first."
                 )
-            temporary = f".oxydra-{secrets.token_hex(8)}.tmp"
+            temporary = f".oxydra-{self._mark}-{secrets.token_hex(4)}.tmp"
             try:
-                _write_new(folder, temporary, data, old)
+                _write_new(folder, temporary, data, old, mode)
                 if new:  # unlike a rename, a link never replaces what came there meanwhile
                     os.link(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
                     os.unlink(temporary, dir_fd=folder)
@@ -219,6 +225,22 @@ class Workspace:
                 os.unlink(path.name, dir_fd=folder)
             _sync(folder)
         return kind
+
+    def make(self, path: VirtualPath) -> None:
+        """Make a folder, and those above it, where there is none."""
+        require_writable(path)
+        with _explained(path), self._folder(path, create=True):
+            pass
+
+    def sweep(self, path: VirtualPath) -> None:
+        """Remove from a folder the half-written files of a process that is gone: nobody else may
+        be writing there through another `Workspace`.
+        """
+        with contextlib.suppress(ToolError):
+            for entry in self.scan(path):
+                left = _HALF_WRITTEN.fullmatch(entry.name)
+                if left and left[1] != self._mark and entry.kind == "file":
+                    self.delete(path.child(entry.name))
 
     # ------------------------------------------------------------------------------- walking
 
@@ -341,7 +363,9 @@ def _entry(name: str, found: os.stat_result) -> Entry:
 # --------------------------------------------------------------------------------------- writing
 
 
-def _write_new(folder: int, name: str, data: bytes, old: os.stat_result | None) -> None:
+def _write_new(
+    folder: int, name: str, data: bytes, old: os.stat_result | None, mode: int | None
+) -> None:
     fd = os.open(name, _CREATE, 0o666, dir_fd=folder)
     try:
         rest = memoryview(data)
@@ -352,6 +376,8 @@ def _write_new(folder: int, name: str, data: bytes, old: os.stat_result | None) 
             os.fchmod(fd, old.st_mode & 0o777)  # without setuid and setgid
         else:
             _give(fd, os.stat(".", dir_fd=folder))
+            if mode is not None:
+                os.fchmod(fd, mode & 0o777)
         os.fsync(fd)
     finally:
         os.close(fd)

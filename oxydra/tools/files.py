@@ -22,10 +22,11 @@ from oxydra.policy import VirtualPath, parse_virtual, parse_writable, visible
 from oxydra.scrub.exact import MARKER
 from oxydra.scrub.guest import introduces_marker
 from oxydra.tools import edits
-from oxydra.tools.base import tool
+from oxydra.tools.base import Recovered, tool
+from oxydra.tools.changes import NOTHING, Changes, written
 from oxydra.tools.confine import MAX_WRITE_BYTES, Entry, Workspace
 from oxydra.tools.schema import Bounds, Parse
-from oxydra.types import SafetyTier, ToolContext, ToolResult
+from oxydra.types import Change, Json, SafetyTier, ToolContext, ToolResult
 from oxydra.worker import Workers
 
 audit = logging.getLogger("oxydra.audit")
@@ -223,16 +224,29 @@ def _magic(head: bytes) -> str:
 # --------------------------------------------------------------------------------------- writing
 
 
-@tool(repeatable=True, timeout=TIMEOUT)
+@tool(timeout=TIMEOUT)
 def file_write(context: ToolContext, path: WritePath, content: str) -> ToolResult:
     """Create a file, or replace all of it; missing folders are made."""
     workspace = workspace_of(context)
     if MARKER in content:
         _refuse_redaction(path, _text_of(workspace, path), content)
     data = content.encode()
-    created = workspace.write(path, data)
-    done = f"{'Created' if created else 'Replaced'} {path} ({len(data):,} bytes)."
+    _note(context, path, written(data))
+    return _wrote(path, len(data), created=workspace.write(path, data))
+
+
+def _wrote(path: VirtualPath, size: int, *, created: bool) -> ToolResult:
+    done = f"{'Created' if created else 'Replaced'} {path} ({size:,} bytes)."
     return ToolResult(done, summary=done)
+
+
+@file_write.probe
+def _was_written(context: ToolContext, path: VirtualPath, content: str) -> Recovered:
+    became, change = _judged(context, path)
+    if became == "done" and change is not None:
+        created = change.payload["before"]["kind"] == "none"
+        return _wrote(path, len(content.encode()), created=created)
+    return "nothing done" if became == "nothing done" else None
 
 
 @tool(timeout=TIMEOUT, taints=True)
@@ -258,9 +272,40 @@ def file_edit(
         raise ToolError(f"{path} is no UTF-8 text, so it can't be edited.") from error
     edit = edits.replace(text, old, new, replace_all, str(path))
     _refuse_redaction(path, text, edit.text)
+    _note(context, path, written(edit.text.encode()))
     workspace.write(path, edit.text.encode(), expect=status)
+    return _edited(path, edit)
+
+
+def _edited(path: VirtualPath, edit: edits.Edit) -> ToolResult:
     places = "1 place" if edit.count == 1 else f"{edit.count} places"
     return ToolResult(edit.diff, summary=f"edited {path} in {places}", verbatim=True)
+
+
+@file_edit.probe
+def _was_edited(
+    context: ToolContext, path: VirtualPath, old: str, new: str, replace_all: bool
+) -> Recovered:
+    became, change = _judged(context, path)
+    if became != "done" or change is None:
+        return "nothing done" if became == "nothing done" else None
+    before = context.services["changes"].before(change)
+    if before is None:
+        return ToolResult(f"{path} was edited as wanted.", summary=f"edited {path}")
+    return _edited(path, edits.replace(before.decode(), old, new, replace_all, str(path)))
+
+
+def _note(context: ToolContext, path: VirtualPath, after: Json) -> None:
+    """Say what is about to become of a file, where somebody takes note."""
+    changes = context.services.get("changes")
+    if isinstance(changes, Changes):
+        changes.note(context, path, after)
+
+
+def _judged(context: ToolContext, path: VirtualPath) -> tuple[str, Change | None]:
+    """What became of an interrupted call, as far as it was noted."""
+    changes = context.services.get("changes")
+    return changes.judge(context, path) if isinstance(changes, Changes) else ("unknown", None)
 
 
 def _text_of(workspace: Workspace, path: VirtualPath) -> str:
@@ -285,8 +330,21 @@ def _refuse_redaction(path: VirtualPath, before: str, after: str) -> None:
 @tool(timeout=TIMEOUT)
 def file_delete(context: ToolContext, path: WritePath) -> str:
     """Delete a file or an empty folder."""
-    kind = workspace_of(context).delete(path)
+    workspace = workspace_of(context)
+    _note(context, path, NOTHING)
+    return _deleted(path, workspace.delete(path))
+
+
+def _deleted(path: VirtualPath, kind: str) -> str:
     return f"Deleted the {'folder' if kind == 'directory' else kind} {path}."
+
+
+@file_delete.probe
+def _was_deleted(context: ToolContext, path: VirtualPath) -> Recovered:
+    became, change = _judged(context, path)
+    if became == "done" and change is not None and change.payload["before"]["kind"] != "none":
+        return ToolResult(_deleted(path, change.payload["before"]["kind"]))
+    return "nothing done" if became != "unknown" else None
 
 
 @tool(tier=SafetyTier.PRIVILEGED, timeout=TIMEOUT, sensitive=True)
@@ -299,9 +357,24 @@ def vault_copyto(context: ToolContext, path: VaultPath, destination: WritePath) 
         raise ToolError(f"{path} is larger than {MAX_WRITE_BYTES:,} bytes, too large to copy.")
     digest = hashlib.sha256(data).hexdigest()
     audit.info("vault read: %s, %d bytes, sha256 %s", path, len(data), digest)
+    _note(context, destination, written(data))
     workspace.write(destination, data, new=True)
     audit.info("vault copy written: %s, %d bytes, sha256 %s", destination, len(data), digest)
-    return f"Copied {path} to {destination} ({len(data):,} bytes)."
+    return _copied(path, destination, len(data))
+
+
+def _copied(path: VirtualPath, destination: VirtualPath, size: int) -> str:
+    return f"Copied {path} to {destination} ({size:,} bytes)."
+
+
+@vault_copyto.probe
+def _was_copied(context: ToolContext, path: VirtualPath, destination: VirtualPath) -> Recovered:
+    became, change = _judged(context, destination)
+    if change is not None and change.payload["before"]["kind"] != "none":
+        return "nothing done"  # what was there is never replaced
+    if became == "done" and change is not None:
+        return ToolResult(_copied(path, destination, change.payload["after"]["size"]))
+    return "nothing done" if became == "nothing done" else None
 
 
 # ------------------------------------------------------------------------------ listing, searching

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from oxydra.errors import Cancelled, OxydraError, ToolError
 from oxydra.policy import VirtualPath
@@ -218,20 +218,25 @@ class Gate:
                 scope = _marked(scope, outcome.message)
         return outcomes
 
-    def recover(self, calls: Sequence[ToolCall], scope: TurnScope, emit: Emit) -> None:
+    def recover(self, calls: Sequence[ToolCall], scope: TurnScope, emit: Emit) -> list[ToolCall]:
         """Journal what became of calls that were running when this process's predecessor ended, in
-        their order: as their tools say, or that it is unknown.
+        their order: as their tools say, or that it is unknown. Returns those that did nothing and
+        may be run again.
 
         Nothing is started. A cancelled token or a passed deadline ends what still runs; where the
         reason is `SHUTDOWN` the rest is left for the next start. Raises only what the journal
         raises.
         """
+        again: list[ToolCall] = []
         for planned in [self._prepare(call, scope) for call in calls]:
             if _shutdown(scope):
-                return
+                break
             emit("tool_event", _event(planned.call, "started", self._announced(planned), 0))
             wanted = planned.wanted
             found, elapsed = (None, 0) if wanted is None else self._recovered(wanted, scope)
+            if found == "nothing done":
+                again.append(planned.call)
+                continue
             result = found or _unknown(planned.call)
             outcome = self._outcome(planned, result, elapsed, scope)
             if found is None:
@@ -239,6 +244,7 @@ class Gate:
             scope.journal.calls_finished([(outcome.state, outcome.message)])
             scope = _marked(scope, outcome.message)
             emit("tool_event", _ended_event(outcome, result))
+        return again
 
     # ------------------------------------------------------------------------------- before
 
@@ -329,12 +335,14 @@ class Gate:
             log.warning("tool %s ran %.1f s past its deadline", call.name, overrun)
         return self._scrubbed(result), int((ended - began) * 1000)
 
-    def _recovered(self, wanted: Wanted, scope: TurnScope) -> tuple[ToolResult | None, int]:
+    def _recovered(
+        self, wanted: Wanted, scope: TurnScope
+    ) -> tuple[ToolResult | Literal["nothing done"] | None, int]:
         """What a tool says of a call that was running, None if it does not know; and the
         milliseconds until it did.
         """
         began = time.monotonic()
-        found: ToolResult | None = None
+        found: ToolResult | Literal["nothing done"] | None = None
         try:
             found = wanted.tool.recover(wanted.arguments, self._context(wanted, scope))
         except Cancelled as error:
@@ -344,7 +352,7 @@ class Gate:
         if _is_command(wanted):
             self._mark_written(wanted, scope)
         elapsed_ms = int((time.monotonic() - began) * 1000)
-        return None if found is None else self._scrubbed(found), elapsed_ms
+        return self._scrubbed(found) if isinstance(found, ToolResult) else found, elapsed_ms
 
     def _context(self, wanted: Wanted, scope: TurnScope) -> ToolContext:
         """What a call may use from now on."""
