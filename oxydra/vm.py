@@ -32,7 +32,7 @@ from oxydra.approvals import Approvals, Rules
 from oxydra.budget import Caps
 from oxydra.config import GuestConfig
 from oxydra.disk import Ballast, Quota, shortage
-from oxydra.errors import FrameError, OxydraError, ToolError
+from oxydra.errors import FrameError, OxydraError, ToolError, UsageError
 from oxydra.frames import Envelope, Unpacker, channel_info, pack, usage_json
 from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import Hub
@@ -44,6 +44,8 @@ from oxydra.providers.metered import Metered
 from oxydra.providers.reliable import Choice, Reliable
 from oxydra.relay import Relay
 from oxydra.runtime import MADE, Agent, Delegations, Runtime, Spending, SystemPrompt, prompt
+from oxydra.runtime.replay import Replay
+from oxydra.runtime.undo import Undo
 from oxydra.scheduler import Desk, ModelDesk, Scheduler
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Store
@@ -111,6 +113,7 @@ class AgentGuest:
             extra=[*extra, *(schedule_tools() if settings.scheduler.enabled else [])]
         )
         schedules = ModelDesk()
+        self._tools = tools
         keys = envelope.runtime_policy.get("keys", ())
         self._spending = Spending(
             self._store,
@@ -173,6 +176,8 @@ class AgentGuest:
                 "agents": lambda _: self._runtime.agents.report(self._runtime.tools),
                 "prompt": self._explain_prompt,
                 "cost": self._cost,
+                "replay": self._replay,
+                "undo": self._undo,
                 "schedules": Desk(self._scheduler).command,
             },
             tools=[tool.name for tool in tools.specs],
@@ -217,6 +222,26 @@ class AgentGuest:
         spending = self._spending
         found = spending.summary(str(args.get("session_id") or ""))
         return {**found, **(spending.report(str(args["by"])) if args.get("by") else {})}
+
+    def _undo(self, args: Json) -> Json:
+        """Take the last turn of a session back; with `dry_run` only say what that means."""
+        session_id = self._store.find_session(str(args.get("session_id") or "")).session_id
+        undo = Undo(self._store, self._workspace)
+        if args.get("dry_run"):
+            return undo.plan(session_id).to_json()
+        with self._hub.at_rest(session_id):
+            done = undo.run(session_id, keep_changed=bool(args.get("keep_changed")))
+            self._runtime.conversations.forget(session_id)
+        return done.to_json()
+
+    def _replay(self, args: Json) -> Json:
+        """Run a session again on what was recorded, from the turn `first`, at most `most` turns."""
+        session = self._store.find_session(str(args.get("session_id") or ""))
+        first, most = args.get("first", 1), args.get("most")
+        if not isinstance(first, int) or not isinstance(most, int | None):
+            raise UsageError("`first` and `most` are numbers of turns.")
+        folder = self._store.path.parent
+        return Replay(self._store, self._runtime, self._tools, folder).run(session, first, most)
 
     def attach_shell(self, channel: Channel) -> None:
         """Take the channel to a shell guest that was started, again or for the first time."""

@@ -182,13 +182,37 @@ def _add_sessions(commands: Commands) -> None:
     for action in (rename, fork, export, pins, pin, unpin):
         action.add_argument("id", metavar="ID", help="an id, a prefix of one, or a name")
     rename.add_argument("name", metavar="NAME")
-    fork.add_argument("--name", metavar="NAME", help="the new one's; default: the same")
+    _take_fork(fork)
     export.add_argument("--format", choices=("markdown", "json"), default="markdown")
     export.add_argument("--raw", action="store_true", help="control characters as they are")
     pin.add_argument("text", metavar="TEXT")
     unpin.add_argument("number", metavar="NUMBER", help="as `session pins` shows it")
     for action in (listed, rename, fork, pins, pin, unpin):
         action.add_argument("--json", action="store_true", help="print JSON")
+    module = "oxydra.cli.session"
+    text = "a new session that begins with a copy of this one: `session fork`"
+    fork = _command(commands, "fork", f"{module}:session", text)
+    text = "take back what the last turn of a session did to files, and list what stays"
+    undo = _command(commands, "undo", f"{module}:undo", text)
+    text = "run a session again on what was recorded of it: exit code 1 where it differs"
+    replay = _command(commands, "replay", f"{module}:replay", text)
+    for action in (fork, undo, replay):
+        action.add_argument("id", metavar="SESSION", help="an id, a prefix of one, or a name")
+        action.add_argument("--json", action="store_true", help="print JSON")
+    _take_fork(fork)
+    fork.set_defaults(action="fork")
+    undo.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    undo.add_argument(
+        "--keep-changed",
+        action="store_true",
+        help="leave files as they are that were changed since, and take back the rest",
+    )
+    replay.add_argument("--turn", type=_count, metavar="N", help="only the Nth turn of the session")
+
+
+def _take_fork(fork: argparse.ArgumentParser) -> None:
+    fork.add_argument("--name", metavar="NAME", help="the new one's; default: the same")
+    fork.add_argument("--at", type=int, metavar="SEQ", help="the last event that it takes over")
 
 
 def _add_configuration(commands: Commands) -> None:

@@ -82,8 +82,10 @@ COMMANDS: dict[str, Need] = {
     "pins": CHAT,
     "prompt": CHAT,
     "rename": CHAT,
+    "replay": CHAT,
     "schedules": CHAT,
     "tokens": ADMIN,
+    "undo": CHAT,
     "unpin": CHAT,
 }
 

@@ -44,10 +44,15 @@ class SessionCommands:
         return session_json(self._store.session(session.session_id))
 
     def fork(self, args: Json) -> Json:
-        """A new session that begins with all that was said in this one; the two then part."""
+        """A new session that begins with what was said in this one, up to the event `at` or all of
+        it; the two then part.
+        """
         session = self._store.find_session(_text(args, "session_id"))
         name = _name(args) if args.get("name") else session.display_name
-        return session_json(self._hub.fork_session(session, name))
+        at = args.get("at")
+        if at is not None and (not isinstance(at, int) or isinstance(at, bool) or at < 0):
+            raise UsageError("`at` is the number of an event, as `history` and exports have it.")
+        return session_json(self._hub.fork_session(session, name, at))
 
     def export(self, args: Json) -> Json:
         """The whole conversation as one text."""

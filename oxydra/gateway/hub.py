@@ -13,12 +13,13 @@ latter.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -89,6 +90,7 @@ class Live:
         self.queue: deque[Turn] = deque()  # under the hub's lock, as is `active`
         self.active: Active | None = None
         self.arriving: set[str] = set()  # turns that are being stored, to join the active one
+        self.held = False  # no turn may start
         self._lock = threading.Lock()
         self._seq = 0
         self._kept: deque[tuple[int, bytes]] = deque()
@@ -159,7 +161,7 @@ class Live:
         """Whether nothing is lost with it. Under the hub's lock."""
         with self._lock:
             heard = self._followed or self._listeners
-        return not (heard or self.queue or self.active or self.arriving)
+        return not (heard or self.queue or self.active or self.arriving or self.held)
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         with self._lock:
@@ -280,10 +282,12 @@ class Hub:
         self._check_room()
         return new_session(agent_name, display_name, channel_origin)
 
-    def fork_session(self, session: Session, display_name: str) -> Session:
-        """A new session that begins with a copy of this one. Raises `BusyError` at the limit."""
+    def fork_session(self, session: Session, display_name: str, at: int | None) -> Session:
+        """A new session that begins with a copy of this one, up to the event `at`. Raises
+        `BusyError` at the limit, `UsageError` for an event in the middle of something.
+        """
         self._check_room()
-        return self.store.fork_session(session, display_name)
+        return self.store.fork_session(session, display_name, at)
 
     def _check_room(self) -> None:
         self._archive_idle()
@@ -432,6 +436,27 @@ class Hub:
             **(payload or {}),
         }
 
+    @contextlib.contextmanager
+    def at_rest(self, session_id: str) -> Iterator[None]:
+        """No turn of this session runs meanwhile; what comes in waits. Raises `UsageError` if one
+        is under way.
+        """
+        live = self.live(session_id)
+        with self._lock:
+            if live.active or live.queue or live.arriving or live.held:
+                raise UsageError(
+                    "A turn of this session is not over yet.", remedy="Cancel it, or let it finish."
+                )
+            live.held = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                live.held = False
+                if live.queue:
+                    self._waiting.append(live)
+            self._schedule()
+
     # --------------------------------------------------------------------------------- scheduling
 
     def _full(self) -> bool:
@@ -440,7 +465,7 @@ class Hub:
     def _enqueue(self, live: Live, turn: Turn) -> None:
         """Under the lock."""
         live.queue.append(turn)
-        if live.active is None and live not in self._waiting:
+        if live.active is None and not live.held and live not in self._waiting:
             self._waiting.append(live)
 
     def _schedule(self) -> None:

@@ -17,12 +17,14 @@ from typing import Literal
 from oxydra.errors import ToolError, UsageError
 from oxydra.policy import VirtualPath
 from oxydra.store import Store
-from oxydra.tools.changes import KIND, Found, look
+from oxydra.tools.changes import KIND, NOTING, Found, look
 from oxydra.tools.confine import Workspace
+from oxydra.tools.delegate import NAME as DELEGATE
 from oxydra.tools.registry import TOOLS, load
 from oxydra.types import CallState, Change, Json, Message, SafetyTier, ToolCall, Turn
 
 SHOWN_CHARS = 200  # of a prompt, and of a call's arguments
+LISTED = 20  # files that a message names
 
 Fate = Literal["restore", "remove", "as before", "changed since", "no copy"]
 
@@ -93,7 +95,7 @@ class Undo:
             return Plan(turn, "already")
         changes = self._store.changes_of_turn(turn.turn_id)
         pieces = self._files([change for change in changes if change.kind == KIND])
-        beyond = self._beyond(turn, changes)
+        beyond = [row for row in self._store.calls_of_turn(turn.turn_id) if _lasting(row[0].name)]
         return Plan(turn, "planned" if pieces else "nothing", pieces, beyond)
 
     def run(self, session_id: str, *, keep_changed: bool = False) -> Plan:
@@ -167,41 +169,39 @@ class Undo:
 
     # ------------------------------------------------------------------------------------ the rest
 
-    def _beyond(self, turn: Turn, changes: Sequence[Change]) -> list[tuple[ToolCall, CallState]]:
-        """Calls that may have had an effect of which no note was kept."""
-        noted = {change.call_id for change in changes}
-        return [
-            (call, state)
-            for call, state in self._store.calls_of_turn(turn.turn_id)
-            if call.id not in noted and _lasting(call.name)
-        ]
-
     def _told(self, plan: Plan) -> Message:
-        """What the model reads before the person's next message."""
-        back = plan.named("restore", "remove", "as before")
-        kept = plan.named("changed since", "no copy")
-        said = "[Oxydra: the person had the changes of your last turn to files taken back."
-        if back:
-            said += f" As before that turn, or gone if they were new: {_listed(back)}."
-        if kept:
-            said += f" Left as they are: {_listed(kept)}."
-        said += " Read a file again before you rely on what it holds.]"
-        session_id = plan.turn.session_id if plan.turn is not None else ""
-        tainted = any(message.tainted for message in self._store.messages(session_id))
-        return Message("user", said, tainted=tainted)
+        """What the model reads before the person's next message. Names are quoted: a model chose
+        them, and the person did not say them.
+        """
+        said = ["[Oxydra: the person had the changes of your last turn to files taken back.]"]
+        for what, names in (
+            ("As before that turn, or gone if they were new:", ("restore", "remove", "as before")),
+            ("Left as they are:", ("changed since", "no copy")),
+        ):
+            if found := plan.named(*names):
+                said += [what, *(f"> {name}" for name in found[:LISTED])]
+                said += [f"> and {len(found) - LISTED} more"] * (len(found) > LISTED)
+        said.append("Read a file again before you rely on what it holds.")
+        assert plan.turn is not None  # or there would be nothing to tell
+        marks = self._store.session_marks(plan.turn.session_id)
+        return Message("user", "\n".join(said), tainted=marks.tainted, sensitive=marks.sensitive)
 
 
 def _lasting(name: str) -> bool:
-    """Whether a tool does more than to look at what is here. What is not known may do anything."""
+    """Whether a tool may do what no note is kept of. What is not known may do anything; of what was
+    delegated its own calls count.
+    """
+    if name in NOTING or name == DELEGATE:
+        return False
     if name not in TOOLS:
         return True
     tool = load(name)
     return tool.tier is not SafetyTier.READ_ONLY or tool.egress
 
 
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def lines(plan: Json, *, dry: bool) -> list[str]:

@@ -17,6 +17,10 @@ from oxydra.types import CallState, Change, Json, Message, ToolCall, Turn, TurnS
 MAX_COPIES = 1000
 
 _CHANGE = "change_id, session_id, turn_id, step, call_id, kind, payload"
+_MINE = (  # a turn, and those that worked for it
+    "WITH RECURSIVE mine (turn_id) AS (SELECT ?1 UNION ALL SELECT delegations.turn_id"
+    " FROM delegations JOIN mine ON parent_turn_id = mine.turn_id)"
+)
 
 
 class ChangeTables(ConversationTables):
@@ -64,13 +68,15 @@ class ChangeTables(ConversationTables):
         )
 
     def changes_of_turn(self, turn_id: str) -> list[Change]:
-        """What a turn's calls were about to change, oldest first."""
-        return self._changes("turn_id = ?", (turn_id,))
+        """What the calls of a turn were about to change, with those of the work that it delegated;
+        oldest first.
+        """
+        return self._changes("turn_id IN mine", (turn_id,), _MINE)
 
-    def _changes(self, where: str, values: Sequence[object]) -> list[Change]:
+    def _changes(self, where: str, values: Sequence[object], given: str = "") -> list[Change]:
         with self._reading() as db:
             rows: list[Row] = db.execute(
-                f"SELECT {_CHANGE} FROM changes WHERE {where} ORDER BY change_id", values
+                f"{given} SELECT {_CHANGE} FROM changes WHERE {where} ORDER BY change_id", values
             ).fetchall()
         return [Change(*(*row[:6], json.loads(row[6]))) for row in rows]
 
@@ -95,11 +101,11 @@ class ChangeTables(ConversationTables):
         return None if found is None else self.turn(found)
 
     def calls_of_turn(self, turn_id: str) -> list[tuple[ToolCall, CallState]]:
-        """The calls that a turn made, in order."""
+        """The calls that a turn made, and then those of the work that it delegated."""
         with self._reading() as db:
             rows: list[Row] = db.execute(
-                "SELECT call_id, name, arguments, state FROM tool_calls WHERE turn_id = ?"
-                " ORDER BY sequence, position",
+                f"{_MINE} SELECT call_id, name, arguments, state FROM tool_calls"
+                " WHERE turn_id IN mine ORDER BY turn_id <> ?1, turn_id, sequence, position",
                 (turn_id,),
             ).fetchall()
         return [(ToolCall(*row[:3]), CallState(row[3])) for row in rows]

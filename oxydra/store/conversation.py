@@ -134,29 +134,6 @@ class ConversationTables(Database):
                 (clean(display_name), session_id),
             )
 
-    def fork_session(self, session: Session, display_name: str) -> Session:
-        """A new session of the same agent with a copy of all that was said, up to a turn that
-        still runs.
-        """
-        mine = "FROM events WHERE session_id = ?1"
-        running = f"(SELECT min(sequence) {mine} AND turn_id IN (SELECT turn_id FROM turns"
-        running += " WHERE session_id = ?1 AND state = 'running'))"
-        with self._transaction() as db:
-            made = insert_session(db, session.agent_name, clean(display_name), "gateway")
-            db.execute(
-                "INSERT INTO events SELECT ?2, sequence, turn_id, message, created_at"
-                f" {mine} AND sequence < coalesce({running}, {2**62})",
-                (session.session_id, made.session_id),
-            )
-            db.execute(
-                "UPDATE sessions SET last_sequence = coalesce((SELECT max(sequence) FROM events"
-                " WHERE session_id = ?1), 0) WHERE session_id = ?1",
-                (made.session_id,),
-            )
-            for copied in _FORKED:
-                db.execute(copied, (session.session_id, made.session_id))
-        return made
-
     def archive_session(self, session_id: str) -> None:
         """It is no longer listed, and counts no more; what was said in it stays."""
         with self._transaction() as db:
@@ -299,7 +276,7 @@ class ConversationTables(Database):
                 tainted=tainted or bool(attachments),
             )
             if opens is not None:
-                _keep_session(db, opens)
+                keep_session(db, opens)
             insert_turn(db, turn, joins)
             db.execute(
                 "UPDATE sessions SET archived = 0 WHERE session_id = ? AND archived", (session_id,)
@@ -418,17 +395,6 @@ class ConversationTables(Database):
                 _move_call(db, turn.turn_id, call_id, CallState.RUNNING)
 
 
-# What goes with the events of a session: what is sent of them, and its rules.
-_FORKED = (
-    "INSERT INTO summaries SELECT ?2, epoch, through, content, carries, model, tainted, sensitive,"
-    " created_at FROM summaries WHERE session_id = ?1 AND through <="
-    " (SELECT last_sequence FROM sessions WHERE session_id = ?2)",
-    "INSERT INTO shortened SELECT ?2, sequence, content FROM shortened WHERE session_id = ?1"
-    " AND sequence <= (SELECT last_sequence FROM sessions WHERE session_id = ?2)",
-    "INSERT INTO pins SELECT ?2, pin_id, text, sequence, removed, created_at FROM pins"
-    " WHERE session_id = ?1 AND sequence <="
-    " (SELECT last_sequence FROM sessions WHERE session_id = ?2)",
-)
 _LONGEST_IDLE = 24.0 * 365 * 100  # hours; dates go no further back than the year 1
 _OWN = f"archived = 0 AND channel_origin <> '{DELEGATED}'"
 _TURN = "turn_id, session_id, request_id, state, prompt, attachments, terminal, tainted, sensitive"
@@ -445,7 +411,7 @@ def insert_session(
     session = new_session(agent_name, display_name, channel_origin)
     if session_id:
         session = replace(session, session_id=session_id)
-    _keep_session(db, session)
+    keep_session(db, session)
     return session
 
 
@@ -455,7 +421,7 @@ def new_session(agent_name: str, display_name: str, channel_origin: str) -> Sess
     return Session(session_id, agent_name, display_name, channel_origin, now, now, False)
 
 
-def _keep_session(db: apsw.Connection, session: Session) -> None:
+def keep_session(db: apsw.Connection, session: Session) -> None:
     db.execute(
         "INSERT INTO sessions (session_id, agent_name, display_name, channel_origin,"
         f" created_at, last_active_at, activity) VALUES (?, ?, ?, ?, ?, ?, {_NEXT})",

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from oxydra.store.approvals import ApprovalTables
 from oxydra.store.changes import ChangeTables
-from oxydra.store.conversation import ConversationTables
 from oxydra.store.delegation import DelegationTables
+from oxydra.store.fork import ForkTables
 from oxydra.store.schedules import ScheduleTables
 from oxydra.store.spend import SpendTables
 from oxydra.store.summaries import SummaryTables
 
 
 class Store(
-    ConversationTables, ApprovalTables, SpendTables, DelegationTables, SummaryTables, ScheduleTables, ChangeTables
+    ForkTables,
+    ChangeTables,
+    ApprovalTables,
+    SpendTables,
+    DelegationTables,
+    SummaryTables,
+    ScheduleTables,
 ):
     """The database, with the methods of all its tables."""

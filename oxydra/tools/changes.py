@@ -22,6 +22,7 @@ from oxydra.types import Change, Json, ToolContext
 
 COPY_BYTES = 8 * 1024 * 1024  # of one file; a larger one can't be taken back
 KIND = "file"
+NOTING = frozenset({"file_write", "file_edit", "file_delete", "vault_copyto"})  # use `Changes.note`
 
 
 @dataclass(frozen=True, slots=True)

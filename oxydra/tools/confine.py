@@ -228,7 +228,7 @@ class Workspace:
 
     def make(self, path: VirtualPath) -> None:
         """Make a folder, and those above it, where there is none."""
-        require_writable(path)
+        self._require_writable(path)
         with _explained(path), self._folder(path, create=True):
             pass
 

@@ -179,6 +179,11 @@ class Gate:
         """Whether a call that may have started may be started again."""
         return name in self._registry and self._registry.get(name).repeatable
 
+    def refusal(self, call: ToolCall, scope: TurnScope) -> str:
+        """What a call is answered that can't run at all, whatever people allow; "" if it can."""
+        refused = self._prepare(call, scope).refusal
+        return "" if refused is None else refused.content
+
     def run(self, calls: Sequence[ToolCall], scope: TurnScope, emit: Emit) -> list[Outcome]:
         """Run the calls of one step and return what became of each, in their order.
 
