@@ -51,17 +51,16 @@ def replayed(world: World, first: int = 1, most: int | None = None) -> dict[str,
 
 
 def test_what_was_recorded_comes_out_again(world: World) -> None:
-    before = world.messages
     world.turn("t1", (write("a", "1"), call("act", what="x")), ["one ", "answer"])
     world.turn("t2", (call("act", what="fail"),), (call("nothing_like_it"),), "over", prompt="more")
     world.turn("t3", ProviderError("It is down.", code="provider_unavailable"))
     world.turn("t4", *[(call("act", what="same"),)] * 9)  # stopped by the loop guard
-    stored = before()
+    stored = world.messages()
     found = replayed(world)
     assert found["difference"] is None
     assert (found["turns"], found["replayed"], found["next"]) == (4, 4, None)
     assert world.messages() == stored
-    assert RAN == ["x", "fail", *["same"] * RAN.count("same")]
+    assert RAN[:2] == ["x", "fail"] and set(RAN[2:]) == {"same"}
 
 
 def test_a_turn_that_was_cancelled(world: World) -> None:
