@@ -338,7 +338,7 @@ def test_a_killed_guest_is_started_again_and_nothing_is_lost(running):
                 running.command("status", "--json").returncode == 0
                 and running.status()["guest_pid"] not in (0, pid)
             ),
-            timeout=20,
+            timeout=90,
         )
     status = running.status()
     assert status["guest_restarts"] == 3
@@ -364,7 +364,7 @@ def test_a_turn_survives_kill_9_of_everything(running):
         env=running.env,
         text=True,
     )
-    eventually(lambda: one.read_text() == "aa", timeout=20)
+    eventually(lambda: one.read_text() == "aa", timeout=90)
     all_killed(status)
     running.run("start", "--detach")
     out, err = asking.communicate(timeout=60)
@@ -384,7 +384,7 @@ def test_a_killed_runner_takes_its_guest_along(running):
         except FileNotFoundError:
             return True
 
-    eventually(gone, timeout=20)
+    eventually(gone, timeout=90)
     running.run("start", "--detach")
     assert running.status()["healthy"]
 
@@ -474,7 +474,7 @@ def test_in_the_foreground_until_a_signal(home):
     )
     assert "ready at ws://127.0.0.1:" in process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    _out, err = process.communicate(timeout=30)
+    _out, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
     assert "Traceback" not in err
 

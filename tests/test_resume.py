@@ -198,7 +198,7 @@ def asking(home):  # noqa: F811
     script = SCRIPT % json.dumps([{"tool": "shell_exec", "arguments": {"command": command}}])
     words = [sys.executable, str(ROOT / "bin" / "oxydra-runner"), *home.at(("ask", script))]
     with subprocess.Popen(words, stdout=subprocess.PIPE, env=home.env, text=True) as person:
-        eventually(lambda: (home.workspace / "shared" / "count").exists(), timeout=20)
+        eventually(lambda: (home.workspace / "shared" / "count").exists(), timeout=90)
         yield home, person
 
 

@@ -592,8 +592,8 @@ def test_nothing_outlives_the_runner(home, how):  # noqa: F811
         home.run("stop")
     else:
         os.kill(status["runner_pid"], signal.SIGKILL)
-    eventually(lambda: not processes_with(f"sleep {mark}"), timeout=20)
-    eventually(lambda: not os.path.exists(f"/proc/{status['shell_pid']}"), timeout=20)
+    eventually(lambda: not processes_with(f"sleep {mark}"), timeout=90)
+    eventually(lambda: not os.path.exists(f"/proc/{status['shell_pid']}"), timeout=90)
 
 
 def test_a_shell_that_is_switched_off(home):  # noqa: F811

@@ -151,7 +151,7 @@ def acting(tmp_path):
 def test_over_the_gateway(acting):
     with acting.client() as client:
         client.turn("go")
-        assert acting.provider.asked.acquire(timeout=10)
+        assert acting.provider.asked.acquire(timeout=90)
         client.turn("later", turn_id="t2")
         where = {
             "session_id": client.session,
@@ -230,7 +230,7 @@ def test_one_that_joins_while_it_is_still_being_accepted_runs_once(acting):
     with acting.client() as client:
         acting.hub.live(client.session).subscribe(Watch())
         client.turn("go")
-        assert acting.provider.asked.acquire(timeout=10)
+        assert acting.provider.asked.acquire(timeout=90)
         client.send(
             "send_turn",
             session_id=client.session,
@@ -249,7 +249,7 @@ def test_one_that_joins_while_it_is_still_being_accepted_runs_once(acting):
 def test_many_at_once_all_arrive(acting):
     with acting.client() as client:
         client.turn("go")
-        assert acting.provider.asked.acquire(timeout=10)
+        assert acting.provider.asked.acquire(timeout=90)
 
         def push(_service):
             for n in range(10):
@@ -280,7 +280,7 @@ def test_an_acknowledged_word_survives_kill_9_of_the_guest(asking):  # noqa: F81
     words = [sys.executable, str(ROOT / "bin" / "oxydra-runner"), *home.at(arguments)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, env=home.env, text=True) as steering:
         store = Store(home.workspace / "internal" / "oxydra.db")
-        eventually(lambda: len(store.unfinished_turns()) == 2, timeout=20)
+        eventually(lambda: len(store.unfinished_turns()) == 2, timeout=90)
         store.close()
         comes_back(home, "guest_pid")
         (home.workspace / "shared" / "go").touch()
