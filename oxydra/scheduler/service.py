@@ -81,7 +81,8 @@ class Scheduler:
     def state(self) -> Json:
         """Whether due times are kept, for a look at its health."""
         due = self._due
-        late = 0.0 if due is None else max(0.0, self.clock() - due)
+        waits = due is None or self._engine.running > 0  # it may wait for the end of a run
+        late = 0.0 if waits or due is None else max(0.0, self.clock() - due)
         stalled = self.config.enabled and (not self._service.alive or late > STALLED)
         return {
             "enabled": self.config.enabled,
