@@ -13,11 +13,11 @@ SOURCES := oxydra guest tests $(SCRIPTS)
 
 export SLOW
 
-.PHONY: help run test check lint types bench wheel clean
+.PHONY: help run test check lint types bench bench-memory wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 run: $(VENV)/.deps ## set up what is missing, start the daemon, open the terminal UI
 	@test -f .oxydra/runner.toml || $(PY) bin/oxydra-runner init
@@ -38,6 +38,9 @@ types: $(VENV)/.test ## mypy, strict
 
 bench: $(VENV)/.test ## measure start, rest, a turn, the loop and a crowd, with the method of each
 	@$(PY) -m tests.bench $(ARGS)
+
+bench-memory: $(VENV)/.test ## measure what memory finds again, in the conversations of DATA=<file>
+	@$(PY) -m tests.bench.memory $(DATA)
 
 wheel: $(VENV)/.test ## build the wheel and the sdist into dist/
 	@$(PY) -m build --outdir dist .

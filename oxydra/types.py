@@ -474,6 +474,41 @@ class Schedules(Protocol):
     def ask(self, action: str, args: Json, context: ToolContext) -> Json: ...
 
 
+# ----------------------------------------------------------------------------------- memory
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a message that memory finds. `created_at` is UTC in RFC 3339."""
+
+    chunk_id: int
+    session_id: str
+    sequence: int
+    turn_id: str
+    role: str
+    text: str
+    marks: Marks
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found; of two, the one with the larger `score` fits better."""
+
+    chunk: Chunk
+    score: float
+
+
+class Memory(Protocol):
+    """Finds what was said in a user's conversations, best first; nothing of the turn `without`.
+    Raises `Cancelled`.
+    """
+
+    def search(
+        self, query: str, top_k: int, *, without: str = "", token: CancelToken | None = None
+    ) -> list[Found]: ...
+
+
 # ----------------------------------------------------------------------------------- turns
 
 

@@ -36,6 +36,7 @@ from oxydra.errors import FrameError, OxydraError, ToolError, UsageError
 from oxydra.frames import Envelope, Unpacker, channel_info, pack, usage_json
 from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import Hub
+from oxydra.memory import Retrieval
 from oxydra.mux import Channel, Mux
 from oxydra.policy import parse_virtual
 from oxydra.policy.network import Egress
@@ -54,6 +55,7 @@ from oxydra.tools.changes import Changes
 from oxydra.tools.confine import Workspace
 from oxydra.tools.delegate import delegate_tools
 from oxydra.tools.gate import Gate
+from oxydra.tools.memory import memory_tools
 from oxydra.tools.registry import ToolRegistry
 from oxydra.tools.schedule import schedule_tools
 from oxydra.tools.shell import ShellTool
@@ -109,6 +111,7 @@ class AgentGuest:
         self._shell = ShellClient(lambda: self._short() or self._quota.over())
         delegations = Delegations(self._store, settings.runtime.delegation)
         extra = [*self._shell_tools(settings), *delegate_tools(settings)]
+        extra += memory_tools(settings.memory)
         tools = ToolRegistry(
             extra=[*extra, *(schedule_tools() if settings.scheduler.enabled else [])]
         )
@@ -135,6 +138,7 @@ class AgentGuest:
                     "workers": self._workers,
                     "delegator": delegations,
                     "schedules": schedules,
+                    "memory": Retrieval(self._store),
                     "web": Web(self._transport, self._workers, egress, settings.tools.web_search),
                 },
                 approve=self._approvals.check,

@@ -69,7 +69,7 @@ def code_lines(text: str) -> Iterator[str]:
 
 @each_document
 def test_every_make_target_exists(path: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     for line in code_lines(path.read_text(encoding="utf-8")):
         match = re.match(r"(?:\w+=\S+ )*make((?: [\w=./-]+)*)$", line)
         for word in match.group(1).split() if match else ():

@@ -328,6 +328,48 @@ def m011_changes(db: apsw.Connection) -> None:
     )
 
 
+def m012_memory(db: apsw.Connection) -> None:
+    """What is still to be indexed, the chunks that are, and the indexes of their words."""
+    db.execute(
+        """
+        CREATE TABLE to_index (
+            session_id TEXT NOT NULL,
+            sequence INTEGER NOT NULL,
+            PRIMARY KEY (session_id, sequence)
+        ) STRICT, WITHOUT ROWID;
+        INSERT INTO to_index SELECT session_id, sequence FROM events;
+        CREATE TRIGGER events_to_index AFTER INSERT ON events BEGIN
+            INSERT OR IGNORE INTO to_index VALUES (new.session_id, new.sequence);
+        END;
+        CREATE TRIGGER names_to_index AFTER UPDATE OF display_name ON sessions BEGIN
+            INSERT OR IGNORE INTO to_index
+            SELECT session_id, sequence FROM events WHERE session_id = new.session_id;
+        END;
+
+        CREATE TABLE chunks (
+            chunk_id INTEGER PRIMARY KEY,
+            session_id TEXT NOT NULL,
+            sequence INTEGER NOT NULL,
+            position INTEGER NOT NULL,
+            turn_id TEXT NOT NULL,
+            role TEXT NOT NULL,
+            text TEXT NOT NULL,
+            tainted INTEGER NOT NULL,
+            sensitive INTEGER NOT NULL,
+            created_at TEXT NOT NULL,
+            UNIQUE (session_id, sequence, position)
+        ) STRICT;
+        CREATE VIRTUAL TABLE chunk_words USING fts5(
+            text, nearby, content = '', contentless_delete = 1,
+            tokenize = 'porter unicode61 remove_diacritics 2'
+        );
+        CREATE VIRTUAL TABLE chunk_trigrams USING fts5(
+            text, content = '', contentless_delete = 1, tokenize = 'trigram'
+        );
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -340,5 +382,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m009_summaries,
     m010_schedules,
     m011_changes,
+    m012_memory,
 )
 """In order, append-only: a migration that was released is never changed."""

@@ -9,6 +9,7 @@ from oxydra.store.approvals import ApprovalTables
 from oxydra.store.changes import ChangeTables
 from oxydra.store.delegation import DelegationTables
 from oxydra.store.fork import ForkTables
+from oxydra.store.memory import MemoryTables
 from oxydra.store.schedules import ScheduleTables
 from oxydra.store.spend import SpendTables
 from oxydra.store.summaries import SummaryTables
@@ -22,5 +23,6 @@ class Store(
     DelegationTables,
     SummaryTables,
     ScheduleTables,
+    MemoryTables,
 ):
     """The database, with the methods of all its tables."""

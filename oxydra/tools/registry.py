@@ -27,8 +27,8 @@ TOOLS = {
 }
 
 MADE = (
-    *("delegate_to_agent", "notify", "schedule_create", "schedule_delete", "schedule_edit"),
-    *("schedule_run_output", "schedule_runs", "schedule_search", "shell_exec"),
+    *("delegate_to_agent", "memory_search", "notify", "schedule_create", "schedule_delete"),
+    *("schedule_edit", "schedule_run_output", "schedule_runs", "schedule_search", "shell_exec"),
 )  # by the guest, where it has what they need
 
 
