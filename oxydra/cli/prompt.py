@@ -55,6 +55,7 @@ def _configured(settings: Config, agent: str) -> Json:
     from oxydra.catalog import Catalog
     from oxydra.runtime import SystemPrompt, prompt
     from oxydra.tools.delegate import delegate_tools
+    from oxydra.tools.memory import memory_tools
     from oxydra.tools.registry import ToolRegistry, matching
     from oxydra.tools.schedule import schedule_tools
     from oxydra.tools.shell import ShellTool
@@ -63,6 +64,7 @@ def _configured(settings: Config, agent: str) -> Json:
     wanted = shell.enabled and settings.user.behavior.shell_enabled
     made: list[Tool] = [ShellTool(shell, named_paths=True)] if wanted else []
     made += schedule_tools() if settings.agent.scheduler.enabled else []
+    made += memory_tools(settings.agent.memory)
     tools = ToolRegistry(extra=[*made, *delegate_tools(settings.agent)]).specs
     catalog = Catalog.load(home=settings.home)
     chosen = config.select(settings, catalog)
