@@ -18,6 +18,7 @@ from oxydra.store import Store
 from oxydra.store.schedules import Schedule
 from oxydra.tools.schedule import schedule_tools
 from oxydra.types import Marks, SafetyTier
+from tests.conftest import eventually
 from tests.scripted import Scripted, calls
 from tests.test_gateway import Running
 
@@ -437,6 +438,20 @@ def test_words_of_strangers_make_no_schedule_that_runs(house):
     assert h.counter.act("resume", wanted, PERSON)["status"] == "active"
     changed = h.counter.act("edit", {**wanted, "goal": "y"}, stranger)
     assert changed["status"] == "paused"
+
+
+def test_what_came_of_private_data_is_marked_so_when_it_runs(house):
+    h = house("One.")
+    args = {"goal": "x", "cadence_type": "interval", "cadence_value": "600"}
+    made = h.counter.act("create", args, Asker("s", Marks(sensitive=True)))
+    assert (made["status"], made["sensitive"]) == ("active", True)
+    h.counter.act("run-now", {"schedule_id": made["schedule_id"]}, PERSON)
+    session = f"scheduled:{made['schedule_id']}"
+    eventually(lambda: h.store.messages(session))
+    assert h.store.messages(session)[0].sensitive
+    plain = h.counter.act("create", args, PERSON)
+    edit = {"schedule_id": plain["schedule_id"], "goal": "y"}
+    assert h.counter.act("edit", edit, Asker("s", Marks(sensitive=True)))["sensitive"]
 
 
 def test_limits_are_the_operators(house):

@@ -338,11 +338,13 @@ class Hub:
         attachments: tuple[Attachment, ...] = (),
         *,
         tainted: bool = False,
+        sensitive: bool = False,
         steer: bool = False,
         opens: Session | None = None,
     ) -> tuple[Turn, bool]:
         """Accept a message durably and queue its turn; False if this turn id was accepted before.
-        `tainted` says that others wrote some of it: it is forwarded, quoted, or not the person's.
+        `tainted` says that others wrote some of it: it is forwarded, quoted, or not the person's;
+        `sensitive` that it holds private data.
         With `steer` it joins the turn that runs in the session, before that asks its model again;
         where none runs, or the turn ends before, it is a message like any other. `opens` is the
         session, where it is one of `new_session`.
@@ -373,6 +375,7 @@ class Hub:
             turn, created = self.store.accept_turn(
                 *(session_id, turn_id, request_id, prompt, attachments),
                 tainted=tainted,
+                sensitive=sensitive,
                 joins=joins,
                 opens=opens,
             )

@@ -176,6 +176,7 @@ class Replay:
         accepted, _ = scratch.accept_turn(
             *(session.session_id, turn.turn_id, turn.request_id, turn.prompt, turn.attachments),
             tainted=turn.tainted,
+            sensitive=turn.sensitive,
         )
         record.join()
         try:
@@ -262,6 +263,7 @@ class _Record:
             self._scratch.accept_turn(
                 *(said.session_id, said.turn_id, said.request_id, said.prompt, said.attachments),
                 tainted=said.tainted,
+                sensitive=said.sensitive,
                 joins=self._turn.turn_id,
             )
 

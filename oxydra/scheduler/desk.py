@@ -137,6 +137,8 @@ class Desk:
                 changes["status"] = "active"
         if asker.marks.tainted:
             changes |= {"tainted": True, "status": "paused", "reason": HELD}
+        if asker.marks.sensitive:
+            changes["sensitive"] = True
         return self._change(found, changes)
 
     def pause(self, args: Json, asker: Asker) -> Json:

@@ -40,7 +40,14 @@ class Turns(Protocol):
     """What begins turns: the hub."""
 
     def submit(
-        self, session_id: str, turn_id: str, request_id: str, prompt: str, *, tainted: bool
+        self,
+        session_id: str,
+        turn_id: str,
+        request_id: str,
+        prompt: str,
+        *,
+        tainted: bool,
+        sensitive: bool,
     ) -> tuple[Turn, bool]: ...
 
     def live(self, session_id: str) -> Any: ...
@@ -140,13 +147,15 @@ class Scheduler:
         live = self._turns.live(schedule.session_id)
         ear = _Ear(fire.turn_id, partial(self._heard, fire, live))
         live.listen(ear)
+        marks = marks_of(schedule)
         try:
             turn, _ = self._turns.submit(
                 schedule.session_id,
                 fire.turn_id,
                 SCHEDULED,
                 NOTE + schedule.goal,
-                tainted=marks_of(schedule).tainted,
+                tainted=marks.tainted,
+                sensitive=marks.sensitive,
             )
         except OxydraError as error:
             live.unlisten(ear)

@@ -238,14 +238,15 @@ class ConversationTables(Database):
         attachments: tuple[Attachment, ...] = (),
         *,
         tainted: bool = False,
+        sensitive: bool = False,
         joins: str = "",
         opens: Session | None = None,
     ) -> tuple[Turn, bool]:
         """Store a person's message and its turn in one transaction: only then may it be
-        acknowledged. An archived session is one in use again.
-        `tainted` says that others wrote some of it; attachments count as such.
-        `joins` is the running turn that it shall join (`join_turn`); else it waits as any other.
-        `opens` is the session, where this is its first message and it is stored with it.
+        acknowledged. An archived session is one in use again. `tainted` says that others wrote some
+        of it (attachments count as such), `sensitive` that it holds private data. `joins` is the
+        running turn that it shall join (`join_turn`); else it waits as any other. `opens` is the
+        session, where this is its first message and it is stored with it.
 
         The same `turn_id` again returns the turn that is there, and False. Raises `UsageError` when
         that turn belongs to another session or had another prompt, `StoreFullError` when the disk
@@ -274,6 +275,7 @@ class ConversationTables(Database):
                 prompt,
                 attachments,
                 tainted=tainted or bool(attachments),
+                sensitive=sensitive,
             )
             if opens is not None:
                 keep_session(db, opens)
