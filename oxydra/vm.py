@@ -55,7 +55,7 @@ from oxydra.tools.changes import Changes
 from oxydra.tools.confine import Workspace
 from oxydra.tools.delegate import delegate_tools
 from oxydra.tools.gate import Gate
-from oxydra.tools.memory import memory_tools
+from oxydra.tools.memory import MAX_QUERY, MAX_RESULTS, memory_tools, quotation
 from oxydra.tools.registry import ToolRegistry
 from oxydra.tools.schedule import schedule_tools
 from oxydra.tools.shell import ShellTool
@@ -108,6 +108,7 @@ class AgentGuest:
             rules,
             sandboxed=envelope.startup_status.get("sandbox_level") not in UNSANDBOXED,
         )
+        self._memory = Retrieval(self._store)
         self._shell = ShellClient(lambda: self._short() or self._quota.over())
         delegations = Delegations(self._store, settings.runtime.delegation)
         extra = [*self._shell_tools(settings), *delegate_tools(settings)]
@@ -138,7 +139,7 @@ class AgentGuest:
                     "workers": self._workers,
                     "delegator": delegations,
                     "schedules": schedules,
-                    "memory": Retrieval(self._store),
+                    "memory": self._memory,
                     "web": Web(self._transport, self._workers, egress, settings.tools.web_search),
                 },
                 approve=self._approvals.check,
@@ -183,6 +184,7 @@ class AgentGuest:
                 "replay": self._replay,
                 "undo": self._undo,
                 "schedules": Desk(self._scheduler).command,
+                **({"memory": self._remembered} if settings.memory.enabled else {}),
             },
             tools=[tool.name for tool in tools.specs],
         )
@@ -226,6 +228,15 @@ class AgentGuest:
         spending = self._spending
         found = spending.summary(str(args.get("session_id") or ""))
         return {**found, **(spending.report(str(args["by"])) if args.get("by") else {})}
+
+    def _remembered(self, args: Json) -> Json:
+        """What was said that fits `query`, best first: for its person, not for a model."""
+        query, most = args.get("query"), args.get("top_k", 8)
+        if not isinstance(query, str) or not query.strip():
+            raise UsageError("Say what to look for.", remedy="/memory WORDS")
+        if not isinstance(most, int) or not 1 <= most <= MAX_RESULTS:
+            raise UsageError(f"`top_k` is a number from 1 to {MAX_RESULTS}.")
+        return {"found": list(map(quotation, self._memory.search(query[:MAX_QUERY], most)))}
 
     def _undo(self, args: Json) -> Json:
         """Take the last turn of a session back; with `dry_run` only say what that means."""

@@ -151,3 +151,15 @@ def test_sessions_from_the_command_line(running):  # noqa: F811
     document = json.loads(running.run("session", "export", session, "--format", "json"))
     assert document["events"][0]["message"]["content"] == "hello there"
     assert "no session" in running.fails("session", "export", "nothing-like-it")
+
+
+def test_what_was_said_is_found_from_the_command_line(running):  # noqa: F811
+    answer = json.loads(running.run("ask", "The boiler was serviced by Mr Petersen.", "--json"))
+    session = answer["session"]["session_id"]
+    rows = json.loads(running.run("memory", "search", "who serviced the boiler?", "--json"))
+    assert (rows[0]["session"], rows[0]["sequence"]) == (session, 1)
+    assert "Petersen" in rows[0]["text"]
+    assert f"{session} 1" in running.run("memory", "search", "boiler")
+    assert "Nothing was found" in running.run("memory", "search", "zebra")
+    assert "`top_k`" in running.fails("memory", "search", "boiler", "--top", "0")
+    assert "what to look for" in running.fails("memory", "search", " ")

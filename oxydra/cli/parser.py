@@ -108,6 +108,7 @@ def _add_conversation(commands: Commands) -> None:
     ask.add_argument("--raw", action="store_true", help="print control characters as they are")
     _add_approvals(commands)
     _add_sessions(commands)
+    _add_memory(commands)
     _add_schedules(commands)
     text = "what the models have cost, and what is left of each cap"
     cost = _command(commands, "cost", "oxydra.cli.cost:cost", text)
@@ -208,6 +209,16 @@ def _add_sessions(commands: Commands) -> None:
         help="leave files as they are that were changed since, and take back the rest",
     )
     replay.add_argument("--turn", type=_count, metavar="N", help="only the Nth turn of the session")
+
+
+def _add_memory(commands: Commands) -> None:
+    memory = commands.add_parser("memory", help="what was said before")
+    actions = memory.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = "what fits some words, best first, from all conversations of a running daemon"
+    search = _command(actions, "search", "oxydra.cli.memory:search", text)
+    search.add_argument("query", metavar="WORDS")
+    search.add_argument("--top", type=_count, default=8, metavar="N", help="so many; default 8")
+    search.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _take_fork(fork: argparse.ArgumentParser) -> None:

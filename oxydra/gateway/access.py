@@ -77,6 +77,7 @@ COMMANDS: dict[str, Need] = {
     "cost": CHAT,
     "export": CHAT,
     "fork": CHAT,
+    "memory": CHAT,
     "model": CHAT,
     "pin": CHAT,
     "pins": CHAT,

@@ -14,7 +14,7 @@ from oxydra.errors import ToolError
 from oxydra.frames import compact
 from oxydra.tools.base import tool
 from oxydra.tools.schema import Bounds
-from oxydra.types import Found, Marks, Memory, SafetyTier, Tool, ToolContext, ToolResult
+from oxydra.types import Found, Json, Marks, Memory, SafetyTier, Tool, ToolContext, ToolResult
 
 MAX_QUERY = 100 * 1024
 MAX_RESULTS = 50
@@ -37,7 +37,7 @@ def memory_search(
     marks = Marks(sensitive=True)  # a person's own conversations are private
     for hit in hits:
         marks |= hit.chunk.marks
-    lines = [HEAD, *map(_line, hits)]
+    lines = [HEAD, *(compact(quotation(hit)) for hit in hits)]  # JSON: no text can end it
     return ToolResult("\n".join(lines), summary=f"{len(hits)} found", marks=marks)
 
 
@@ -46,17 +46,15 @@ def memory_tools(config: MemoryConfig) -> list[Tool]:
     return [memory_search] if config.enabled else []
 
 
-def _line(hit: Found) -> str:
-    """One quotation: JSON, so that nothing in the text can end it."""
+def quotation(hit: Found) -> Json:
+    """What was found, with its place and time."""
     chunk = hit.chunk
-    return compact(
-        {
-            "session": chunk.session_id,
-            "sequence": chunk.sequence,
-            "time": chunk.created_at,
-            "role": chunk.role,
-            "score": round(hit.score, 2),
-            "from_strangers": chunk.marks.tainted,
-            "text": chunk.text,
-        }
-    )
+    return {
+        "session": chunk.session_id,
+        "sequence": chunk.sequence,
+        "time": chunk.created_at,
+        "role": chunk.role,
+        "score": round(hit.score, 2),
+        "from_strangers": chunk.marks.tainted,
+        "text": chunk.text,
+    }
