@@ -241,7 +241,7 @@ class AgentGuest:
     def _undo(self, args: Json) -> Json:
         """Take the last turn of a session back; with `dry_run` only say what that means."""
         session_id = self._store.find_session(str(args.get("session_id") or "")).session_id
-        undo = Undo(self._store, self._workspace)
+        undo = Undo(self._store, self._workspace, Desk(self._scheduler).pieces)
         if args.get("dry_run"):
             return undo.plan(session_id).to_json()
         with self._hub.at_rest(session_id):

@@ -10,14 +10,16 @@ import pytest
 from oxydra import cadence
 from oxydra.config import SchedulerConfig
 from oxydra.errors import BusyError, NotFoundError, PolicyDenied, UsageError
+from oxydra.runtime.undo import Undo
 from oxydra.scheduler import Desk as Counter
 from oxydra.scheduler import Engine, ModelDesk, Outcome, Scheduler
 from oxydra.scheduler.desk import PERSON, Asker
 from oxydra.scheduler.engine import CATCH_UP, RETRIES
 from oxydra.store import Store
 from oxydra.store.schedules import Schedule
+from oxydra.tools.confine import Workspace
 from oxydra.tools.schedule import schedule_tools
-from oxydra.types import Marks, SafetyTier
+from oxydra.types import Folder, Marks, SafetyTier
 from tests.conftest import eventually
 from tests.scripted import Scripted, calls
 from tests.test_gateway import Running
@@ -452,6 +454,44 @@ def test_what_came_of_private_data_is_marked_so_when_it_runs(house):
     plain = h.counter.act("create", args, PERSON)
     edit = {"schedule_id": plain["schedule_id"], "goal": "y"}
     assert h.counter.act("edit", edit, Asker("s", Marks(sensitive=True)))["sensitive"]
+
+
+def test_what_a_turn_did_to_schedules_is_taken_back(house, tmp_path):
+    def wanted(name, **args):
+        return calls((f"schedule_{name}", json.dumps(args)))
+
+    h = house()
+    kept = h.create("Kept.", name="kept")
+    gone = h.create("Gone.", name="gone", cadence_value="900")
+    ids = [row["schedule_id"] for row in (kept, gone)]
+    before = [h.store.schedule(one) for one in ids]
+    made = {"goal": "New.", "cadence_type": "interval", "cadence_value": "600"}
+    h.provider.steps[:] = [
+        wanted("create", **made),
+        wanted("edit", schedule_id=ids[0], goal="Other.", cadence_value="1200"),
+        wanted("edit", schedule_id=ids[0], action="pause"),
+        wanted("delete", schedule_id=ids[1]),
+        "Done.",
+    ]
+    with h.client() as client:
+        client.turn("change them", "t1")
+        client.until("turn_completed")
+        session_id = client.session
+    assert len(h.store.schedules()) == 2
+    with Workspace([Folder("shared", str(tmp_path), writable=True)]) as workspace:
+        undo = Undo(h.store, workspace, h.counter.pieces)
+        h.counter.command({"action": "edit", "schedule_id": ids[0], "name": "the person's"})
+        with pytest.raises(UsageError, match="changed since"):
+            undo.run(session_id)
+        h.counter.command({"action": "edit", "schedule_id": ids[0], "name": "kept"})
+        done = undo.run(session_id).to_json()
+        assert len(done["removed"]) == 1 and done["beyond"] == []
+        assert done["restored"] == [
+            f"schedule {i} ({n})" for i, n in zip(ids, ("kept", "gone"), strict=True)
+        ]
+        assert [h.store.schedule(one) for one in ids] == before
+        assert len(h.store.schedules()) == 2
+        assert undo.run(session_id).state == "already"
 
 
 def test_limits_are_the_operators(house):

@@ -21,6 +21,7 @@ from oxydra.tools.changes import KIND, NOTING, Found, look
 from oxydra.tools.confine import Workspace
 from oxydra.tools.delegate import NAME as DELEGATE
 from oxydra.tools.registry import TOOLS, load
+from oxydra.tools.schedule import CHANGING
 from oxydra.types import CallState, Change, Json, Message, SafetyTier, ToolCall, Turn
 
 SHOWN_CHARS = 200  # of a prompt, and of a call's arguments
@@ -77,9 +78,16 @@ class Plan:
 class Undo:
     """Takes back turns of one user."""
 
-    def __init__(self, store: Store, workspace: Workspace) -> None:
+    def __init__(
+        self,
+        store: Store,
+        workspace: Workspace,
+        others: Callable[[Sequence[Change]], list[Piece]] = lambda _changes: [],
+    ) -> None:
+        """`others` gives the pieces of changes that are not of files, oldest first."""
         self._store = store
         self._workspace = workspace
+        self._others = others
 
     def plan(self, session_id: str) -> Plan:
         """What would be done. Raises `NotFoundError`, or `UsageError` while a turn is under way."""
@@ -95,6 +103,7 @@ class Undo:
             return Plan(turn, "already")
         changes = self._store.changes_of_turn(turn.turn_id)
         pieces = self._files([change for change in changes if change.kind == KIND])
+        pieces += self._others([change for change in changes if change.kind != KIND])
         beyond = [row for row in self._store.calls_of_turn(turn.turn_id) if _lasting(row[0].name)]
         return Plan(turn, "planned" if pieces else "nothing", pieces, beyond)
 
@@ -173,7 +182,7 @@ class Undo:
         """What the model reads before the person's next message. Names are quoted: a model chose
         them, and the person did not say them.
         """
-        said = ["[Oxydra: the person had the changes of your last turn to files taken back.]"]
+        said = ["[Oxydra: the person had the changes of your last turn taken back.]"]
         for what, names in (
             ("As before that turn, or gone if they were new:", ("restore", "remove", "as before")),
             ("Left as they are:", ("changed since", "no copy")),
@@ -181,7 +190,7 @@ class Undo:
             if found := plan.named(*names):
                 said += [what, *(f"> {name}" for name in found[:LISTED])]
                 said += [f"> and {len(found) - LISTED} more"] * (len(found) > LISTED)
-        said.append("Read a file again before you rely on what it holds.")
+        said.append("Look again before you rely on any of it.")
         assert plan.turn is not None  # or there would be nothing to tell
         marks = self._store.session_marks(plan.turn.session_id)
         return Message("user", "\n".join(said), tainted=marks.tainted, sensitive=marks.sensitive)
@@ -191,7 +200,7 @@ def _lasting(name: str) -> bool:
     """Whether a tool may do what no note is kept of. What is not known may do anything; of what was
     delegated its own calls count.
     """
-    if name in NOTING or name == DELEGATE:
+    if name in NOTING or name in CHANGING or name == DELEGATE:
         return False
     if name not in TOOLS:
         return True

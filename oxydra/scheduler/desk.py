@@ -7,21 +7,24 @@ while words of strangers were in the conversation is paused until its person res
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from oxydra import cadence
 from oxydra.budget import usd
-from oxydra.errors import PolicyDenied, UsageError
+from oxydra.errors import NotFoundError, PolicyDenied, UsageError
+from oxydra.runtime.undo import Piece
 from oxydra.scheduler.service import PREFIX, Scheduler
-from oxydra.store.schedules import Fire, Schedule
-from oxydra.types import Json, Marks, ToolContext
+from oxydra.store.schedules import Fire, Schedule, new_id
+from oxydra.types import Change, Json, Marks, ToolContext
 
 NOTIFICATIONS = ("always", "conditional", "never")
 STATUSES = ("active", "paused", "disabled", "done")
 MAX_GOAL = 16 * 1024  # characters
 MAX_NAME = 100
+KIND = "schedule"  # of the changes that undo takes back
+DEFINITION = ("name", "goal", "cadence_type", "cadence_value", "timezone", "notification")
 HELD = (
     "It was made or changed while the conversation held what strangers wrote. Its person may"
     " resume it: oxydra-runner schedule resume"
@@ -33,11 +36,14 @@ NO_MARKS = Marks()
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who asks: a person, or the model in `session_id` with what its conversation holds."""
+    """Who asks: a person, or the model in `session_id` with what its conversation holds. `note` is
+    told what a schedule is before it is changed, and what it will be; None: not there.
+    """
 
     session_id: str = ""
     marks: Marks = NO_MARKS
     person: bool = False
+    note: Callable[[Schedule | None, Schedule | None], None] = lambda _before, _after: None
 
 
 PERSON = Asker(person=True)
@@ -82,7 +88,7 @@ class Desk:
         kind, value = _text(args, "cadence_type", 16), _text(args, "cadence_value", 200)
         held = asker.marks.tainted
         wanted = Schedule(
-            schedule_id="",
+            schedule_id=new_id(),
             name=" ".join(_text(args, "name", MAX_NAME, "").split()),
             goal=_text(args, "goal", MAX_GOAL),
             cadence_type=kind,
@@ -99,6 +105,7 @@ class Desk:
             origin=asker.session_id or str(args.get("session_id") or ""),
             created_at="",
         )
+        asker.note(None, wanted)
         made = self._store.add_schedule(wanted, self._config.max_schedules_per_user)
         self._scheduler.wake()
         return self._told(made)
@@ -139,11 +146,12 @@ class Desk:
             changes |= {"tainted": True, "status": "paused", "reason": HELD}
         if asker.marks.sensitive:
             changes["sensitive"] = True
-        return self._change(found, changes)
+        return self._change(found, changes, asker)
 
     def pause(self, args: Json, asker: Asker) -> Json:
         _check_changes(asker)
-        return self._change(self._find(args), {"status": "paused", "reason": "Paused."})
+        changes = {"status": "paused", "reason": "Paused."}
+        return self._change(self._find(args), changes, asker)
 
     def resume(self, args: Json, asker: Asker) -> Json:
         """From now on; what was due meanwhile is not made up for."""
@@ -155,7 +163,7 @@ class Desk:
         if following is None:
             raise UsageError("Its time has passed.", remedy="Give it another one.")
         changes = {"status": "active", "reason": "", "failures": 0, "next_due": following}
-        return self._change(found, changes)
+        return self._change(found, changes, asker)
 
     def run_now(self, args: Json, asker: Asker) -> Json:
         if not asker.person:
@@ -165,6 +173,7 @@ class Desk:
     def delete(self, args: Json, asker: Asker) -> Json:
         _check_changes(asker)
         found = self._find(args)
+        asker.note(found, None)
         self._store.delete_schedule(found.schedule_id)
         self._scheduler.wake()
         return {"deleted": found.schedule_id}
@@ -198,10 +207,46 @@ class Desk:
     def _find(self, args: Json) -> Schedule:
         return self._store.schedule(_text(args, "schedule_id", 64))
 
-    def _change(self, found: Schedule, changes: Json) -> Json:
+    def _change(self, found: Schedule, changes: Json, asker: Asker) -> Json:
+        asker.note(found, replace(found, **changes))
         changed = self._store.change_schedule(found.schedule_id, **changes)
         self._scheduler.wake()
         return self._told(changed)
+
+    # ------------------------------------------------------------------------------- taken back
+
+    def pieces(self, changes: Sequence[Change]) -> list[Piece]:
+        """What is to become of schedules whose `changes` are taken back, oldest first."""
+        chains: dict[str, list[Change]] = {}
+        for change in changes:
+            if change.kind == KIND:
+                chains.setdefault(change.payload["schedule_id"], []).append(change)
+        return [self._piece(schedule_id, chain) for schedule_id, chain in chains.items()]
+
+    def _piece(self, schedule_id: str, chain: Sequence[Change]) -> Piece:
+        before: Json | None = chain[0].payload["before"]
+        afters = [change.payload["after"] for change in chain]
+        label = next(row["name"] for row in (before, *afters) if row is not None)
+        name = f"schedule {schedule_id}" + (f" ({label})" if label else "")
+        try:
+            now: Json | None = _row(self._store.schedule(schedule_id))
+        except NotFoundError:
+            now = None
+        if _said(now, "status") == _said(before, "status"):
+            return Piece(name, "as before")
+        if _said(now) not in map(_said, afters):
+            return Piece(name, "changed since")
+        if before is None:
+            return Piece(name, "remove", lambda: self._store.delete_schedule(schedule_id))
+        whole = Schedule(**before)
+        return Piece(name, "restore", lambda: self._restore(whole))
+
+    def _restore(self, schedule: Schedule) -> None:
+        """From now on; what was due meanwhile is not made up for."""
+        if schedule.status == "active":
+            schedule = replace(schedule, next_due=self._scheduler.following(schedule))
+        self._store.restore_schedule(schedule)
+        self._scheduler.wake()
 
     def _told(self, schedule: Schedule) -> Json:
         """With its next three times, on the clocks of its zone."""
@@ -237,9 +282,27 @@ class ModelDesk:
         store = self._scheduler.store
         root = store.turn(store.root_turn(context.turn_id))  # delegated work is its sender's
         session_id = root.session_id if root is not None else context.session_id
-        return Desk(self._scheduler).act(
-            action, args, Asker(session_id, self._marks_of(context.turn_id))
-        )
+
+        def note(before: Schedule | None, after: Schedule | None) -> None:
+            one = before or after
+            assert one is not None
+            rows = {"before": before and _row(before), "after": after and _row(after)}
+            payload = {"schedule_id": one.schedule_id, **rows}
+            where = (context.session_id, context.turn_id, context.step, context.call_id)
+            store.add_change(*where, KIND, payload)
+
+        asker = Asker(session_id, self._marks_of(context.turn_id), note=note)
+        return Desk(self._scheduler).act(action, args, asker)
+
+
+def _row(schedule: Schedule) -> Json:
+    """All of it."""
+    return {name: getattr(schedule, name) for name in Schedule.__slots__}
+
+
+def _said(row: Json | None, *more: str) -> list[object]:
+    """What people and models say of a schedule; the rest is the scheduler's."""
+    return [] if row is None else [row[name] for name in (*DEFINITION, *more)]
 
 
 def _check_changes(asker: Asker) -> None:

@@ -97,14 +97,18 @@ _SCHEDULE = ", ".join(Schedule.__slots__)
 _FIRE = ", ".join(Fire.__slots__)
 
 
+def new_id() -> str:
+    return secrets.token_hex(6)
+
+
 class ScheduleTables(Database):
     """`schedules`, `fires` and `notices`."""
 
     # ---------------------------------------------------------------------------------- schedules
 
     def add_schedule(self, wanted: Schedule, most: int) -> Schedule:
-        """Keep it, under a new id and with a session of its own. Raises `BusyError` where there
-        are `most`.
+        """Keep it with a session of its own, under its id or a new one. Raises `BusyError` where
+        there are `most`.
         """
         with self._transaction() as db:
             if int(db.execute("SELECT count(*) FROM schedules").get) >= most:
@@ -112,7 +116,7 @@ class ScheduleTables(Database):
                     f"There are already {most} schedules.",
                     remedy="Delete one, or raise [scheduler] max_schedules_per_user.",
                 )
-            schedule_id = secrets.token_hex(6)
+            schedule_id = wanted.schedule_id or new_id()
             values = [getattr(wanted, name) for name in Schedule.__slots__]
             values[0], values[-1] = schedule_id, timestamp()
             values = [clean(each) if isinstance(each, str) else each for each in values]
@@ -128,6 +132,24 @@ class ScheduleTables(Database):
                 f"scheduled:{schedule_id}",
             )
         return self.schedule(schedule_id)
+
+    def restore_schedule(self, wanted: Schedule) -> None:
+        """As it was, also where it was deleted; its ledger is not."""
+        values = [getattr(wanted, name) for name in Schedule.__slots__]
+        with self._transaction() as db:
+            db.execute(
+                f"INSERT OR IGNORE INTO schedules ({_SCHEDULE})"
+                f" VALUES ({placeholders(Schedule.__slots__)})",
+                values,
+            )
+            names = ", ".join(f"{name} = ?" for name in Schedule.__slots__)
+            db.execute(
+                f"UPDATE schedules SET {names} WHERE schedule_id = ?",
+                (*values, wanted.schedule_id),
+            )
+            db.execute(
+                "UPDATE sessions SET archived = 0 WHERE session_id = ?", (wanted.session_id,)
+            )
 
     def schedule(self, schedule_id: str) -> Schedule:
         """Raises `NotFoundError`."""

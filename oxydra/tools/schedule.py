@@ -18,6 +18,9 @@ Cadences = Literal["cron", "interval", "once"]
 Notification = Literal["always", "conditional", "never"]
 
 
+CHANGING = frozenset({"schedule_create", "schedule_edit", "schedule_delete"})  # noted beforehand
+
+
 def _ask(context: ToolContext, action: str, args: Json) -> str:
     schedules: Schedules | None = context.services.get("schedules")
     if schedules is None:
