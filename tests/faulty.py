@@ -89,7 +89,7 @@ class FaultyDaemon:
 
     def close(self):
         self._process.terminate()
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=60)
 
     def arm(self, commit, when):
         (self.workspace / "internal" / "fault").write_text(f"{commit} {when}")

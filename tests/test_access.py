@@ -69,7 +69,7 @@ HANDSHAKE = {
 
 
 def fetch(port, method, path, token="", **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     if token:
         sent["Authorization"] = f"Bearer {token}"
@@ -205,11 +205,11 @@ def test_revoking_cuts_off_and_cancels_what_the_door_does_for_it(tmp_path):
     body = json.dumps(
         {"model": "oxydra", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
     )
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     connection.request("POST", "/v1/chat/completions", body=body, headers=headers)
     answer = connection.getresponse()
-    assert gateway.provider.asked.acquire(timeout=20)
+    assert gateway.provider.asked.acquire(timeout=60)
     gateway.gateway.set_tokens([])
     with pytest.raises(http.client.IncompleteRead):
         answer.read()
@@ -332,7 +332,7 @@ SECOND = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 )
 def test_smuggled_requests_are_refused_whole(gateway, head, expected):
     """Nothing that a proxy might read otherwise is taken, and never a second request."""
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as sock:
         sock.sendall(f"{KNOWN}{head}\r\n{{}}{SECOND}".encode())
         answer = read_all(sock)
     assert status(answer) == expected
@@ -340,7 +340,7 @@ def test_smuggled_requests_are_refused_whole(gateway, head, expected):
 
 
 def test_what_follows_a_request_is_no_second_one(gateway):
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as sock:
         sock.sendall(f"{KNOWN}Content-Length: 2\r\n\r\n{{}}{SECOND}".encode())
         answer = read_all(sock)
     assert status(answer) == 404 and answer.count(b"HTTP/1.1 ") == 1
@@ -358,7 +358,7 @@ def test_what_follows_a_request_is_no_second_one(gateway):
     ],
 )
 def test_bodies_are_bounded_before_they_are_read(gateway, head, expected):
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as sock:
         sock.sendall(head.encode())
         assert status(read_all(sock)) == expected
 
@@ -374,7 +374,7 @@ def test_a_body_that_does_not_come_is_given_up():
 
 def test_guessing_with_bodies_is_guessing(gateway):
     for _ in range(500):
-        with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as sock:
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as sock:
             sock.sendall(f"{DOOR}Authorization: Bearer no\r\nContent-Length: 5\r\n\r\n".encode())
             got = status(read_all(sock))
         if got == 429:

@@ -41,7 +41,7 @@ def open_requests(home):  # noqa: F811
 
 
 def waiting(home):  # noqa: F811
-    eventually(lambda: open_requests(home), timeout=20)
+    eventually(lambda: open_requests(home))
     (request,) = open_requests(home)
     return request
 

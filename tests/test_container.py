@@ -465,7 +465,7 @@ def came_back(home, name, before):
         startup = status.get("startup_status", {})
         return status.get(name) not in (None, 0, before) and startup.get("shell_available")
 
-    eventually(back, timeout=30)
+    eventually(back)
 
 
 @docker
@@ -564,7 +564,7 @@ def test_a_killed_runner(home, client):
     def ended():
         return all(row["State"] == "exited" for row in leftovers(client, home.workspace))
 
-    eventually(ended, timeout=20)  # by themselves
+    eventually(ended)  # by themselves
     for row in leftovers(client, home.workspace):
         remove(client, row["Id"])
 

@@ -481,7 +481,7 @@ def test_in_the_foreground_until_a_signal(home):
 
 def test_the_pages_answer_without_a_token(running):
     address = urlsplit(running.status()["gateway_endpoint"])
-    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
     connection.request("GET", "/readyz")
     assert connection.getresponse().status == 200
     connection.close()

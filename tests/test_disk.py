@@ -261,7 +261,7 @@ def test_the_daemon_says_it(disk, home):  # noqa: F811
 
 
 def wait_for(quota, full):
-    eventually(lambda: bool(quota.over()) is full, timeout=20)
+    eventually(lambda: bool(quota.over()) is full)
 
 
 def test_a_quota_is_noticed_and_so_is_room(tmp_path):
@@ -321,5 +321,5 @@ def test_a_full_workspace_pauses_commands_and_tools(home):  # noqa: F811
     )
     delete = [{"tool": "file_delete", "arguments": {"path": "big"}}]
     home.run("ask", SCRIPT % json.dumps(delete))
-    eventually(lambda: full() == [], timeout=20)
+    eventually(lambda: full() == [])
     assert "here" in ask_shell(home, "echo here")

@@ -114,7 +114,7 @@ def test_the_command_of_the_users_unit_runs_until_systemd_stops_it(home) -> None
     try:
         assert daemon.stdout.readline().startswith("Oxydra is ready at")
         daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(timeout=30) == 0
+        assert daemon.wait(timeout=60) == 0
     finally:
         daemon.kill()
         daemon.communicate()

@@ -101,7 +101,7 @@ class Desk:
         self.did: list[str] = []
         self.frames: list[tuple[str, Json]] = []
         self.reason = "by hand"
-        self.barrier = threading.Barrier(4, timeout=10)
+        self.barrier = threading.Barrier(4, timeout=60)
         desk = self
 
         @tool(tier=SafetyTier.READ_ONLY)

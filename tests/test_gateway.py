@@ -100,7 +100,7 @@ class Running:
         headers = [f"Authorization: Bearer {token}"] if token else []
         options.setdefault("suppress_origin", True)
         return websocket.create_connection(
-            f"ws://127.0.0.1:{self.port}/ws", header=headers, timeout=10, **options
+            f"ws://127.0.0.1:{self.port}/ws", header=headers, timeout=60, **options
         )
 
     @contextlib.contextmanager
@@ -244,7 +244,7 @@ def test_bad_frames_get_an_error_and_the_connection_stays(running):
 
 @pytest.mark.parametrize(("path", "status"), [("/healthz", 200), ("/readyz", 200), ("/x", 404)])
 def test_pages(running, path, status):
-    connection = http.client.HTTPConnection("127.0.0.1", running().port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", running().port, timeout=60)
     connection.request("GET", path)
     assert connection.getresponse().status == status
     connection.close()
@@ -326,7 +326,7 @@ def test_cancel_running_and_waiting(running):
     with gateway.client() as client:
         client.turn("a", "t0")
         client.turn("b", "t1")
-        assert provider.asked.acquire(timeout=10)
+        assert provider.asked.acquire(timeout=60)
         client.send("cancel_active_turn", session_id=client.session, turn_id="t1")
         assert client.until("turn_cancelled")["payload"]["turn"]["turn_id"] == "t1"
         client.send("cancel_active_turn", session_id=client.session, turn_id="t0")
@@ -405,7 +405,7 @@ def test_turns_of_many_sessions_run_side_by_side_up_to_the_limit(running):
         for number, client in enumerate(clients):
             client.turn("m", f"t{number}")
             client.until("turn_started")
-        assert all(provider.asked.acquire(timeout=10) for _ in range(2))
+        assert all(provider.asked.acquire(timeout=60) for _ in range(2))
         assert not provider.asked.acquire(blocking=False)
         assert gateway.hub.counts() == {"running_turns": 2, "queued_turns": 1}
         provider.release.set()
@@ -489,7 +489,7 @@ def test_reconnecting_at_random_instants_loses_and_repeats_nothing(running):
 
         def stream(self, request, token):
             for word in words:
-                assert self.step.acquire(timeout=20)
+                assert self.step.acquire(timeout=60)
                 yield TextDelta(word)
             yield from Scripted(Message("assistant", "".join(words))).stream(request, token)
 
@@ -522,7 +522,7 @@ def test_a_restart_resumes_the_turn_and_starts_a_new_epoch(running):
     with gateway.client() as client:
         session, epoch = client.session, client.ack["payload"]["epoch"]
         client.turn("hi")
-        assert provider.asked.acquire(timeout=10)
+        assert provider.asked.acquire(timeout=60)
     gateway.gateway.stop(5)
     gateway.hub.stop(5)
     gateway.store.close()
@@ -541,7 +541,7 @@ def test_health_names_the_session_and_its_turn(running):
     provider = Held()
     with running(provider).client() as client:
         client.turn()
-        assert provider.asked.acquire(timeout=10)
+        assert provider.asked.acquire(timeout=60)
         status = client.ask("health_check")["payload"]
         assert status["session"]["session_id"] == client.session
         assert status["active_turn"] == {"turn_id": "t1", "state": "running"}

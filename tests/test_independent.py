@@ -77,7 +77,7 @@ def server(tmp_path_factory):
     else:
         pytest.fail(f"aimock did not start: {said}")
     process.terminate()
-    process.wait(timeout=10)
+    process.wait(timeout=60)
     process.stdout.close()
 
 

@@ -96,7 +96,7 @@ def look() -> str:
 
 
 def page(gateway: Running, path: str, token: str = TOKEN) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
     answer = connection.getresponse()
     text = answer.read().decode()

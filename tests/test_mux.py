@@ -37,7 +37,7 @@ class Ends:
     def channel(self, info: bytes = b"", **also: object) -> tuple[Channel, Channel]:
         """A channel that the guest opens, seen from both ends."""
         ours = self.guest.open(info, **also)  # type: ignore[arg-type]
-        return ours, self.opened.get(timeout=5)
+        return ours, self.opened.get(timeout=60)
 
 
 @contextlib.contextmanager
@@ -127,7 +127,7 @@ def test_both_ends_open_channels() -> None:
         ]
         numbers = [m.open(b"").number for m in (one, two, one, two)]
         assert numbers == [1, 2, 3, 4]
-        assert sorted(seen.get(timeout=5).number for _ in range(4)) == [1, 2, 3, 4]
+        assert sorted(seen.get(timeout=60).number for _ in range(4)) == [1, 2, 3, 4]
         one.close()
         two.close()
         assert all(service.stop() for service in services)
@@ -180,7 +180,7 @@ def test_a_reset_wakes_the_reader_and_tells_the_peer(ends: Ends) -> None:
     result: queue.SimpleQueue[object] = queue.SimpleQueue()
     with beside(lambda: result.put(ours.recv(10))):
         ours.shutdown(socket.SHUT_RDWR)
-        assert result.get(timeout=5) == b""  # our own cancellation reads as an end
+        assert result.get(timeout=60) == b""  # our own cancellation reads as an end
     with pytest.raises(ConnectionResetError, match="cancelled"):
         theirs.recv(10)
     with pytest.raises(BrokenPipeError, match="cancelled"):
@@ -199,7 +199,7 @@ def test_a_reset_wakes_a_blocked_writer(ends: Ends) -> None:
 
     with beside(send):
         theirs.reset("not today")
-        assert "not today" in str(failure.get(timeout=5))
+        assert "not today" in str(failure.get(timeout=60))
 
 
 def test_what_came_before_a_reset_is_read_first(ends: Ends) -> None:
@@ -217,10 +217,10 @@ def test_a_change_is_told(ends: Ends) -> None:
     theirs.on_change = lambda: changes.put(theirs.hung_up)
     assert theirs.take() is None
     ours.sendall(b"data")
-    assert changes.get(timeout=5) is False
+    assert changes.get(timeout=60) is False
     assert theirs.take() == b"data"
     ours.close()
-    assert changes.get(timeout=5) is True
+    assert changes.get(timeout=60) is True
 
 
 def test_a_lost_stream_ends_every_channel(ends: Ends) -> None:
@@ -245,7 +245,7 @@ def test_a_peer_that_does_not_read_loses_the_stream() -> None:
         with beside(ours.run), pytest.raises(OSError, match="does not read"):
             for _ in range(mux.CHANNELS):
                 ours.open(b"", data=bytes(CHUNK))
-        assert "does not read" in ended.get(timeout=5)
+        assert "does not read" in ended.get(timeout=60)
 
 
 HOSTILE = {
@@ -392,7 +392,7 @@ def test_a_channel_is_the_socket_of_urllib3(ends: Ends) -> None:
         ConnectionCls = Connection
 
     def serve() -> None:
-        channel = ends.opened.get(timeout=5)
+        channel = ends.opened.get(timeout=60)
         with contextlib.suppress(ConnectionResetError):
             _Handler(channel, ("guest", 0), None)
 

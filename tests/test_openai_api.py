@@ -55,7 +55,7 @@ def door(tmp_path):
 
 def ask(gateway, path="/v1/chat/completions", *, token=TOKEN, headers=None, method=None, **body):
     """The status and the document of an answer, the events of a stream as a list."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     sent = {"Authorization": f"Bearer {token}"} if token else {}
     sent |= headers or {}
     data = json.dumps(body) if body else None
@@ -115,7 +115,7 @@ def test_an_old_client_gets_a_stream_without_chunks(door):
     body = json.dumps(
         {"model": "oxydra", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
     )
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as sock:
         head = "POST /v1/chat/completions HTTP/1.0\r\nHost: localhost\r\n"
         head += f"Authorization: Bearer {TOKEN}"
         sock.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
@@ -230,14 +230,14 @@ def test_the_same_key_runs_once(door):
 
 def hang_up_during_a_turn(gateway, **headers):
     body = json.dumps({"model": "oxydra", "messages": [{"role": "user", "content": "hi"}]})
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     connection.request(
         "POST",
         "/v1/chat/completions",
         body=body,
         headers={"Authorization": f"Bearer {TOKEN}", **headers},
     )
-    assert gateway.provider.asked.acquire(timeout=20)
+    assert gateway.provider.asked.acquire(timeout=60)
     connection.close()
 
 
@@ -302,12 +302,12 @@ def test_a_full_queue_is_a_429(door):
     )
     with contextlib.ExitStack() as stack:
         for _ in range(QUEUE + 1):
-            connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+            connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
             stack.callback(connection.close)
             headers = {"Authorization": f"Bearer {TOKEN}"}
             connection.request("POST", "/v1/chat/completions", body=body, headers=headers)
             if not gateway.provider.requests:
-                assert gateway.provider.asked.acquire(timeout=20)
+                assert gateway.provider.asked.acquire(timeout=60)
         eventually(lambda: gateway.hub.counts()["queued_turns"] == QUEUE)
         status, document = say(gateway, user="u")
         assert (status, document["error"]["type"]) == (429, "rate_limit_error")
@@ -429,7 +429,7 @@ def test_a_silent_turn_is_heard_of_by_proxies(door):
     gateway = door(Held(""))
     server = gateway.gateway._server
     server.limits = replace(server.limits, beat_interval=0.01)
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as sock:
         stream_of(gateway, sock)
         received = b""
         while received.count(b": working\n\n") < 3:
@@ -442,9 +442,9 @@ def test_a_silent_turn_is_heard_of_by_proxies(door):
 
 def test_a_stop_of_the_daemon_leaves_the_turn_to_be_resumed(tmp_path):
     gateway = Running(tmp_path / "oxydra.db", Held(), openai_api=True)
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as sock:
         stream_of(gateway, sock)
-        assert gateway.provider.asked.acquire(timeout=20)
+        assert gateway.provider.asked.acquire(timeout=60)
         gateway.stop()
         received = b""
         while part := sock.recv(65536):
@@ -464,7 +464,7 @@ PAGE = "https://chat.example"
 
 
 def fetched(gateway, method, path, body=None, **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     connection.request(method, path, body=body, headers={"Origin": PAGE, **sent})
     answer = connection.getresponse()

@@ -117,7 +117,7 @@ class Proxy:
         return False
 
     def connect(self):
-        raw = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        raw = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         context = ssl.create_default_context(cafile=str(self.certificate))
         try:
             return context.wrap_socket(raw, server_hostname=HOST)
@@ -126,7 +126,7 @@ class Proxy:
             raise
 
     def ask(self, method, path, body=None, **headers):
-        connection = http.client.HTTPConnection(HOST, timeout=20)
+        connection = http.client.HTTPConnection(HOST, timeout=60)
         connection.sock = self.connect()
         sent = {"Authorization": f"Bearer {TOKEN}", **headers}
         connection.request(
@@ -190,7 +190,7 @@ def test_a_conversation_through_the_proxy(proxied):
         socket=proxy.connect(),
         header=[f"Authorization: Bearer {TOKEN}"],
         suppress_origin=True,
-        timeout=20,
+        timeout=60,
     )
     client = Client(ws)
     client.ack = client.ask("hello", protocol_version=2, user_id="alice")

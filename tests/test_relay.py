@@ -46,7 +46,7 @@ class World:
         ours.settimeout(10)
         channel = self.guest.open(b"")
         self.relay.join(
-            theirs, self._opened.get(timeout=5), on_closed=lambda *c: self.counts.put(c)
+            theirs, self._opened.get(timeout=60), on_closed=lambda *c: self.counts.put(c)
         )
         channel.settimeout(10)
         return ours, channel
@@ -65,7 +65,7 @@ def test_bytes_and_ends_cross(world: World) -> None:
         assert sock.recv(10) == b"late"
         channel.shutdown(socket.SHUT_WR)
         assert sock.recv(10) == b""
-    assert world.counts.get(timeout=5) == (5, 11)
+    assert world.counts.get(timeout=60) == (5, 11)
 
 
 def test_a_reset_closes_the_socket(world: World) -> None:

@@ -80,7 +80,7 @@ def test_a_fork_leaves_out_the_turn_that_runs(gateway):
     running_gateway = gateway(Held())
     with running_gateway.client() as client:
         client.turn("first", "t1")
-        assert running_gateway.provider.asked.acquire(timeout=20)
+        assert running_gateway.provider.asked.acquire(timeout=60)
         made = command(client, "fork")
         assert running_gateway.store.messages(made["session_id"]) == []
         running_gateway.provider.release.set()

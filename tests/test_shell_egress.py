@@ -111,7 +111,7 @@ def fetch(url: str, *, connect: bool = False, body: str = "None") -> str:
     lines = [
         "import os, http.client, urllib.parse as u",
         "p = u.urlsplit(os.environ['http_proxy'])",
-        "c = http.client.HTTPConnection(p.hostname, p.port, timeout=20)",
+        "c = http.client.HTTPConnection(p.hostname, p.port, timeout=60)",
         f"url = u.urlsplit({url!r})",
     ]
     if connect:

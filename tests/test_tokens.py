@@ -153,7 +153,7 @@ def port_of(person):
 
 
 def metrics(person, token):
-    connection = http.client.HTTPConnection("127.0.0.1", port_of(person), timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(person), timeout=60)
     connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {token}"})
     answer = connection.getresponse()
     text = answer.read().decode()
@@ -166,7 +166,7 @@ def client_of(person, token):
     ws = websocket.create_connection(
         f"ws://127.0.0.1:{port_of(person)}/ws",
         header=[f"Authorization: Bearer {token}"],
-        timeout=20,
+        timeout=60,
         suppress_origin=True,
     )
     client = Client(ws)

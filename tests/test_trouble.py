@@ -251,7 +251,7 @@ def held(path):
         assert holder.stdout.readline() == "held\n"
         yield
     finally:
-        holder.communicate(timeout=10)
+        holder.communicate(timeout=60)
 
 
 def test_a_locked_database_pauses_a_turn_and_loses_nothing(tmp_path, quick):

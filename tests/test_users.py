@@ -80,7 +80,7 @@ def test_one_users_token_opens_nothing_of_anothers(house):
         token = (space(house, owner) / "ipc" / "gateway-token").read_text().strip()
         for user, row in found.items():
             where = urlsplit(row["gateway_endpoint"])
-            connection = http.client.HTTPConnection(where.hostname, where.port, timeout=10)
+            connection = http.client.HTTPConnection(where.hostname, where.port, timeout=60)
             with contextlib.closing(connection):
                 headers = UPGRADE | {"Authorization": f"Bearer {token}"}
                 connection.request("GET", "/ws", headers=headers)
@@ -96,7 +96,7 @@ def test_what_happens_to_one_is_nothing_to_the_other(house):
     house.run("--user", "alice", "start", "--detach")
     pid = statuses(house)["alice"]["runner_pid"]
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not statuses_of(house, "alice"), timeout=20, what="alice's daemon is gone")
+    eventually(lambda: not statuses_of(house, "alice"), what="alice's daemon is gone")
     after = statuses(house, code=3)["bob"]
     assert (after["runner_pid"], after["guest_pid"]) == (before["runner_pid"], before["guest_pid"])
     assert after["healthy"] and not after["guest_restarts"]

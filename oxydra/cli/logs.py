@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -49,8 +50,18 @@ def _lines(workspace: Workspace, options: argparse.Namespace) -> Iterator[LogLin
     start = since(options.since, datetime.datetime.now(datetime.UTC)) if options.since else ""
     answer = _ask(workspace, options, start, None)
     yield from answer.lines
-    pause = threading.Event()
+    pause, interrupted = threading.Event(), False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    if options.follow:
+        signal.signal(signal.SIGINT, interrupt)
     while options.follow:
+        if interrupted:  # where it was raised in a finalizer, Python has ignored it
+            raise KeyboardInterrupt
         if not answer.more:
             pause.wait(PAUSE_SECONDS)  # Ctrl+C ends it, and the command
         answer = _ask(workspace, options, start, answer.after)
