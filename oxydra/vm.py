@@ -242,12 +242,13 @@ class AgentGuest:
         """Take the last turn of a session back; with `dry_run` only say what that means."""
         session_id = self._store.find_session(str(args.get("session_id") or "")).session_id
         undo = Undo(self._store, self._workspace, Desk(self._scheduler).pieces)
-        if args.get("dry_run"):
-            return undo.plan(session_id).to_json()
-        with self._hub.at_rest(session_id):
-            done = undo.run(session_id, keep_changed=bool(args.get("keep_changed")))
-            self._runtime.conversations.forget(session_id)
-        return done.to_json()
+        if dry := bool(args.get("dry_run")):
+            plan = undo.plan(session_id)
+        else:
+            with self._hub.at_rest(session_id):
+                plan = undo.run(session_id, keep_changed=bool(args.get("keep_changed")))
+                self._runtime.conversations.forget(session_id)
+        return {**plan.to_json(), "text": plan.text(dry=dry)}
 
     def _replay(self, args: Json) -> Json:
         """Run a session again on what was recorded, from the turn `first`, at most `most` turns."""

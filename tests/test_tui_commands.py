@@ -65,9 +65,10 @@ def test_another_refusal_is_an_error(world: World) -> None:
     assert world.shown[-1] == ("error", "A turn runs.", "")
 
 
-def test_undo_reads_the_history_anew(world: World) -> None:
-    effects = world.reply(command(world, "/undo"), "command_result", name="undo", data={})
-    assert sent(effects) == ["history"]
+def test_undo_says_what_was_taken_back_and_what_was_not(world: World) -> None:
+    data = {"state": "done", "text": "as before: a.txt\nnot taken back: shell_exec"}
+    world.reply(command(world, "/undo"), "command_result", name="undo", data=data)
+    assert world.shown[-1][1] == data["text"]
 
 
 def test_cancelall(world: World) -> None:

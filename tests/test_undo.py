@@ -10,7 +10,6 @@ import pytest
 
 from oxydra.errors import UsageError
 from oxydra.runtime import pins
-from oxydra.runtime.undo import lines
 from tests.test_daemon import SCRIPT, home, running  # noqa: F401
 from tests.undo_kit import World, call, write
 
@@ -76,9 +75,9 @@ def test_only_the_last_turn_is_taken_back(world: World) -> None:
 
 def test_what_cant_be_taken_back_is_listed(world: World) -> None:
     world.turn("t1", (call("shell_exec", command="rm -rf x"), write("a", "one")), "done")
-    plan = world.undo.plan(world.session.session_id).to_json()
-    assert [row["tool"] for row in plan["beyond"]] == ["shell_exec"]
-    said = "\n".join(lines(plan, dry=True))
+    plan = world.undo.plan(world.session.session_id)
+    assert [row["tool"] for row in plan.to_json()["beyond"]] == ["shell_exec"]
+    said = plan.text(dry=True)
     assert "not taken back: shell_exec" in said and "/shared/a  would be removed" in said
 
 

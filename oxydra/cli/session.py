@@ -49,7 +49,6 @@ def session(options: argparse.Namespace) -> int:
 
 def undo(options: argparse.Namespace) -> int:
     """Take the last turn of a session back, or say what that would mean."""
-    from oxydra.runtime.undo import lines
     from oxydra.tui.answer import desk
 
     workspace = workspace_of(load(options))
@@ -60,10 +59,11 @@ def undo(options: argparse.Namespace) -> int:
             dry_run=options.dry_run,
             keep_changed=options.keep_changed,
         )
+    text = found.pop("text")
     if options.json:
         print(json.dumps(found, indent=2))
     else:
-        print(printable("\n".join(lines(found, dry=options.dry_run))))
+        print(printable(text))
     return 0
 
 

@@ -74,6 +74,30 @@ class Plan:
             ],
         }
 
+    def text(self, *, dry: bool = False) -> str:
+        """For a person; `dry`: nothing was done."""
+        if self.turn is None:
+            return "There is no turn in this session."
+        about = " ".join(self.turn.prompt[:SHOWN_CHARS].split())
+        shown = [f"The last turn: {about[:80]}{'…' if len(about) > 80 else ''}"]
+        if self.state == "already":
+            return "\n".join([*shown, "It was taken back already."])
+        if self.state == "nothing":
+            shown.append("It changed nothing that can be taken back.")
+        will = "would be " if dry else ""
+        told: dict[Fate, str] = {
+            "restore": f"{will}as before it",
+            "as before": f"{will}as before it",
+            "remove": f"{will}removed: new in that turn",
+            "changed since": "left as it is: it was changed since",
+            "no copy": "left as it is: no copy of what it held was kept",
+        }
+        shown += [f"  {piece.name}  {told[piece.fate]}" for piece in self.pieces]
+        for call, state in self.beyond:
+            arguments = call.arguments[:SHOWN_CHARS]
+            shown.append(f"  not taken back: {call.name} {arguments} ({state.value})")
+        return "\n".join(shown)
+
 
 class Undo:
     """Takes back turns of one user."""
@@ -211,26 +235,3 @@ def _lasting(name: str) -> bool:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
-
-
-def lines(plan: Json, *, dry: bool) -> list[str]:
-    """A plan, or what was done, for a person."""
-    if plan["turn_id"] is None:
-        return ["There is no turn in this session."]
-    about = " ".join(str(plan["prompt"]).split())
-    shown = [f"The last turn: {about[:80]}{'…' if len(about) > 80 else ''}"]
-    if plan["state"] == "already":
-        return [*shown, "It was taken back already."]
-    if plan["state"] == "nothing":
-        shown.append("It changed nothing that can be taken back.")
-    will = "would be " if dry else ""
-    for key, text in (
-        ("restored", f"{will}as before it"),
-        ("removed", f"{will}removed: new in that turn"),
-        ("changed_since", "left as it is: it was changed since"),
-        ("no_copy", "left as it is: no copy of what it held was kept"),
-    ):
-        shown += [f"  {name}  {text}" for name in plan[key]]
-    for row in plan["beyond"]:
-        shown.append(f"  not taken back: {row['tool']} {row['arguments']} ({row['state']})")
-    return shown

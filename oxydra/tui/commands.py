@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from oxydra.scrub import printable
-from oxydra.tui import costs, outline, pick, transcript
+from oxydra.tui import costs, outline, pick
 from oxydra.tui.cells import one_line
 from oxydra.tui.state import Entry, Exit, SessionInfo, State, Step, Write
 from oxydra.tui.transcript import files
@@ -340,8 +340,7 @@ def _token_row(row: Json) -> str:
 
 def on_result(state: State, name: str, data: Json) -> Step:
     """A command was carried out of whose answer nothing else is known."""
-    state = state.say("notice", outline.outlined(name, data))
-    return transcript.reload(state) if name == "undo" else (state, ())
+    return state.say("notice", outline.outlined(name, data)), ()
 
 
 def on_unknown(state: State, name: str, message: str) -> State:
