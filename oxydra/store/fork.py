@@ -57,7 +57,7 @@ class ForkTables(ConversationTables):
                 values,
             )
             db.execute(
-                "UPDATE sessions SET last_sequence = ?3 WHERE session_id = ?1 AND ?2 <> ''", values
+                "UPDATE sessions SET last_sequence = ? WHERE session_id = ?", (at, made.session_id)
             )
         return made
 
