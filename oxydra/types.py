@@ -477,9 +477,35 @@ class Schedules(Protocol):
 # ----------------------------------------------------------------------------------- memory
 
 
+NOTE = "note:"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where memory looks: in notes, and in what was said if `conversations`; in notes with all of
+    `tags` only, if there are any. `since` (from then on) and `until` (before then) are times as the
+    store writes them (`store.notes.moment`). Nothing of the turn `without`, and nothing that
+    came after the event `after` of the session `unless_of`.
+    """
+
+    conversations: bool = True
+    tags: tuple[str, ...] = ()
+    since: str = ""
+    until: str = ""
+    without: str = ""
+    unless_of: str = ""
+    after: int = 0
+
+
+EVERYWHERE = Scope()
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of a message that memory finds. `created_at` is UTC in RFC 3339."""
+    """A part of a message or a note that memory finds. `created_at` is UTC in RFC 3339.
+
+    A note is the event 0 of a session that is named by `NOTE` and its id; its `role` is `note`.
+    """
 
     chunk_id: int
     session_id: str
@@ -489,6 +515,11 @@ class Chunk:
     text: str
     marks: Marks
     created_at: str
+
+    @property
+    def note_id(self) -> str:
+        """Whose part it is; "" for a message's."""
+        return self.session_id.removeprefix(NOTE) if self.session_id.startswith(NOTE) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -500,12 +531,18 @@ class Found:
 
 
 class Memory(Protocol):
-    """Finds what was said in a user's conversations, best first; nothing of the turn `without`.
-    Raises `Cancelled`.
+    """Finds what a user's notes hold and what was said in their conversations, best first.
+    `fresh`: what came since the last search is indexed first. Raises `Cancelled`.
     """
 
     def search(
-        self, query: str, top_k: int, *, without: str = "", token: CancelToken | None = None
+        self,
+        query: str,
+        top_k: int,
+        scope: Scope = EVERYWHERE,
+        *,
+        token: CancelToken | None = None,
+        fresh: bool = True,
     ) -> list[Found]: ...
 
 

@@ -160,7 +160,8 @@ def test_what_was_there_before_there_was_memory_is_indexed(tmp_path):
     with apsw.Connection(str(path)) as db:
         for trigger in ("events_to_index", "names_to_index"):
             db.execute(f"DROP TRIGGER {trigger}")
-        for table in ("to_index", "chunks", "chunk_words", "chunk_trigrams"):
+        later = ("scratchpad", "note_tags", "note_revisions", "notes")
+        for table in (*later, "to_index", "chunks", "chunk_words", "chunk_trigrams"):
             db.execute(f"DROP TABLE {table}")
         db.pragma("user_version", [m.__name__ for m in MIGRATIONS].index("m012_memory"))
     db.close()

@@ -1,4 +1,4 @@
-"""`Retrieval`: what was said in any of a user's conversations, found by its words.
+"""`Retrieval`: what was noted, or said in any of a user's conversations, found by its words.
 
 It first indexes what came since the last search, so that nothing said is missed, then ranks what
 the index finds: a chunk is also found by its neighbours' words, at a lower weight, and a session in
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from oxydra.memory import chunks
 from oxydra.store import Store
 from oxydra.threads import CancelToken
-from oxydra.types import Chunk, Found
+from oxydra.types import EVERYWHERE, Chunk, Found, Scope
 
 OWN_WEIGHT, NEARBY_WEIGHT = 1.0, 0.4  # these three by measurement: `make bench-memory`
 SESSION_WEIGHT = 0.1  # of the mean of a session's best chunks
@@ -37,26 +37,32 @@ class Retrieval:
         return done
 
     def search(
-        self, query: str, top_k: int, *, without: str = "", token: CancelToken | None = None
+        self,
+        query: str,
+        top_k: int,
+        scope: Scope = EVERYWHERE,
+        *,
+        token: CancelToken | None = None,
+        fresh: bool = True,
     ) -> list[Found]:
-        """At most `top_k` chunks that fit `query`, best first; nothing of the turn `without`, and
-        no text twice. Raises `Cancelled`.
+        """At most `top_k` chunks within `scope` that fit `query`, best first; no text twice.
+        `fresh`: index what came since first, all of it. Raises `Cancelled`.
         """
-        self.catch_up(token)
+        if fresh:
+            self.catch_up(token)
         weights = (OWN_WEIGHT, NEARBY_WEIGHT)
-        found = self._store.find_words(chunks.words(query), weights, CANDIDATES)
-        found += self._store.find_trigrams(chunks.trigrams(query), CANDIDATES)
-        return rank(found, top_k, without)
+        found = self._store.find_words(chunks.words(query), weights, CANDIDATES, scope)
+        found += self._store.find_trigrams(chunks.trigrams(query), CANDIDATES, scope)
+        return rank(found, top_k)
 
 
-def rank(found: Iterable[tuple[Chunk, float]], top_k: int, without: str = "") -> list[Found]:
+def rank(found: Iterable[tuple[Chunk, float]], top_k: int) -> list[Found]:
     """The best of what the indexes found."""
     scores: dict[int, float] = defaultdict(float)
     by_id: dict[int, Chunk] = {}
     for chunk, score in found:
-        if not without or chunk.turn_id != without:
-            scores[chunk.chunk_id] += score
-            by_id[chunk.chunk_id] = chunk
+        scores[chunk.chunk_id] += score
+        by_id[chunk.chunk_id] = chunk
     sessions: dict[str, list[float]] = defaultdict(list)
     for chunk_id, score in scores.items():
         sessions[by_id[chunk_id].session_id].append(score)

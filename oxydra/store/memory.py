@@ -1,8 +1,8 @@
-"""The chunks of what was said, and the indexes of their words.
+"""The chunks of what was said and noted, and the indexes of their words.
 
-An event is put on the list `to_index` by the statement that stores it, and leaves it in the
-transaction that stores its chunks: a kill loses none and doubles none. Indexes hold no text: they
-are derived from `chunks`, and those from `events`.
+An event or a note is put on the list `to_index` by the statement that stores it, and leaves it in
+the transaction that stores its chunks: a kill loses none and doubles none. Indexes hold no text:
+they are derived from `chunks`, and those from `events` and `notes`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 import apsw
 
 from oxydra.store.database import Database, Row
-from oxydra.types import Chunk, Marks
+from oxydra.types import EVERYWHERE, NOTE, Chunk, Marks, Scope
 
 NEIGHBOURS = 2  # messages on each side whose words a chunk is found by as well
 BATCH = 256  # events indexed in one transaction
+RECALLED = "recall-"  # begins the `turn_id` of what was recalled before a turn
 _COLUMNS = "chunk_id, session_id, sequence, turn_id, role, text, tainted, sensitive, created_at"
 
 
@@ -50,33 +51,42 @@ class MemoryTables(Database):
         return len(rows)
 
     def find_words(
-        self, words: Sequence[str], weights: tuple[float, float], limit: int
+        self,
+        words: Sequence[str],
+        weights: tuple[float, float],
+        limit: int,
+        scope: Scope = EVERYWHERE,
     ) -> list[tuple[Chunk, float]]:
-        """The chunks that hold any of `words`, best first, with their scores (above 0, larger is
-        better); `weights` are those of a chunk's own words and of its neighbours'.
+        """The chunks within `scope` that hold any of `words`, best first, with their scores (above
+        0, larger is better); `weights` are those of a chunk's own words and of its neighbours'.
         """
         if not words:
             return []
+        within, values = within_sql(scope)
         with self._reading() as db:
             rows: list[Row] = db.execute(
                 f"SELECT {_COLUMNS}, score FROM (SELECT rowid AS found, -bm25(chunk_words, ?, ?)"
-                " AS score FROM chunk_words WHERE chunk_words MATCH ? ORDER BY score DESC LIMIT ?)"
+                f" AS score FROM chunk_words WHERE chunk_words MATCH ?{_only(within)}"
+                " ORDER BY score DESC LIMIT ?)"
                 " JOIN chunks ON chunk_id = found ORDER BY score DESC, chunk_id",
-                (*weights, _any_of(words), limit),
+                (*weights, _any_of(words), *values, limit),
             ).fetchall()
         return [(_chunk(row), float(row[-1])) for row in rows]
 
-    def find_trigrams(self, trigrams: Sequence[str], limit: int) -> list[tuple[Chunk, float]]:
+    def find_trigrams(
+        self, trigrams: Sequence[str], limit: int, scope: Scope = EVERYWHERE
+    ) -> list[tuple[Chunk, float]]:
         """As `find_words`, for text without spaces: the chunks that hold any of `trigrams`."""
         if not trigrams:
             return []
+        within, values = within_sql(scope)
         with self._reading() as db:
             rows: list[Row] = db.execute(
                 f"SELECT {_COLUMNS}, score FROM (SELECT rowid AS found, -bm25(chunk_trigrams)"
-                " AS score FROM chunk_trigrams WHERE chunk_trigrams MATCH ?"
+                f" AS score FROM chunk_trigrams WHERE chunk_trigrams MATCH ?{_only(within)}"
                 " ORDER BY score DESC LIMIT ?)"
                 " JOIN chunks ON chunk_id = found ORDER BY score DESC, chunk_id",
-                (_any_of(trigrams), limit),
+                (_any_of(trigrams), *values, limit),
             ).fetchall()
         return [(_chunk(row), float(row[-1])) for row in rows]
 
@@ -91,23 +101,46 @@ def _replace(
     db.execute(f"DELETE FROM chunk_words WHERE rowid IN {old}", here)
     db.execute(f"DELETE FROM chunk_trigrams WHERE rowid IN {old}", here)
     db.execute(f"DELETE FROM chunks WHERE {where}", here)
-    row = db.execute(
-        f"SELECT message, turn_id, created_at FROM events WHERE {where}", here
-    ).fetchone()
-    if row is None:
+    found = _noted(db, session_id) if session_id.startswith(NOTE) else _said(db, *here)
+    if found is None:
         return
-    message, turn_id, created_at = json.loads(row[0]), row[1], row[2]
-    if message["role"] not in ("user", "assistant"):
-        return
-    marks = bool(message.get("tainted")), bool(message.get("sensitive"))
+    turn_id, role, content, tainted, sensitive, created_at = found
     db.executemany(
         "INSERT INTO chunks (session_id, sequence, position, turn_id, role, text, tainted,"
         " sensitive, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
-            (*here, position, turn_id, message["role"], text, *map(int, marks), created_at)
-            for position, text in enumerate(split(message["content"]))
+            (*here, position, turn_id, role, text, tainted, sensitive, created_at)
+            for position, text in enumerate(split(content))
         ],
     )
+
+
+def _said(db: apsw.Connection, session_id: str, sequence: int) -> Row | None:
+    """What a chunk has of a message, the whole text included; None for what is not searched. What
+    was recalled is there already, in its own place.
+    """
+    row = db.execute(
+        "SELECT message, turn_id, created_at FROM events WHERE session_id = ? AND sequence = ?",
+        (session_id, sequence),
+    ).fetchone()
+    if row is None or row[1].startswith(RECALLED):
+        return None
+    message, turn_id, created_at = json.loads(row[0]), row[1], row[2]
+    role = message["role"]
+    if role not in ("user", "assistant"):
+        return None
+    marks = int(bool(message.get("tainted"))), int(bool(message.get("sensitive")))
+    return turn_id, role, message["content"], *marks, created_at
+
+
+def _noted(db: apsw.Connection, name: str) -> Row | None:
+    """The same of a note."""
+    found: Row | None = db.execute(
+        "SELECT '', 'note', content, tainted, sensitive, r.created_at FROM notes"
+        " JOIN note_revisions AS r USING (note_id, revision) WHERE note_id = ?",
+        (name.removeprefix(NOTE),),
+    ).fetchone()
+    return found
 
 
 def _index(
@@ -126,7 +159,9 @@ def _index(
         (session_id, sequence, NEIGHBOURS),
     ).fetchall()
     named: list[Row] = db.execute(
-        "SELECT display_name FROM sessions WHERE session_id = ?", (session_id,)
+        "SELECT display_name FROM sessions WHERE session_id = ?1"
+        " UNION ALL SELECT tag FROM note_tags WHERE ?1 = 'note:' || note_id AND note_id = ?2",
+        (session_id, session_id.removeprefix(NOTE)),
     ).fetchall()
     nearby = "\n".join(text for (text,) in (*named, *around))
     for chunk_id, text in rows:
@@ -138,6 +173,31 @@ def _index(
         if spaceless(text):
             db.execute("DELETE FROM chunk_trigrams WHERE rowid = ?", (chunk_id,))
             db.execute("INSERT INTO chunk_trigrams (rowid, text) VALUES (?, ?)", (chunk_id, text))
+
+
+def within_sql(scope: Scope) -> tuple[str, list[object]]:
+    """Which rows of `chunks` are within `scope`: a condition, "" for all of them, and its values.
+    Tags are values and no part of the SQL.
+    """
+    found: list[tuple[str, tuple[object, ...]]] = []
+    if scope.tags or not scope.conversations:
+        found.append(("session_id >= 'note:' AND session_id < 'note;'", ()))
+    for tag in scope.tags:
+        tagged = "SELECT 'note:' || note_id FROM note_tags WHERE tag = ?"
+        found.append((f"session_id IN ({tagged})", (tag,)))
+    if scope.since:
+        found.append(("created_at >= ?", (scope.since,)))
+    if scope.until:
+        found.append(("created_at < ?", (scope.until,)))
+    if scope.without:
+        found.append(("turn_id <> ?", (scope.without,)))
+    if scope.unless_of:
+        found.append(("(session_id <> ? OR sequence <= ?)", (scope.unless_of, scope.after)))
+    return " AND ".join(sql for sql, _ in found), [value for _, more in found for value in more]
+
+
+def _only(within: str) -> str:
+    return f" AND rowid IN (SELECT chunk_id FROM chunks WHERE {within})" if within else ""
 
 
 def _any_of(terms: Iterable[str]) -> str:

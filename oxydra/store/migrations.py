@@ -370,6 +370,68 @@ def m012_memory(db: apsw.Connection) -> None:
     )
 
 
+def m013_notes(db: apsw.Connection) -> None:
+    """Notes with all that they ever said, their tags, and what a session has scratched down.
+
+    A note is indexed as the event 0 of a session `note:` and its id, which no session can be.
+    """
+    db.execute(
+        """
+        CREATE TABLE notes (
+            note_id TEXT PRIMARY KEY,
+            revision INTEGER NOT NULL,
+            pinned INTEGER NOT NULL DEFAULT 0,
+            created_at TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE TABLE note_revisions (
+            note_id TEXT NOT NULL REFERENCES notes ON DELETE CASCADE,
+            revision INTEGER NOT NULL,
+            content TEXT NOT NULL,
+            tags TEXT NOT NULL,
+            tainted INTEGER NOT NULL,
+            sensitive INTEGER NOT NULL,
+            source TEXT NOT NULL,
+            session_id TEXT NOT NULL,
+            sequence INTEGER NOT NULL,
+            turn_id TEXT NOT NULL,
+            step INTEGER NOT NULL,
+            call_id TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            PRIMARY KEY (note_id, revision)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX note_revisions_by_call ON note_revisions (turn_id, step, call_id)
+            WHERE turn_id <> '';
+
+        CREATE TABLE note_tags (
+            tag TEXT NOT NULL,
+            note_id TEXT NOT NULL REFERENCES notes ON DELETE CASCADE,
+            PRIMARY KEY (tag, note_id)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX note_tags_by_note ON note_tags (note_id);
+
+        CREATE TRIGGER notes_to_index AFTER INSERT ON notes BEGIN
+            INSERT OR IGNORE INTO to_index VALUES ('note:' || new.note_id, 0);
+        END;
+        CREATE TRIGGER changed_notes_to_index AFTER UPDATE OF revision ON notes BEGIN
+            INSERT OR IGNORE INTO to_index VALUES ('note:' || new.note_id, 0);
+        END;
+        CREATE TRIGGER deleted_notes_to_index AFTER DELETE ON notes BEGIN
+            INSERT OR IGNORE INTO to_index VALUES ('note:' || old.note_id, 0);
+        END;
+
+        CREATE TABLE scratchpad (
+            session_id TEXT NOT NULL REFERENCES sessions,
+            position INTEGER NOT NULL,
+            text TEXT NOT NULL,
+            tainted INTEGER NOT NULL,
+            sensitive INTEGER NOT NULL,
+            PRIMARY KEY (session_id, position)
+        ) STRICT, WITHOUT ROWID;
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -383,5 +445,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m010_schedules,
     m011_changes,
     m012_memory,
+    m013_notes,
 )
 """In order, append-only: a migration that was released is never changed."""

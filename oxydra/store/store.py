@@ -10,6 +10,7 @@ from oxydra.store.changes import ChangeTables
 from oxydra.store.delegation import DelegationTables
 from oxydra.store.fork import ForkTables
 from oxydra.store.memory import MemoryTables
+from oxydra.store.notes import NoteTables
 from oxydra.store.schedules import ScheduleTables
 from oxydra.store.spend import SpendTables
 from oxydra.store.summaries import SummaryTables
@@ -24,5 +25,6 @@ class Store(
     SummaryTables,
     ScheduleTables,
     MemoryTables,
+    NoteTables,
 ):
     """The database, with the methods of all its tables."""

@@ -14,7 +14,17 @@ from oxydra.errors import ToolError
 from oxydra.frames import compact
 from oxydra.tools.base import tool
 from oxydra.tools.schema import Bounds
-from oxydra.types import Found, Json, Marks, Memory, SafetyTier, Tool, ToolContext, ToolResult
+from oxydra.types import (
+    Found,
+    Json,
+    Marks,
+    Memory,
+    SafetyTier,
+    Scope,
+    Tool,
+    ToolContext,
+    ToolResult,
+)
 
 MAX_QUERY = 100 * 1024
 MAX_RESULTS = 50
@@ -31,7 +41,7 @@ def memory_search(
     found: Memory | None = context.services.get("memory")
     if found is None:
         raise ToolError("There is no memory here.", code="memory_unavailable")
-    hits = found.search(query, top_k, without=context.turn_id, token=context.token)
+    hits = found.search(query, top_k, Scope(without=context.turn_id), token=context.token)
     if not hits:
         return ToolResult("Nothing was found.", summary="nothing found")
     marks = Marks(sensitive=True)  # a person's own conversations are private

@@ -1,0 +1,296 @@
+"""Notes: what they say, what they said before, and their tags; and what sessions scratch down.
+
+A revision is added and none is changed; the newest is the note. A note is acknowledged when its
+transaction is: with it goes its place on the list of what is to be indexed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import apsw
+
+from oxydra.errors import NotFoundError, UsageError
+from oxydra.frames import compact
+from oxydra.store.database import Database, Row, clean, placeholders, timestamp
+from oxydra.types import NOTE, Json, Marks
+
+_NOTE = (
+    "note_id, revision, content, tags, tainted, sensitive, source, session_id, sequence, pinned,"
+    " r.created_at"
+)
+_NOTES = f"SELECT {_NOTE} FROM notes JOIN note_revisions AS r USING (note_id, revision)"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What was noted, as its newest revision (from 1) has it; `created_at` is when that was made,
+    UTC in RFC 3339.
+
+    `source` is who wrote it: `model`, `person` or `import`; `session_id` and `sequence` are the
+    event in which a model did, or "" and 0. `pinned` by a person: it comes before others.
+    """
+
+    note_id: str
+    revision: int
+    content: str
+    tags: tuple[str, ...]
+    marks: Marks
+    source: str
+    session_id: str
+    sequence: int
+    pinned: bool
+    created_at: str
+
+    def to_json(self) -> Json:
+        return {
+            "note_id": self.note_id,
+            "revision": self.revision,
+            "content": self.content,
+            "tags": list(self.tags),
+            "pinned": self.pinned,
+            "source": self.source,
+            "session": self.session_id,
+            "sequence": self.sequence,
+            "time": self.created_at,
+            "from_strangers": self.marks.tainted,
+            "private": self.marks.sensitive,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who writes a note: `source` as `Note` has it, and of a model the call (of `step`, from 1)
+    that does.
+    """
+
+    source: str = "person"
+    session_id: str = ""
+    turn_id: str = ""
+    step: int = 0
+    call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scrap:
+    """A line of a session's scratchpad."""
+
+    text: str
+    marks: Marks
+
+
+class NoteTables(Database):
+    """`notes`, `note_revisions`, `note_tags` and `scratchpad`."""
+
+    def add_note(
+        self,
+        content: str,
+        tags: Sequence[str],
+        marks: Marks,
+        origin: Origin,
+        *,
+        most: int,
+        note_id: str = "",
+        at: str = "",
+    ) -> Note:
+        """A new note, durably, made at `at` (now, where that is empty) and under an id of its own
+        where none is given. Raises `UsageError` where there are `most` already.
+        """
+        note_id, now = note_id or secrets.token_hex(5), at or timestamp()
+        with self._transaction() as db:
+            if int(db.execute("SELECT count(*) FROM notes").get) >= most:
+                raise UsageError(
+                    f"There are {most:,} notes, as many as there may be.",
+                    remedy="Delete some, or raise [memory] max_notes.",
+                )
+            db.execute("INSERT INTO notes VALUES (?, 1, 0, ?)", (note_id, now))
+            _revise(db, note_id, 1, content, tags, marks, origin, now)
+            return _found(db, note_id)
+
+    def update_note(
+        self, note_id: str, content: str, tags: Sequence[str] | None, marks: Marks, origin: Origin
+    ) -> Note:
+        """Supersede what a note says; `tags` of None are those that it has. It keeps the marks that
+        it had. Raises `NotFoundError`.
+        """
+        with self._transaction() as db:
+            old = _found(db, note_id)
+            tags = old.tags if tags is None else tags
+            db.execute("UPDATE notes SET revision = revision + 1 WHERE note_id = ?", (note_id,))
+            marks |= old.marks
+            _revise(db, note_id, old.revision + 1, content, tags, marks, origin, timestamp())
+            return _found(db, note_id)
+
+    def withdraw_revision(self, note_id: str, revision: int) -> None:
+        """Undo: take back the newest revision, and with the first one the note."""
+        with self._transaction() as db:
+            if _found(db, note_id).revision != revision:
+                return
+            if revision == 1:
+                erase_note(db, note_id)
+                return
+            db.execute("UPDATE notes SET revision = revision - 1 WHERE note_id = ?", (note_id,))
+            db.execute(
+                "DELETE FROM note_revisions WHERE note_id = ? AND revision = ?", (note_id, revision)
+            )
+            _tag(db, note_id, _found(db, note_id).tags)
+
+    def pin_note(self, note_id: str, pinned: bool) -> Note:
+        """Have a note come before others, or no longer. Raises `NotFoundError`."""
+        with self._transaction() as db:
+            db.execute("UPDATE notes SET pinned = ? WHERE note_id = ?", (int(pinned), note_id))
+            return _found(db, note_id)
+
+    def note(self, note_id: str) -> Note:
+        """Raises `NotFoundError`."""
+        with self._reading() as db:
+            return _found(db, note_id)
+
+    def notes_named(self, note_ids: Sequence[str]) -> dict[str, Note]:
+        """Those of them that there are, by id."""
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                f"{_NOTES} WHERE note_id IN ({placeholders(note_ids)})", note_ids
+            ).fetchall()
+        return {row[0]: _note(row) for row in rows}
+
+    def notes(
+        self, tags: Sequence[str] = (), *, limit: int = 1 << 40, offset: int = 0
+    ) -> tuple[list[Note], int]:
+        """Those with all of `tags`, pinned ones first and then the newest, and how many there are
+        in all.
+        """
+        tagged = " AND ".join(
+            ["note_id IN (SELECT note_id FROM note_tags WHERE tag = ?)"] * len(tags) or ["1"]
+        )
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                f"{_NOTES} WHERE {tagged} ORDER BY pinned DESC, r.created_at DESC, note_id"
+                " LIMIT ? OFFSET ?",
+                (*tags, limit, offset),
+            ).fetchall()
+            total = int(db.execute(f"SELECT count(*) FROM notes WHERE {tagged}", tags).get)
+        return [_note(row) for row in rows], total
+
+    def note_history(self, note_id: str) -> list[Note]:
+        """All that a note ever said, the newest first. Raises `NotFoundError`."""
+        with self._reading() as db:
+            _found(db, note_id)
+            rows: list[Row] = db.execute(
+                f"SELECT {_NOTE.replace('revision', 'r.revision')} FROM notes"
+                " JOIN note_revisions AS r USING (note_id) WHERE note_id = ?"
+                " ORDER BY r.revision DESC",
+                (note_id,),
+            ).fetchall()
+        return [_note(row) for row in rows]
+
+    def revision_of_call(self, turn_id: str, step: int, call_id: str) -> Note | None:
+        """The note as one call has written it; None where the call did not, or it is gone."""
+        with self._reading() as db:
+            row = db.execute(
+                f"SELECT {_NOTE.replace('revision', 'r.revision')} FROM notes"
+                " JOIN note_revisions AS r USING (note_id)"
+                " WHERE turn_id = ? AND turn_id <> '' AND step = ? AND call_id = ?",
+                (turn_id, step, clean(call_id)),
+            ).fetchone()
+        return None if row is None else _note(row)
+
+    # --------------------------------------------------------------------------------- scratchpad
+
+    def scratchpad(self, session_id: str) -> list[Scrap]:
+        """What a session has scratched down, in its order."""
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                "SELECT text, tainted, sensitive FROM scratchpad WHERE session_id = ?"
+                " ORDER BY position",
+                (session_id,),
+            ).fetchall()
+        return [Scrap(row[0], Marks(bool(row[1]), bool(row[2]))) for row in rows]
+
+    def set_scratchpad(self, session_id: str, scraps: Sequence[Scrap]) -> None:
+        """Put these in the place of what was there."""
+        rows = [
+            (session_id, place, clean(s.text), int(s.marks.tainted), int(s.marks.sensitive))
+            for place, s in enumerate(scraps)
+        ]
+        with self._transaction() as db:
+            db.execute("DELETE FROM scratchpad WHERE session_id = ?", (session_id,))
+            db.executemany("INSERT INTO scratchpad VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def erase_note(db: apsw.Connection, note_id: str) -> None:
+    """A note, all that it ever said, and its chunks with their entries in the indexes."""
+    db.execute("DELETE FROM notes WHERE note_id = ?", (note_id,))
+    mine = "(SELECT chunk_id FROM chunks WHERE session_id = ?)"
+    db.execute(f"DELETE FROM chunk_words WHERE rowid IN {mine}", (NOTE + note_id,))
+    db.execute(f"DELETE FROM chunk_trigrams WHERE rowid IN {mine}", (NOTE + note_id,))
+    db.execute("DELETE FROM chunks WHERE session_id = ?", (NOTE + note_id,))
+    # the trigger has put it on the list: whatever else is derived from chunks learns of it there
+
+
+def moment(text: str) -> str:
+    """A time of RFC 3339, or a date, as the store writes it; without a zone it is UTC. Raises
+    `UsageError`.
+    """
+    try:
+        at = datetime.datetime.fromisoformat(text.strip())
+        at = at if at.tzinfo is not None else at.replace(tzinfo=datetime.UTC)
+        return at.astimezone(datetime.UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"{text[:40]!r} is no time.", remedy="Write it as 2026-03-31 or 2026-03-31T18:00:00Z."
+        ) from None
+
+
+def _revise(
+    db: apsw.Connection,
+    note_id: str,
+    revision: int,
+    content: str,
+    tags: Sequence[str],
+    marks: Marks,
+    origin: Origin,
+    now: str,
+) -> None:
+    call = (origin.turn_id, clean(origin.call_id))
+    sequence = db.execute(
+        "SELECT max(sequence) FROM tool_calls WHERE turn_id = ? AND call_id = ?", call
+    ).get
+    db.execute(
+        "INSERT INTO note_revisions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(note_id, revision, clean(content), clean(compact(list(tags)))),
+            *(int(marks.tainted), int(marks.sensitive), origin.source, origin.session_id),
+            *(sequence or 0, origin.turn_id, origin.step, clean(origin.call_id), now),
+        ),
+    )
+    _tag(db, note_id, tags)
+
+
+def _tag(db: apsw.Connection, note_id: str, tags: Sequence[str]) -> None:
+    db.execute("DELETE FROM note_tags WHERE note_id = ?", (note_id,))
+    db.executemany(
+        "INSERT OR IGNORE INTO note_tags VALUES (?, ?)", [(clean(tag), note_id) for tag in tags]
+    )
+
+
+def _found(db: apsw.Connection, note_id: str) -> Note:
+    row = db.execute(f"{_NOTES} WHERE note_id = ?", (note_id,)).fetchone()
+    if row is None:
+        raise NotFoundError(
+            f"There is no note {note_id[:64]!r}.", remedy="`memory list` and a search show ids."
+        )
+    return _note(row)
+
+
+def _note(row: Row) -> Note:
+    note_id, revision, content, tags, tainted, sensitive, source, session_id, sequence = row[:9]
+    marks = Marks(bool(tainted), bool(sensitive))
+    return Note(
+        *(note_id, revision, content, tuple(json.loads(tags)), marks, source, session_id),
+        *(sequence, bool(row[9]), row[10]),
+    )
