@@ -328,6 +328,27 @@ def parallel(name: str, jobs: Sequence[Callable[[], T]]) -> list[T]:
     return results  # type: ignore[return-value]
 
 
+@contextlib.contextmanager
+def pulse(name: str, seconds: float, beat: Callable[[], None]) -> Iterator[None]:
+    """Call `beat` every `seconds` while the block runs, on a thread of its own that has ended when
+    the block is left. `beat` must not block. Where the system has no thread to give, nothing beats.
+    """
+
+    def run(service: Service) -> None:
+        while not service.stopping.wait(seconds):
+            beat()
+
+    service = Service(name, run)
+    try:
+        service.start()
+    except RuntimeError as error:
+        log.warning("nothing tells that it goes on: %s", error)
+    try:
+        yield
+    finally:
+        service.stop()
+
+
 def install_hooks() -> None:
     """Make dying threads loud and stacks visible: call once, on the main thread, when a process
     starts.

@@ -91,7 +91,7 @@ class MemoryJournal:
 class Desk:
     """A gate with tools that note what they do, and a turn to run calls in."""
 
-    def __init__(self, folder: Path, **limits: int) -> None:
+    def __init__(self, folder: Path, **limits: Any) -> None:
         for name in ("shared", "tmp", "vault"):
             (folder / name).mkdir()
         self.folder = folder
@@ -101,6 +101,7 @@ class Desk:
         self.did: list[str] = []
         self.frames: list[tuple[str, Json]] = []
         self.reason = "by hand"
+        self.beaten = threading.Event()
         self.barrier = threading.Barrier(4, timeout=60)
         desk = self
 
@@ -157,7 +158,13 @@ class Desk:
             """The same for one that may be repeated."""
             return str(stop(context))
 
-        tools = [look, act, again, fetch, stop, wait, talk, stop_looking]
+        @tool
+        def linger() -> str:
+            """Run until two heartbeats told of it."""
+            assert desk.beaten.wait(60)
+            return "done"
+
+        tools = [look, act, again, fetch, stop, wait, talk, stop_looking, linger]
         self.registry = ToolRegistry(extra=tools)
         services = {"workspace": self.workspace}
         self.gate = Gate(self.registry, services, GateLimits(**limits))
@@ -176,6 +183,13 @@ class Desk:
             done = {(shown, state) for state in ended} & set(self.journal.rows)
             assert done, "shown before it was stored"
         self.frames.append((frame, payload))
+        if len(self.heartbeats) == 2:
+            self.beaten.set()
+
+    @property
+    def heartbeats(self) -> list[Json]:
+        told = [payload["progress"] for frame, payload in self.frames if frame == "turn_progress"]
+        return [progress for progress in told if progress["kind"]["kind"] == "tool_heartbeat"]
 
     def one(self, name: str, **arguments: Any) -> Outcome:
         (outcome,) = self.run(call("one", name, **arguments))
@@ -224,6 +238,20 @@ def test_one_call(desk: Desk) -> None:
         "turn": 1,
         "max_turns": 1,
     }
+
+
+def test_a_call_that_takes_long_is_told_of_until_it_ends(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, heartbeat=0.01)
+    try:
+        assert desk.one("linger").state is CallState.DONE
+        first, second = desk.heartbeats[:2]
+        assert first["kind"]["calls"] == [{"id": "one", "name": "linger"}]
+        assert 0 < first["kind"]["elapsed_ms"] < second["kind"]["elapsed_ms"]
+        assert first["message"].startswith("Running linger for 0 s")
+        assert desk.frames[-1][1]["call"]["state"] == "finished"  # and no beat after it
+        assert not [t for t in threading.enumerate() if "heartbeat" in t.name]
+    finally:
+        desk.workspace.close()
 
 
 def test_no_calls(desk: Desk) -> None:

@@ -153,3 +153,19 @@ def test_a_running_call_shows_its_seconds(world: World) -> None:
 )
 def test_sizes_for_people(count: object, said: str) -> None:
     assert size(count) == said
+
+
+def test_a_heartbeat_says_how_long_calls_run_also_one_that_began_unseen(world: World) -> None:
+    turn = world.send("do it")
+    world.turn("turn_started", turn)
+    world.turn("tool_event", turn, call=tool("shell_exec", "started", summary="make"))
+    world.feed(Tick(100.0))
+    calls = [{"id": "c1", "name": "shell_exec"}, {"id": "c2", "name": "web_fetch"}]
+    beat = progress("tool_heartbeat", "Running both for 65 s", calls=calls, elapsed_ms=65_000)
+    world.turn("turn_progress", turn, progress=beat)
+    seen = screen(world.state)
+    assert "◦ shell_exec  make  65 s" in seen and "◦ web_fetch  65 s" in seen
+    assert "Running both" not in seen  # the rule above the input has a clock of its own
+    world.turn("tool_event", turn, call=tool("shell_exec", "finished", summary="make"))
+    world.turn("turn_progress", turn, progress=beat)  # that came late
+    assert "✓ shell_exec  make" in screen(world.state)

@@ -103,8 +103,8 @@ def tool(name: str, state: str, call_id: str = "c1", summary: str = "") -> Json:
     return {"id": call_id, "name": name, "state": state, "summary": summary, "elapsed_ms": 7}
 
 
-def progress(kind: str, message: str) -> Json:
-    return {"kind": {"kind": kind}, "message": message, "turn": 1, "max_turns": 25}
+def progress(kind: str, message: str, **more: Any) -> Json:
+    return {"kind": {"kind": kind, **more}, "message": message, "turn": 1, "max_turns": 25}
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
@@ -35,7 +36,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from oxydra.errors import Cancelled, OxydraError, ToolError
 from oxydra.policy import VirtualPath
 from oxydra.scrub.guest import GuestScrubber
-from oxydra.threads import SHUTDOWN, CancelToken, Deadline, parallel
+from oxydra.threads import SHUTDOWN, CancelToken, Deadline, parallel, pulse
 from oxydra.tools.base import failure
 from oxydra.tools.outputs import FOLDER as OUTPUTS
 from oxydra.tools.outputs import cap, fits
@@ -57,6 +58,7 @@ from oxydra.types import (
 log = logging.getLogger(__name__)
 
 SUMMARY_CHARS = 120
+BRIEF = 30.0  # seconds: of calls that can't take longer, no heartbeat tells
 OVERRUN = 2.0  # seconds past its deadline after which a tool is said to ignore it
 
 WORKSPACE = ["/shared", "/tmp", "/mnt"]  # what a command can reach
@@ -143,11 +145,12 @@ class Outcome:
 @dataclass(slots=True)
 class GateLimits:
     """`output_bytes`: UTF-8 bytes of a result that the model gets. `parallel`: read-only calls that
-    run at once.
+    run at once. `heartbeat`: seconds between two words of calls that still run.
     """
 
     output_bytes: int = 16 * 1024
     parallel: int = 4
+    heartbeat: float = 5.0
 
 
 class Gate:
@@ -306,16 +309,35 @@ class Gate:
     ) -> list[tuple[ToolResult, int]]:
         started = [planned for planned in group if planned.refusal is None]
         if started:
-            emit("turn_progress", _progress(started, scope))
+            emit("turn_progress", _execution(started, scope))
         for planned in started:
             emit("tool_event", _event(planned.call, "started", self._announced(planned), 0))
+        running = {id(planned): planned.call for planned in started}
+        began = time.monotonic()
+
+        def run(planned: _Planned, wanted: Wanted) -> tuple[ToolResult, int]:
+            try:
+                return self._call(wanted, scope)
+            finally:
+                del running[id(planned)]
+
+        def beat() -> None:
+            if calls := list(running.values()):
+                elapsed = int((time.monotonic() - began) * 1000)
+                emit("turn_progress", _heartbeat(calls, elapsed, scope))
+
         # log fields are context variables, and a thread starts without them
         jobs: list[Callable[[], tuple[ToolResult, int]]] = [
-            partial(copy_context().run, self._call, planned.wanted, scope)
+            partial(copy_context().run, run, planned, planned.wanted)
             for planned in group
             if planned.wanted is not None
         ]
-        ran = iter(parallel("tool", jobs) if jobs else [])
+        if not jobs:
+            return [(planned.refusal, 0) for planned in group if planned.refusal is not None]
+        brief = all(p.wanted is None or p.wanted.tool.timeout <= BRIEF for p in group)
+        beating = pulse("tool-heartbeat", self._limits.heartbeat, beat)
+        with nullcontext() if brief else beating:
+            ran = iter(parallel("tool", jobs))
         return [next(ran) if planned.refusal is None else (planned.refusal, 0) for planned in group]
 
     def _announced(self, planned: _Planned) -> str:
@@ -606,12 +628,27 @@ def _ended_event(outcome: Outcome, result: ToolResult) -> Json:
     return _event(outcome.call, state, _short(result.summary), outcome.elapsed_ms)
 
 
-def _progress(group: Sequence[_Planned], scope: TurnScope) -> Json:
+def _execution(group: Sequence[_Planned], scope: TurnScope) -> Json:
     names = [planned.call.name for planned in group]
+    kind = {"kind": "tool_execution", "tool_names": names}
+    return _progress(kind, f"Running {', '.join(names)}", scope)
+
+
+def _heartbeat(calls: Sequence[ToolCall], elapsed_ms: int, scope: TurnScope) -> Json:
+    kind = {
+        "kind": "tool_heartbeat",
+        "calls": [{"id": call.id, "name": call.name} for call in calls],
+        "elapsed_ms": elapsed_ms,
+    }
+    names = ", ".join(call.name for call in calls)
+    return _progress(kind, f"Running {names} for {elapsed_ms // 1000} s", scope)
+
+
+def _progress(kind: Json, message: str, scope: TurnScope) -> Json:
     return {
         "progress": {
-            "kind": {"kind": "tool_execution", "tool_names": names},
-            "message": f"Running {', '.join(names)}",
+            "kind": kind,
+            "message": message,
             "turn": scope.step,
             "max_turns": scope.max_steps,
         }

@@ -121,6 +121,8 @@ def _reasoning(state: State, turn_id: str, text: str) -> State:
 
 def _progress(state: State, turn_id: str, progress: Json) -> State:
     kind = progress.get("kind")
+    if isinstance(kind, dict) and kind.get("kind") == "tool_heartbeat":
+        return _beat(state, turn_id, kind)
     kind = str(kind.get("kind", "")) if isinstance(kind, dict) else ""
     message = one_line(str(progress.get("message") or ""))
     words = message or kind.replace("_", " ")
@@ -145,14 +147,33 @@ def _progress(state: State, turn_id: str, progress: Json) -> State:
     return state
 
 
+def _beat(state: State, turn_id: str, told: Json) -> State:
+    """Calls still run: for how long by the daemon's clock, also those that began unseen."""
+    elapsed = told.get("elapsed_ms")
+    since = state.now - (elapsed if isinstance(elapsed, int) else 0) / 1000
+    for call in told.get("calls") or ():
+        if not isinstance(call, dict):
+            continue
+        call_id = str(call.get("id", ""))
+        if _call_of(state, turn_id, call_id) is None:
+            state = _tool(state, turn_id, {**call, "state": "started"})
+        known = _call_of(state, turn_id, call_id)
+        if known is not None and known.state == "started":
+            state = state.change(replace(known, since=since))
+    return state
+
+
+def _call_of(state: State, turn_id: str, call_id: str) -> Entry | None:
+    calls = (e for e in _of(state, turn_id) if e.kind == "tool" and e.call_id == call_id)
+    return next(calls, None)
+
+
 def _tool(state: State, turn_id: str, call: Json) -> State:
     for streamed in _open(state, turn_id, "open", "stale"):
         state = state.change(replace(streamed, state=""))
     call_id = str(call.get("id", ""))
     elapsed = call.get("elapsed_ms")
-    known = next(
-        (e for e in _of(state, turn_id) if e.call_id == call_id and e.kind == "tool"), None
-    )
+    known = _call_of(state, turn_id, call_id)
     begun = known or Entry(0, "tool", "", turn_id, call_id=call_id, since=state.now)
     entry = replace(
         begun,
