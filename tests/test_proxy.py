@@ -12,10 +12,15 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
+from functools import partial
 
 import pytest
 import websocket
 
+from oxydra.errors import NoDaemonError
+from oxydra.threads import parallel
+from oxydra.tui.client import GatewayClient, UntrustedError
 from tests.conftest import ROOT, eventually
 from tests.gateway_peer import status
 from tests.scripted import Scripted
@@ -95,7 +100,8 @@ class Proxy:
                 text,
                 (
                     f"\n{HOST} {{",
-                    f"\nhttps://{HOST}:{self.port} {{\n\ttls {self.certificate} {key}",
+                    f"\nhttps://{HOST}:{self.port}, https://localhost:{self.port} {{\n"
+                    f"\ttls {self.certificate} {key}",
                 ),
                 ("reverse_proxy 127.0.0.1:8421", f"reverse_proxy 127.0.0.1:{backend}"),
             )
@@ -151,7 +157,7 @@ def certificate(tmp_path_factory):
     made = (folder / "certificate.pem", folder / "key.pem")
     curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
     command = f"openssl req -x509 {curve} -nodes -days 2 -subj /CN={HOST}".split()
-    command += ["-addext", f"subjectAltName=DNS:{HOST}"]
+    command += ["-addext", f"subjectAltName=DNS:{HOST},DNS:localhost"]
     subprocess.run(
         [*command, "-out", str(made[0]), "-keyout", str(made[1])],
         check=True,
@@ -180,6 +186,51 @@ def proxied(request, tmp_path, certificate):
             proxy.stop()
     finally:
         gateway.stop()
+
+
+def test_the_terminal_uis_client_through_the_proxy(proxied, monkeypatch):
+    gateway, proxy = proxied
+    endpoint, heard, links = f"wss://localhost:{proxy.port}/ws", [], []
+    changed = threading.Condition()
+
+    def take(into, item):
+        with changed:
+            into.append(item)
+            changed.notify_all()
+
+    def client():
+        return GatewayClient(
+            endpoint, TOKEN, "alice", on_frame=partial(take, heard), on_link=partial(take, links)
+        )
+
+    with pytest.raises(UntrustedError, match="not trusted: self-signed certificate"):
+        client().connect()
+    monkeypatch.setenv("SSL_CERT_FILE", str(proxy.certificate))
+    connected = client()
+    connected.connect()
+    try:
+        asking = [
+            lambda: [connected.send("health_check", {}) for _ in range(100)] for _ in range(3)
+        ]
+        parallel("asking", asking)  # while its own thread reads
+        with changed:
+            assert changed.wait_for(
+                lambda: sum(frame.type == "health_status" for frame in heard) == 300, 60
+            )
+        turn = {
+            "session_id": connected.session_id,
+            "turn_id": "t",
+            "prompt": "so it goes " * 15_000,
+        }
+        connected.send("send_turn", turn)
+        with changed:
+            ended = changed.wait_for(lambda: heard[-1].type == "turn_completed" and heard[-1], 60)
+        assert ended.payload["response"]["message"]["content"] == "Hello"
+    finally:
+        assert connected.close()
+    with pytest.raises(NoDaemonError, match="speaks no TLS"):
+        endpoint = f"wss://localhost:{gateway.port}/ws"
+        client().connect()
 
 
 def test_a_conversation_through_the_proxy(proxied):

@@ -161,6 +161,21 @@ def test_a_bad_endpoint_is_a_usage_error(endpoint: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_token_is_not_sent_in_the_clear_to_another_machine() -> None:
+    client = GatewayClient("ws://192.0.2.7:8421/ws", "x", "alice", on_frame=print)
+    with pytest.raises(UsageError, match="in the clear"):
+        client.connect()
+
+
+def test_tls_to_who_never_answers_ends_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"wss://127.0.0.1:{server.getsockname()[1]}/ws"
+        hasty = ClientConfig(connect_timeout=0.05)
+        client = GatewayClient(endpoint, "x", "alice", on_frame=print, config=hasty)
+        with pytest.raises(NoDaemonError, match="TLS"):
+            client.connect()
+
+
 def test_a_proxy_of_the_environment_is_not_asked(
     gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import ssl
 import struct
 import threading
 import uuid
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 from oxydra.errors import FrameError, NoDaemonError, OxydraError, UsageError
 from oxydra.frames import PROTOCOL_VERSION, Frame, decode_server, encode
 from oxydra.threads import Service
+from oxydra.tui.tls import TlsSocket
 from oxydra.types import Json
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,12 @@ class RefusedError(OxydraError):
     """The gateway answered and would not let this client in."""
 
     code = "unauthorized"
+
+
+class UntrustedError(OxydraError):
+    """Who answers at the gateway's address can't prove that it is the one."""
+
+    code = "untrusted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,9 @@ class GatewayClient:
         self._config = config or ClientConfig()
         self._lock = threading.Lock()  # guards the next two
         self._ws: Any = None
-        self._socket: socket.socket | None = None  # of the connection, also while it is made
+        self._socket: socket.socket | TlsSocket | None = (
+            None  # of the connection, also while it is made
+        )
         self._hello: list[Frame] = []  # what the handshake read, for the reader to deliver
         self._epoch = ""
         self._seen: dict[str, int] = {}  # the last number of each session
@@ -151,16 +161,20 @@ class GatewayClient:
         """Connect, shake hands, say hello and read the answer."""
         if self._locate is not None:
             self._endpoint, self._token = self._locate()
-        address = _address(self._endpoint)
+        address, tls = _address(self._endpoint)
         try:
-            sock = socket.create_connection(address, self._config.connect_timeout)
+            plain = socket.create_connection(address, self._config.connect_timeout)
         except OSError as error:
             raise self._no_daemon(error.strerror or str(error)) from None
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock = TlsSocket(plain, address[0]) if tls else plain
         with self._lock:
             self._socket = sock
         if self._service.stopping.is_set():  # before there was a socket to interrupt
             self._interrupt()
         try:
+            if isinstance(sock, TlsSocket):
+                self._secure(sock)
             ws = self._handshake(sock)
             self._say_hello(ws)
         except BaseException:
@@ -170,10 +184,21 @@ class GatewayClient:
         with self._lock:
             self._ws = ws
 
-    def _handshake(self, sock: socket.socket) -> Any:
+    def _secure(self, sock: TlsSocket) -> None:
+        """Raises `UntrustedError` or `NoDaemonError`."""
+        try:
+            sock.handshake()
+        except ssl.SSLCertVerificationError as error:
+            raise UntrustedError(
+                f"The certificate of {self._endpoint} is not trusted: {error.verify_message}.",
+                remedy="If it is your own, name it in SSL_CERT_FILE.",
+            ) from None
+        except OSError:
+            raise self._no_daemon("what listens there speaks no TLS") from None
+
+    def _handshake(self, sock: socket.socket | TlsSocket) -> Any:
         import websocket
 
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ws = websocket.WebSocket(enable_multithread=True)
         try:
             ws.connect(  # type: ignore[no-untyped-call]
@@ -337,19 +362,41 @@ def _decode(data: bytes) -> Frame | None:
         return None
 
 
-def _address(endpoint: str) -> tuple[str, int]:
-    """Host and port of `ws://HOST:PORT/ws`."""
+def _address(endpoint: str) -> tuple[tuple[str, int], bool]:
+    """Host and port of `ws://HOST:PORT/ws` or `wss://HOST/ws`, and whether it is spoken to by TLS.
+    A token is never sent to another machine without.
+    """
     try:
         parts = urlsplit(endpoint)
         port = parts.port
     except ValueError:
         parts, port = urlsplit(""), None
-    if parts.scheme != "ws" or not parts.hostname or not port or parts.username or parts.query:
+    tls = parts.scheme == "wss"
+    port = port or (443 if tls else None)
+    known = parts.scheme in ("ws", "wss") and parts.hostname and port
+    if not known or not parts.hostname or not port or parts.username or parts.query:
         raise UsageError(
-            "The gateway endpoint is no address of the form ws://HOST:PORT/ws.",
+            "The gateway endpoint is no address of the form ws://HOST:PORT/ws or wss://HOST/ws.",
             remedy="A running daemon writes its own into ipc/gateway-endpoint in the workspace.",
         )
-    return parts.hostname, port
+    if not tls and not _is_here(parts.hostname):
+        raise UsageError(
+            "The gateway endpoint is on another machine: ws:// would send the token in the clear.",
+            remedy="Use wss:// to a reverse proxy there (docs/access.md), or an SSH tunnel.",
+        )
+    return (parts.hostname, port), tls
+
+
+def _is_here(host: str) -> bool:
+    """Whether every address of `host` is one of this machine's; True if it has none."""
+    with contextlib.suppress(OSError):
+        for family, _, _, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM):
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                try:
+                    probe.bind(address)
+                except OSError:
+                    return False
+    return True
 
 
 def _refused(status: int) -> OxydraError:
