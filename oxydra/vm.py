@@ -36,7 +36,7 @@ from oxydra.errors import FrameError, OxydraError, ToolError, UsageError
 from oxydra.frames import Envelope, Unpacker, channel_info, pack, usage_json
 from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import Hub
-from oxydra.memory import Retrieval
+from oxydra.memory import ModelNotebook, Retrieval
 from oxydra.mux import Channel, Mux
 from oxydra.policy import parse_virtual
 from oxydra.policy.network import Egress
@@ -109,6 +109,7 @@ class AgentGuest:
             sandboxed=envelope.startup_status.get("sandbox_level") not in UNSANDBOXED,
         )
         self._memory = Retrieval(self._store)
+        notes = ModelNotebook(self._store, settings.memory)
         self._shell = ShellClient(lambda: self._short() or self._quota.over())
         delegations = Delegations(self._store, settings.runtime.delegation)
         extra = [*self._shell_tools(settings), *delegate_tools(settings)]
@@ -140,6 +141,7 @@ class AgentGuest:
                     "delegator": delegations,
                     "schedules": schedules,
                     "memory": self._memory,
+                    "notes": notes,
                     "web": Web(self._transport, self._workers, egress, settings.tools.web_search),
                 },
                 approve=self._approvals.check,
@@ -163,6 +165,7 @@ class AgentGuest:
             spending=self._spending,
         )
         delegations.attach(self._runtime)
+        notes.attach(lambda turn: self._runtime.run_of(turn).marks())
         self._hub = Hub(self._store, self._runtime, settings.gateway, envelope.user_id)
         self._scheduler = Scheduler(self._store, settings.scheduler, self._hub, on_death=_die)
         self._hub.terms_of = self._scheduler.terms_of
@@ -236,7 +239,9 @@ class AgentGuest:
             raise UsageError("Say what to look for.", remedy="/memory WORDS")
         if not isinstance(most, int) or not 1 <= most <= MAX_RESULTS:
             raise UsageError(f"`top_k` is a number from 1 to {MAX_RESULTS}.")
-        return {"found": list(map(quotation, self._memory.search(query[:MAX_QUERY], most)))}
+        hits = self._memory.search(query[:MAX_QUERY], most)
+        notes = self._store.notes_named([hit.chunk.note_id for hit in hits if hit.chunk.note_id])
+        return {"found": [quotation(hit, notes) for hit in hits]}
 
     def _undo(self, args: Json) -> Json:
         """Take the last turn of a session back; with `dry_run` only say what that means."""

@@ -199,6 +199,7 @@ class MemoryConfig(Section):
     """`[memory]`: what is found again."""
 
     enabled: bool = key(True, "Whether anything is recalled or noted.")
+    max_notes: int = key(10_000, "Notes that there may be.", least=1, most=100_000)
     retrieval: RetrievalConfig = key(RetrievalConfig, "")
 
 

@@ -10,16 +10,20 @@ gone; an undo that was interrupted is simply run again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from oxydra.errors import ToolError, UsageError
 from oxydra.policy import VirtualPath
 from oxydra.store import Store
+from oxydra.store.notes import KIND as NOTE_KIND
+from oxydra.store.notes import Note
 from oxydra.tools.changes import KIND, NOTING, Found, look
 from oxydra.tools.confine import Workspace
 from oxydra.tools.delegate import NAME as DELEGATE
+from oxydra.tools.memory import NOTING as MEMORY_NOTING
+from oxydra.tools.memory import READING
 from oxydra.tools.registry import TOOLS, load
 from oxydra.tools.schedule import CHANGING
 from oxydra.types import CallState, Change, Json, Message, SafetyTier, ToolCall, Turn
@@ -127,7 +131,8 @@ class Undo:
             return Plan(turn, "already")
         changes = self._store.changes_of_turn(turn.turn_id)
         pieces = self._files([change for change in changes if change.kind == KIND])
-        pieces += self._others([change for change in changes if change.kind != KIND])
+        pieces += self._notes([change for change in changes if change.kind == NOTE_KIND])
+        pieces += self._others([c for c in changes if c.kind not in (KIND, NOTE_KIND)])
         beyond = [row for row in self._store.calls_of_turn(turn.turn_id) if _lasting(row[0].name)]
         return Plan(turn, "planned" if pieces else "nothing", pieces, beyond)
 
@@ -200,6 +205,32 @@ class Undo:
                 path = path.parent
                 self._workspace.delete(path)
 
+    # --------------------------------------------------------------------------------------- notes
+
+    def _notes(self, changes: Sequence[Change]) -> list[Piece]:
+        """What becomes of each note: the revisions that the turn has made are withdrawn."""
+        made: dict[str, list[int]] = {}
+        for change in changes:
+            made.setdefault(change.payload["note_id"], []).append(change.payload["revision"])
+        known = self._store.notes_named(list(made))
+        return [self._note(note_id, revisions, known) for note_id, revisions in made.items()]
+
+    def _note(self, note_id: str, made: Sequence[int], known: Mapping[str, Note]) -> Piece:
+        name, first = f"note {note_id}", min(made)
+        now = known.get(note_id)
+        if now is None:
+            return Piece(name, "as before" if first == 1 else "no copy")
+        if now.revision < first:
+            return Piece(name, "as before")
+        if now.revision > max(made):
+            return Piece(name, "changed since")
+
+        def withdraw() -> None:
+            for revision in range(now.revision, first - 1, -1):
+                self._store.withdraw_revision(note_id, revision)
+
+        return Piece(name, "remove" if first == 1 else "restore", withdraw)
+
     # ------------------------------------------------------------------------------------ the rest
 
     def _told(self, plan: Plan) -> Message:
@@ -224,7 +255,9 @@ def _lasting(name: str) -> bool:
     """Whether a tool may do what no note is kept of. What is not known may do anything; of what was
     delegated its own calls count.
     """
-    if name in NOTING or name in CHANGING or name == DELEGATE:
+    if name in NOTING or name in CHANGING or name in MEMORY_NOTING or name == DELEGATE:
+        return False
+    if name in READING:
         return False
     if name not in TOOLS:
         return True

@@ -23,6 +23,7 @@ from oxydra.store.migrations import MIGRATIONS
 from oxydra.types import Json
 
 BUSY_TIMEOUT_MS = 10_000
+WORD_INDEXES = ("chunk_words", "chunk_trigrams")
 POOL = 16  # idle read connections kept
 
 Row: TypeAlias = tuple[Any, ...]
@@ -85,12 +86,16 @@ class Database:
             self._pool.clear()
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[apsw.Connection]:
-        """One durable write: all of the block or nothing of it."""
+    def _transaction(self, *, erasing: bool = False) -> Iterator[apsw.Connection]:
+        """One durable write: all of the block or nothing of it. `erasing`: what it frees in the
+        database is overwritten.
+        """
         with self._write_lock, explained(self.path):
             if self._closed:
                 raise StoreError("The database is closed.", remedy="Start the daemon again.")
             db = self._writer
+            if erasing:
+                db.execute("PRAGMA secure_delete = ON")
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -99,6 +104,28 @@ class Database:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
+            finally:
+                if erasing:
+                    db.execute("PRAGMA secure_delete = OFF")
+
+    @contextlib.contextmanager
+    def _erasing(self) -> Iterator[apsw.Connection]:
+        """A durable write after which the database's files hold nothing of what it deleted: freed
+        space is overwritten, indexes of words are written anew without what was taken out, and the
+        log of writes is emptied.
+        """
+        with self._transaction(erasing=True) as db:
+            yield db
+            for index in WORD_INDEXES:
+                db.execute(f"INSERT INTO {index} ({index}) VALUES ('optimize')")
+        self.empty_log()
+
+    def empty_log(self) -> bool:
+        """Move what the log of writes holds into the database and cut the log to nothing; whether
+        no reader was in the way for long.
+        """
+        with self._write_lock, explained(self.path):
+            return not self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").get[0]
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[apsw.Connection]:

@@ -385,7 +385,7 @@ def m013_notes(db: apsw.Connection) -> None:
         ) STRICT, WITHOUT ROWID;
 
         CREATE TABLE note_revisions (
-            note_id TEXT NOT NULL REFERENCES notes ON DELETE CASCADE,
+            note_id TEXT NOT NULL,
             revision INTEGER NOT NULL,
             content TEXT NOT NULL,
             tags TEXT NOT NULL,
@@ -405,7 +405,7 @@ def m013_notes(db: apsw.Connection) -> None:
 
         CREATE TABLE note_tags (
             tag TEXT NOT NULL,
-            note_id TEXT NOT NULL REFERENCES notes ON DELETE CASCADE,
+            note_id TEXT NOT NULL,
             PRIMARY KEY (tag, note_id)
         ) STRICT, WITHOUT ROWID;
         CREATE INDEX note_tags_by_note ON note_tags (note_id);

@@ -16,8 +16,10 @@ import apsw
 
 from oxydra.errors import NotFoundError, UsageError
 from oxydra.frames import compact
-from oxydra.store.database import Database, Row, clean, placeholders, timestamp
+from oxydra.store.database import Database, Row, as_text, clean, placeholders, timestamp
 from oxydra.types import NOTE, Json, Marks
+
+KIND = "note"  # of the changes that undo takes back
 
 _NOTE = (
     "note_id, revision, content, tags, tainted, sensitive, source, session_id, sequence, pinned,"
@@ -139,6 +141,15 @@ class NoteTables(Database):
             )
             _tag(db, note_id, _found(db, note_id).tags)
 
+    def delete_note(self, note_id: str) -> Note:
+        """A note and its history, so that no file of the database holds them any more; returns what
+        it was. Raises `NotFoundError`.
+        """
+        with self._erasing() as db:
+            found = _found(db, note_id)
+            erase_note(db, note_id)
+        return found
+
     def pin_note(self, note_id: str, pinned: bool) -> Note:
         """Have a note come before others, or no longer. Raises `NotFoundError`."""
         with self._transaction() as db:
@@ -224,7 +235,8 @@ class NoteTables(Database):
 
 def erase_note(db: apsw.Connection, note_id: str) -> None:
     """A note, all that it ever said, and its chunks with their entries in the indexes."""
-    db.execute("DELETE FROM notes WHERE note_id = ?", (note_id,))
+    for table in ("note_tags", "note_revisions", "notes"):
+        db.execute(f"DELETE FROM {table} WHERE note_id = ?", (note_id,))
     mine = "(SELECT chunk_id FROM chunks WHERE session_id = ?)"
     db.execute(f"DELETE FROM chunk_words WHERE rowid IN {mine}", (NOTE + note_id,))
     db.execute(f"DELETE FROM chunk_trigrams WHERE rowid IN {mine}", (NOTE + note_id,))
@@ -269,6 +281,13 @@ def _revise(
         ),
     )
     _tag(db, note_id, tags)
+    if origin.turn_id:
+        payload = {"note_id": note_id, "revision": revision}
+        db.execute(
+            "INSERT INTO changes (session_id, turn_id, step, call_id, kind, payload, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (origin.session_id, *call[:1], origin.step, call[1], KIND, as_text(payload), now),
+        )
 
 
 def _tag(db: apsw.Connection, note_id: str, tags: Sequence[str]) -> None:
