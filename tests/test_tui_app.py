@@ -4,146 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from oxydra.tui.app import Pace
-from tests.conftest import ROOT, eventually
+from tests import tui_kit
+from tests.conftest import ROOT
 from tests.fake_gateway import DEADLINE, FakeGateway, Turn
+from tests.tui_kit import Tmux, needs_tmux
 
-needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
-
-PROGRAM = """
-import sys
-from pathlib import Path
-{before}
-from oxydra.tui.app import main
-sys.exit(main({endpoint!r}, "alice", Path({token!r}).read_text(), {session!r}))
-"""
-
-
-class Tmux:
-    """A terminal with a shell in it, and the UI started from that shell."""
-
-    def __init__(self, columns: int = 80, rows: int = 24) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="oxtui-"))  # short: a socket's path is limited
-        environment = {k: v for k, v in os.environ.items() if k not in ("TMUX", "NO_COLOR")}
-        self.environment = {
-            **environment,
-            "LC_ALL": "C.UTF-8",
-            "PS1": "$ ",
-            "ENV": "",
-            "PYTHONPATH": str(ROOT),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        size = ("-x", str(columns), "-y", str(rows))
-        self.tmux("new-session", "-d", *size, "sh", "-i")
-        self.tmux("set-option", "-g", "remain-on-exit", "on")
-
-    def tmux(self, *words: str) -> str:
-        command = ["tmux", "-u", "-S", str(self.folder / "socket"), "-f", "/dev/null", *words]
-        done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=DEADLINE
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def close(self) -> None:
-        self.tmux("kill-server")
-        shutil.rmtree(self.folder)
-
-    # --------------------------------------------------------------------------- what a person does
-
-    def start(self, gateway: FakeGateway, *, before: str = "", session: str | None = None) -> None:
-        """Run the UI from the shell; `before` is Python to run first."""
-        (self.folder / "token").write_text(gateway.token)
-        program = PROGRAM.format(
-            before=before,
-            endpoint=gateway.endpoint,
-            token=str(self.folder / "token"),
-            session=session,
-        )
-        (self.folder / "program").write_text(program)
-        run = f'echo $$ >pid; exec {sys.executable} -c "$(cat program)"'
-        (self.folder / "run").write_text(run)
-        self.type(f"cd {self.folder}; stty -g >before; sh run; echo EXIT=$?; stty -g >after")
-        self.keys("Enter")
-
-    def type(self, text: str) -> None:
-        self.tmux("send-keys", "-l", text)
-
-    def keys(self, *keys: str) -> None:
-        self.tmux("send-keys", *keys)
-
-    def say(self, text: str) -> None:
-        self.type(text)
-        self.keys("Enter")
-
-    def resize(self, columns: int, rows: int) -> None:
-        self.tmux("resize-window", "-x", str(columns), "-y", str(rows))
-
-    def kill(self, number: int) -> None:
-        os.kill(int((self.folder / "pid").read_text()), number)
-
-    # --------------------------------------------------------------------------- what a person sees
-
-    @property
-    def screen(self) -> str:
-        return self.tmux("capture-pane", "-p")
-
-    @property
-    def lines(self) -> list[str]:
-        return self.screen.splitlines()
-
-    def mode(self, name: str) -> str:
-        return self.tmux("display-message", "-p", f"#{{{name}}}").strip()
-
-    def sees(self, wanted: str | Callable[[str], object]) -> str:
-        """Wait for a text, or for a screen that `wanted` likes; the answer is that screen."""
-        seen = ""
-
-        def there() -> bool:
-            nonlocal seen
-            seen = self.screen
-            return wanted in seen if isinstance(wanted, str) else bool(wanted(seen))
-
-        try:
-            eventually(there, DEADLINE)
-        except BaseException:
-            print(f"waited for {wanted!r}; the screen:\n{self.screen}")
-            raise
-        return seen
-
-    def gone(self, exit_code: int) -> None:
-        """The UI has ended so, and the terminal is as it was."""
-        self.sees(f"EXIT={exit_code}\n")
-        eventually((self.folder / "after").exists, what="stty's answer")
-        eventually(lambda: (self.folder / "after").read_text(), what="stty's answer")
-        settings = [(self.folder / name).read_text() for name in ("before", "after")]
-        assert settings[0] == settings[1]
-        modes = [self.mode(m) for m in ("alternate_on", "cursor_flag", "wrap_flag")]
-        assert modes == ["0", "1", "1"]
-
-
-@pytest.fixture
-def gateway() -> Iterator[FakeGateway]:
-    with FakeGateway() as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def terminal() -> Iterator[Tmux]:
-    terminal = Tmux()
-    yield terminal
-    terminal.close()
+gateway, terminal = tui_kit.gateway, tui_kit.terminal
 
 
 def endless(turn: Turn) -> None:

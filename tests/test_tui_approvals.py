@@ -11,7 +11,7 @@ from oxydra.tui.client import Link
 from oxydra.tui.keys import Key
 from oxydra.tui.state import Effect, Send, Tick
 from oxydra.tui.view import View
-from tests.test_tui_model import SESSION, World
+from tests.tui_kit import SESSION, World
 
 
 class Desk(World):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from oxydra.tui.client import Link
 from oxydra.tui.outline import LINES, outlined
-from oxydra.tui.state import Bell, Send, Write
+from oxydra.tui.state import Bell, Send, SessionInfo, Write
 from oxydra.tui.transcript import seen
-from tests.test_tui_input import world as connected
-from tests.test_tui_model import SESSION, World, completed, progress, sent, stored
+from tests import tui_kit
 from tests.test_tui_view import draw
+from tests.tui_kit import SESSION, World, completed, progress, sent, stored
 
-world = connected
+world = tui_kit.world
 
 
 def command(world: World, line: str) -> Send:
@@ -69,6 +71,61 @@ def test_undo_says_what_was_taken_back_and_what_was_not(world: World) -> None:
     data = {"state": "done", "text": "as before: a.txt\nnot taken back: shell_exec"}
     world.reply(command(world, "/undo"), "command_result", name="undo", data=data)
     assert world.shown[-1][1] == data["text"]
+
+
+def test_what_memory_found_is_told_by_place_and_local_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        world.state = replace(world.state, sessions=(SessionInfo("s-2", "My trip", "", ""),))
+        said = {"session": "s-2", "sequence": 4, "time": "2026-01-02T20:04:05.123+00:00"}
+        note = {"note_id": "n1", "tags": ["home"], "time": "soon", "from_strangers": True}
+        found = [
+            {**said, "role": "user", "score": 1.3, "text": "The key\nis \x1b[2Junder it."},
+            {**note, "session": "0123456789abcdef", "text": "x" * 1000},
+        ]
+        send = command(world, "/memory key")
+        world.reply(send, "command_result", name="memory", data={"found": found})
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    lines = world.texts[-1].split("\n")
+    assert lines[0] == "1. 2026-01-03 05:04 · user · My trip"
+    assert lines[1] == "   The key is ␛[2Junder it."
+    assert lines[2] == "2. soon · note · 01234567 · #home · note n1 · from strangers"
+    assert len(lines[3]) < 310
+    world.reply(command(world, "/memory no"), "command_result", name="memory", data={"found": []})
+    assert world.texts[-1] == "Nothing was found."
+
+
+def test_schedules_say_what_and_when(world: World) -> None:
+    daily = {"schedule_id": "a1", "status": "active", "timezone": "Europe/Berlin", "goal": "News"}
+    daily |= {"cadence_type": "cron", "cadence_value": "0 9 * * *", "name": ""}
+    daily |= {"next_runs": ["2026-01-02T09:00:00+01:00"], "reason": ""}
+    paused = {**daily, "status": "paused", "name": "old", "next_runs": [], "reason": "by hand"}
+    data = {"schedules": [daily, paused], "total": 5}
+    world.reply(command(world, "/schedules"), "command_result", name="schedules", data=data)
+    assert world.texts[-1].split("\n") == [
+        "a1 · active · cron 0 9 * * * (Europe/Berlin)",
+        "   News",
+        "   next: 2026-01-02T09:00:00+01:00",
+        "a1 · paused · cron 0 9 * * * (Europe/Berlin)",
+        "   old",
+        "   ! by hand",
+        "… and 3 more: oxydra-runner schedule list",
+    ]
+
+
+def test_agents_say_what_they_may(world: World) -> None:
+    (send,) = world.type("/agents")
+    row = {"name": "helper", "model": "m", "provider": "p", "max_turns": 9, "max_cost": "0.50"}
+    world.reply(send, "command_result", name="agents", data={"agents": [row]})
+    assert (
+        world.texts[-1]
+        == "  helper: m by p · no tools · at most 9 steps a turn · at most $0.50 a turn"
+    )
 
 
 def test_cancelall(world: World) -> None:

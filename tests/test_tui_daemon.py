@@ -6,23 +6,19 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import tui_kit
 from tests.conftest import eventually
 from tests.test_daemon import RUNNER, Home, home  # noqa: F401
-from tests.test_tui_app import Tmux, needs_tmux
+from tests.tui_kit import Tmux, needs_tmux
 
 pytestmark = needs_tmux
 
 
-@pytest.fixture
-def terminal() -> Iterator[Tmux]:
-    terminal = Tmux()
-    yield terminal
-    terminal.close()
+terminal = tui_kit.terminal
 
 
 def open_ui(terminal: Tmux, place: Home) -> None:

@@ -11,21 +11,12 @@ from oxydra.tui.client import Link
 from oxydra.tui.keys import Key
 from oxydra.tui.state import Entry, Send, State, Tick
 from oxydra.tui.transcript import size
-from tests.test_tui_model import SESSION, World, completed, greet, progress, stored, tool
+from tests import tui_kit
 from tests.test_tui_view import draw
+from tests.tui_kit import SESSION, World, completed, progress, stored, tool
 
 DIFF = "--- /shared/a\n+++ /shared/a\n@@ -1,2 +1,2 @@\n same\n-old line\n+new line"
-
-
-@pytest.fixture
-def world() -> World:
-    world = World()
-    greet(world)
-    history, health, names = world.feed(Link(True, fresh=True))
-    world.reply(history, "session_history", session=SESSION, events=[], more=False)
-    world.reply(health, "health_status", healthy=True)
-    world.reply(names, "session_list", sessions=[])
-    return world
+world = tui_kit.world
 
 
 def screen(state: State, columns: int = 80, height: int = 30) -> str:

@@ -26,22 +26,13 @@ from oxydra.tui.state import (
     SessionInfo,
     Told,
 )
+from tests import tui_kit
 from tests.test_tui_keys import marked, press
-from tests.test_tui_model import SESSION, World, greet, sent
 from tests.test_tui_view import draw
+from tests.tui_kit import World, sent
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 8
-
-
-@pytest.fixture
-def world() -> World:
-    world = World()
-    greet(world)
-    history, health, names = world.feed(Link(True, fresh=True))
-    world.reply(history, "session_history", session=SESSION, events=[], more=False)
-    world.reply(health, "health_status", healthy=True)
-    world.reply(names, "session_list", sessions=[])
-    return world
+world = tui_kit.world
 
 
 def keys(world: World, *names: str) -> list[Any]:

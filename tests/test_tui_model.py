@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -12,111 +11,22 @@ from hypothesis import strategies as st
 from oxydra.frames import Frame
 from oxydra.tui.client import Link
 from oxydra.tui.keys import Key
-from oxydra.tui.model import reduce
 from oxydra.tui.state import (
     Anchor,
     Effect,
-    Event,
     Exit,
-    Remember,
     Repaint,
     Scroll,
     Scrolled,
     Send,
-    State,
     Suspend,
     Tick,
 )
 from oxydra.types import Json
+from tests import tui_kit
+from tests.tui_kit import SESSION, World, completed, greet, progress, sent, stored, tool
 
-SESSION = {"user_id": "alice", "session_id": "s-main"}
-
-
-class World:
-    """A state and what was asked for on the way to it."""
-
-    def __init__(self) -> None:
-        self.state = State("alice", "n")
-        self.effects: list[Effect] = []
-        self.remembered: list[str] = []
-
-    def feed(self, *events: Event) -> list[Effect]:
-        """The effects of these events, keeping what was sent aside."""
-        new: list[Effect] = []
-        for event in events:
-            self.state, effects = reduce(self.state, event)
-            new += [e for e in effects if not isinstance(e, Remember)]
-            self.remembered += [e.text for e in effects if isinstance(e, Remember)]
-        self.effects += new
-        return new
-
-    def frame(self, frame_type: str, **payload: Any) -> list[Effect]:
-        return self.feed(Frame(frame_type, {"request_id": "", **payload}))
-
-    def turn(self, frame_type: str, turn_id: str, state: str = "running", **more: Any) -> None:
-        ref = {"turn_id": turn_id, "state": state}
-        self.frame(frame_type, session=SESSION, turn=ref, **more)
-
-    def type(self, text: str) -> list[Effect]:
-        """Type `text` and press Enter."""
-        return self.feed(Key("text", text), Key("enter"))
-
-    def send(self, text: str) -> str:
-        """Send a message; the answer is its turn id."""
-        (send,) = self.type(text)
-        assert isinstance(send, Send) and send.type == "send_turn"
-        turn_id: str = send.payload["turn_id"]
-        return turn_id
-
-    def reply(self, send: Effect, frame_type: str, **payload: Any) -> list[Effect]:
-        assert isinstance(send, Send)
-        return self.frame(frame_type, request_id=send.payload["request_id"], **payload)
-
-    @property
-    def shown(self) -> list[tuple[str, str, str]]:
-        return [(entry.kind, entry.text, entry.state) for entry in self.state.entries]
-
-    @property
-    def texts(self) -> list[str]:
-        return [entry.text for entry in self.state.entries]
-
-
-def sent(effects: Iterable[Effect]) -> list[str]:
-    return [effect.type for effect in effects if isinstance(effect, Send)]
-
-
-def greet(world: World, **more: Any) -> None:
-    ack = {"protocol_version": 2, "session": SESSION, "seq": 0, "epoch": "e", **more}
-    world.frame("hello_ack", **ack)
-
-
-def stored(sequence: int, turn_id: str, role: str, content: str, **more: Any) -> Json:
-    message = {"role": role, "content": content, **more}
-    return {"sequence": sequence, "turn_id": turn_id, "message": message, "created_at": "x"}
-
-
-def completed(content: str, **usage: Any) -> Json:
-    return {"message": {"role": "assistant", "content": content}, "usage": usage or None}
-
-
-def tool(name: str, state: str, call_id: str = "c1", summary: str = "") -> Json:
-    return {"id": call_id, "name": name, "state": state, "summary": summary, "elapsed_ms": 7}
-
-
-def progress(kind: str, message: str, **more: Any) -> Json:
-    return {"kind": {"kind": kind, **more}, "message": message, "turn": 1, "max_turns": 25}
-
-
-@pytest.fixture
-def world() -> World:
-    """Connected, in an empty session."""
-    world = World()
-    greet(world)
-    history, health, names = world.feed(Link(True, fresh=True))
-    world.reply(history, "session_history", session=SESSION, events=[], more=False)
-    world.reply(health, "health_status", healthy=True)
-    world.reply(names, "session_list", sessions=[])
-    return world
+world = tui_kit.world
 
 
 # --------------------------------------------------------------------------------------- connection

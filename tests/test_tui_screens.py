@@ -8,15 +8,15 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterator
 
 import pytest
 
 from oxydra.types import Usage
+from tests import tui_kit
 from tests.conftest import ROOT, eventually
 from tests.fake_gateway import DEADLINE, FakeGateway, Turn
-from tests.test_tui_app import Tmux, needs_tmux
 from tests.test_tui_input import PNG
+from tests.tui_kit import Tmux, needs_tmux
 
 pytestmark = needs_tmux
 
@@ -47,17 +47,7 @@ DIFF = """\
 +    s = 0"""
 
 
-@pytest.fixture
-def gateway() -> Iterator[FakeGateway]:
-    with FakeGateway() as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def terminal() -> Iterator[Tmux]:
-    terminal = Tmux()
-    yield terminal
-    terminal.close()
+gateway, terminal = tui_kit.gateway, tui_kit.terminal
 
 
 def repair(turn: Turn) -> None:

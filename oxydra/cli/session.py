@@ -100,9 +100,11 @@ def replay(options: argparse.Namespace) -> int:
 
 
 def _table(rows: list[dict[str, object]]) -> str:
+    from oxydra.tui.listing import local
+
     lines = []
     for row in rows:
-        when = str(row["last_active_at"])[:16].replace("T", " ")
+        when = local(row["last_active_at"])
         archived = "  (archived)" if row["archived"] else ""
         name = row["display_name"] or "(no name)"
         lines.append(f"{row['session_id']}  {when}  {name} · {row['agent_name']}{archived}")

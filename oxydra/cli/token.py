@@ -60,11 +60,13 @@ def _tell(options: argparse.Namespace, made: str, running: bool) -> None:
 
 
 def _table(rows: list[dict[str, object]]) -> str:
+    from oxydra.tui.listing import local
+
     width = max(len(str(row["name"])) for row in rows)
     lines = []
     for row in rows:
         scopes = row["scopes"]
         named = ", ".join(scopes) if isinstance(scopes, list) else ""
-        made = str(row["created_at"] or "")[:16].replace("T", " ")
+        made = local(row["created_at"])
         lines.append(f"{row['name']:<{width}}  {named or 'no scope':<20}  {made}".rstrip())
     return "\n".join(lines)

@@ -12,20 +12,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-import ssl
 import struct
 import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from oxydra.errors import FrameError, NoDaemonError, OxydraError, UsageError
 from oxydra.frames import PROTOCOL_VERSION, Frame, decode_server, encode
 from oxydra.threads import Service
-from oxydra.tui.tls import TlsSocket
 from oxydra.types import Json
+
+if TYPE_CHECKING:
+    from oxydra.tui.tls import TlsSocket
 
 log = logging.getLogger(__name__)
 
@@ -167,13 +168,17 @@ class GatewayClient:
         except OSError as error:
             raise self._no_daemon(error.strerror or str(error)) from None
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock = TlsSocket(plain, address[0]) if tls else plain
+        sock: socket.socket | TlsSocket = plain
+        if tls:
+            from oxydra.tui.tls import TlsSocket
+
+            sock = TlsSocket(plain, address[0])
         with self._lock:
             self._socket = sock
         if self._service.stopping.is_set():  # before there was a socket to interrupt
             self._interrupt()
         try:
-            if isinstance(sock, TlsSocket):
+            if not isinstance(sock, socket.socket):
                 self._secure(sock)
             ws = self._handshake(sock)
             self._say_hello(ws)
@@ -186,6 +191,8 @@ class GatewayClient:
 
     def _secure(self, sock: TlsSocket) -> None:
         """Raises `UntrustedError` or `NoDaemonError`."""
+        import ssl
+
         try:
             sock.handshake()
         except ssl.SSLCertVerificationError as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from oxydra.scrub import printable
-from oxydra.tui import costs, outline, pick
+from oxydra.tui import costs, listing, outline, pick
 from oxydra.tui.cells import one_line
 from oxydra.tui.state import Entry, Exit, SessionInfo, State, Step, Write
 from oxydra.tui.transcript import files
@@ -288,7 +288,7 @@ def on_cost(state: State, data: Json) -> State:
 
 
 def on_command(state: State, name: str, about: str, data: Json) -> Step:
-    """What `rename`, `fork`, `export`, `model`, `pins` or `tokens` gave."""
+    """What a command gave that is not asked for in another way."""
     match name:
         case "rename":
             named = str(data.get("display_name") or "")
@@ -304,6 +304,11 @@ def on_command(state: State, name: str, about: str, data: Json) -> Step:
         case "tokens":
             rows = [row for row in data.get("tokens") or () if isinstance(row, dict)]
             return state.say("notice", "\n".join(map(_token_row, rows))), ()
+        case "memory" if "found" in data:
+            names = {session.session_id: session.name for session in state.sessions}
+            return state.say("notice", "\n".join(listing.passages(data, names))), ()
+        case "schedules" if "schedules" in data:
+            return state.say("notice", "\n".join(listing.schedules(data))), ()
         case _:
             return on_result(state, name, data)
 
@@ -366,12 +371,16 @@ def _agent_row(state: State, row: Json) -> str:
     tools = row.get("tools")
     may = ", ".join(map(str, tools)) if isinstance(tools, list) and tools else "no tools"
     said = f"{row.get('name')}: {row.get('model')} by {row.get('provider')} · {may}"
+    if isinstance(row.get("max_turns"), int):
+        said += f" · at most {row['max_turns']} steps a turn"
+    if row.get("max_cost") is not None:
+        said += f" · at most ${row['max_cost']} a turn"
     return f"{mark} {one_line(said)}"
 
 
 def _row(state: State, session: SessionInfo) -> str:
     mark = "●" if session.session_id == state.session_id else " "
-    when = session.last_active_at[:16].replace("T", " ")
+    when = listing.local(session.last_active_at)
     short = _short(session.session_id)
     whose = f"{session.agent}, delegated" if session.delegated else session.agent
     return f"{mark} {short}  {when}  {one_line(session.name) or '(no name)'} · {one_line(whose)}"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from oxydra.tui import approvals, find, markdown, pick, transcript
 from oxydra.tui.cells import clean, clip, fold, one_line, width, wrap
+from oxydra.tui.listing import local
 from oxydra.tui.spans import Line, Span, exactly
 from oxydra.tui.state import Anchor, Entry, Scrolled, State
 from oxydra.tui.transcript import DIFFS
@@ -337,7 +338,7 @@ def _choices(state: State, columns: int, height: int) -> list[Line]:
     lines = [exactly(columns, ("dim", clip(" No session is called so.", columns)))][: not rows]
     for number, session in enumerate(rows[first : first + height], first):
         mark = "●" if session.session_id == state.session_id else " "
-        when = session.last_active_at[:16].replace("T", " ")
+        when = local(session.last_active_at)
         name = one_line(session.name) or session.session_id[:8]
         here = number == chosen
         text = clip(one_line(f"{name} · {session.agent} · {when}"), columns - 4)
