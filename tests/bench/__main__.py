@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
     "tui": lambda daemon, server, runs: measures.alone("tests.bench.tui"),
     "crowd": lambda daemon, server, runs: measures.crowd(daemon, runs),
     "door": lambda daemon, server, runs: measures.door(daemon, runs),
+    "many": lambda daemon, server, runs: measures.many(daemon, runs),
 }
 
 

@@ -179,10 +179,16 @@ class Daemon:
         status = json.loads(self.run("status", "--json"))
         return status["guest_pid"], status["runner_pid"]
 
-    def connect(self, session: str = "") -> Client:
+    def reached(self) -> dict[str, Any]:
+        """Where it is, by which token, and its process id, for a client in another process."""
         ipc = self.workspace / "ipc"
         endpoint = (ipc / "gateway-endpoint").read_text().strip()
-        return Client(endpoint, (ipc / "gateway-token").read_text().strip(), USER, session)
+        token = (ipc / "gateway-token").read_text().strip()
+        return {"endpoint": endpoint, "token": token, "user": USER, "guest": self.guest}
+
+    def connect(self, session: str = "") -> Client:
+        there = self.reached()
+        return Client(there["endpoint"], there["token"], there["user"], session)
 
     def door(self) -> tuple[int, str]:
         """The port of the OpenAI-compatible door, and its key."""

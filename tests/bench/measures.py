@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ CHAIN = 50  # tool calls in a turn
 LONG = 500  # the same, in a long one
 BURST = 5000  # deltas without a pause
 PACED = 1000  # deltas 2 ms apart
+MANY_SECONDS = 60.0  # that a thousand clients are streamed to
 PEOPLE = 50  # sessions in the crowd
 CROWD_DELTAS = 200  # that each of them gets
 REST_SECONDS = 5.0
@@ -297,10 +299,19 @@ def egress(server: LoadServer) -> Figures:
     return alone("tests.bench.egress", server.base_url)
 
 
-def alone(module: str, *words: str) -> Figures:
-    """The figures that a module measures in a process of its own."""
+def many(daemon: Daemon, runs: int) -> Figures:
+    """Connections that rest and connections that stream, by `tests/bench/many.py`."""
+    rows = []
+    for _ in range(runs):
+        rows.append(alone("tests.bench.many", given=daemon.reached() | {"seconds": MANY_SECONDS}))
+    return {name: proc.median([row[name] for row in rows]) for name in rows[0]}
+
+
+def alone(module: str, *words: str, given: Mapping[str, Any] | None = None) -> Figures:
+    """The figures that a module measures in a process of its own; `given` is its input."""
     done = subprocess.run(
         [sys.executable, "-m", module, *words],
+        input=json.dumps(given) if given is not None else None,
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tests.bench.measures import BURST, CHAIN, LONG, PACED, PEOPLE, REST_SECONDS, TURNS
+from tests.bench.many import CLIENTS, FOLLOWERS, GAP_MS, IDLE, SESSIONS
+from tests.bench.measures import (
+    BURST,
+    CHAIN,
+    LONG,
+    MANY_SECONDS,
+    PACED,
+    PEOPLE,
+    REST_SECONDS,
+    TURNS,
+)
 from tests.bench.tools import CALLS, COMMANDS
 from tests.bench.turns import SESSION_TURNS, TRIES
 
@@ -229,6 +239,25 @@ GROUPS = (
             Row("door_lag_p99_ms", "delta lag p99", "ms", 100),
             Row("door_cpu_ms", "guest CPU", "ms", None, 0),
             Row("door_runner_cpu_ms", "runner CPU", "ms", None, 0),
+        ),
+    ),
+    Group(
+        "Many clients",
+        f"{IDLE:,} idle connections: the guest's RSS above what it was without them. Streams: "
+        f"{CLIENTS:,} connections, of which {FOLLOWERS} follow each of {SESSIONS} sessions that "
+        f"stream a delta every {GAP_MS} ms for {MANY_SECONDS:g} s. Each client's text is compared "
+        "with the stored one, the numbers of its frames are checked. Lag: of every delta, from its "
+        "stamp in the model server to its arrival in the client's process, which only receives "
+        "meanwhile. RSS is looked at every second",
+        (
+            Row("idle_rss_mb", f"{IDLE:,} idle connections: guest RSS", "MB", 60),
+            Row("many_deltas", "deltas received, none lost or out of order", "", None, 0),
+            Row("many_frames", "in frames", "", None, 0),
+            Row("many_lag_p50_ms", "delta lag p50", "ms"),
+            Row("many_lag_p99_ms", "delta lag p99", "ms", 150),
+            Row("many_lag_max_ms", "delta lag, the most", "ms"),
+            Row("many_rss_mb", "guest RSS, the most", "MB", 150),
+            Row("many_cpu_share", "guest CPU, of one core", "%", None, 0),
         ),
     ),
 )
