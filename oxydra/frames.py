@@ -127,11 +127,14 @@ TERMINAL = ("turn_completed", "turn_cancelled", "turn_joined", "error")
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A decoded gateway frame. `seq` is 0 where there is none (client frames, direct replies)."""
+    """A decoded gateway frame. `seq` is 0 where there is none (client frames, direct replies);
+    `first_seq` is the first number of those that were merged into it, 0 where none were.
+    """
 
     type: str
     payload: Json
     seq: int = 0
+    first_seq: int = 0
 
 
 def compact(value: Any) -> str:
@@ -203,6 +206,33 @@ def encode(frame_type: str, payload: Json, seq: int = 0) -> bytes:
     return _utf8(text)
 
 
+STREAMED = ("assistant_delta", "reasoning_delta")  # of these, frames that follow may be merged
+
+
+class Streamed:
+    """The frames of one kind of text that one turn streams: what all have in common is encoded
+    once, and the text of several may stand in one.
+    """
+
+    __slots__ = ("_body", "_head")
+
+    def __init__(self, frame_type: str, payload: Json) -> None:
+        """`payload` is that of any of them."""
+        self._head = f'{{"type":"{frame_type}","seq":'.encode()
+        shared = {name: value for name, value in payload.items() if name != "delta"}
+        self._body = _utf8(f',"payload":{compact({**shared, "delta": ""})}')[:-2]
+
+    def encode(self, first: int, last: int, text: bytes) -> bytes:
+        """The frame that stands for those numbered `first` to `last`; `text` is `escaped`."""
+        merged = b',"first_seq":%d' % first if first != last else b""
+        return b'%b%d%b%b%b"}}' % (self._head, last, merged, self._body, text)
+
+
+def escaped(text: str) -> bytes:
+    """What stands in a JSON string, without its quotes."""
+    return _utf8(compact(text))[1:-1]
+
+
 def decode_client(text: str) -> Frame:
     """A client's frame, checked. Raises `FrameError` that carries the `request_id` where there is
     one.
@@ -229,8 +259,12 @@ def _decode(text: str, table: dict[str, tuple[Field, ...]]) -> Frame:
         raise FrameError(f"Unknown frame type {frame['type'][:64]!r}.", request_id=request_id)
     if what := _wrong_field(payload, fields):
         raise FrameError(f"{frame['type']}: {what}", request_id=request_id)
-    seq = frame.get("seq", 0)
-    return Frame(frame["type"], payload, int(seq) if is_type(seq, "int") else 0)
+    return Frame(frame["type"], payload, _number(frame, "seq"), _number(frame, "first_seq"))
+
+
+def _number(frame: Json, name: str) -> int:
+    value = frame.get(name, 0)
+    return int(value) if is_type(value, "int") else 0
 
 
 def _wrong_field(payload: Json, fields: tuple[Field, ...]) -> str:

@@ -196,6 +196,21 @@ class FrameReader:
 # -------------------------------------------------------------------------------------- connection
 
 
+class Mergeable:
+    """A frame that the next one may be merged into, as long as it waits for a slow reader."""
+
+    __slots__ = ()
+
+    @property
+    def data(self) -> bytes:
+        """The whole frame."""
+        return b""
+
+    def merged(self, after: Mergeable) -> Mergeable | None:
+        """Both as one; None if they can't be."""
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
     """What one gateway grants its peers. Times are seconds, sizes bytes."""
@@ -221,7 +236,7 @@ class ServerLimits:
     """One incoming message, all its fragments together."""
     max_queue: int = 8 << 20
     """A connection whose queue holds this much when more is to be queued is closed with 1013; the
-    last frame taken may pass the bound."""
+    last frame taken may pass the bound. What can be merged is merged before."""
     drain_mark: int = 256 << 10
     """`Handler.on_drain` is called when a queue falls from above this to it or below."""
     max_body: int = 0
@@ -310,7 +325,7 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
     client: socket.socket
     handshaked: bool
     closed: bool
-    sendq: deque[bytes | memoryview]
+    sendq: deque[bytes | memoryview | Mergeable]
     opcode: int
     data: Any
 
@@ -338,6 +353,7 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
         # Shared by all threads, under the lock:
         self._lock = threading.Lock()
         self._queued = 0
+        self._sending = 0  # of the queue, how much is being sent, and can't be changed
         self._notified = False
         self._above_mark = False
         self._overflowed = False
@@ -367,8 +383,10 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
         """
         return self.send_frame(frame(TEXT, payload))
 
-    def send_frame(self, data: bytes) -> bool:
-        """Queue a frame made by `frame_text`. Messages of one thread keep their order."""
+    def send_frame(self, data: bytes | Mergeable) -> bool:
+        """Queue a frame made by `frame_text`. Messages of one thread keep their order. What can be
+        merged is merged with what the peer has not yet read of it.
+        """
         with self._lock:
             if self.closed:
                 return False
@@ -405,11 +423,17 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
             self._notify(self)
         return True
 
-    def _enqueue(self, data: bytes | memoryview) -> None:
-        if not data:
+    def _enqueue(self, data: bytes | memoryview | Mergeable) -> None:
+        if isinstance(data, Mergeable):
+            if self.blocked and len(self.sendq) > self._sending:
+                last = self.sendq[-1]
+                merged = last.merged(data) if isinstance(last, Mergeable) else None
+                if merged is not None:
+                    data, self._queued = merged, self._queued - _length(self.sendq.pop())
+        elif not data:
             return
         self.sendq.append(data)
-        self._queued += len(data)
+        self._queued += _length(data)
         if self._queued > self.limits.drain_mark:
             self._above_mark = True
 
@@ -457,12 +481,17 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
             self._notified = False
             if self._overflowed:
                 self._drop_queue()
-            chunks = list(islice(self.sendq, _SEND_CHUNKS))
+            chunks = [
+                chunk.data if isinstance(chunk, Mergeable) else chunk
+                for chunk in islice(self.sendq, _SEND_CHUNKS)
+            ]
+            self._sending = len(chunks)
         try:
             sent = self.client.sendmsg(chunks) if chunks else 0
         except BlockingIOError:
             sent = 0
         with self._lock:
+            self._sending = 0
             self._forget(sent)
             self.blocked = bool(self.sendq)
             ended = self.closed and not (self.sendq or self._overflowed)
@@ -481,6 +510,8 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
         self._queued -= sent
         while sent:
             chunk = self.sendq[0]
+            if isinstance(chunk, Mergeable):
+                chunk = chunk.data
             if sent < len(chunk):
                 self.sendq[0] = memoryview(chunk)[sent:]
                 return
@@ -576,3 +607,7 @@ class Connection(WebSocket):  # type: ignore[misc]  # the base has no types
             self.closed = True
             self.sendq.clear()
             self._queued = 0
+
+
+def _length(chunk: bytes | memoryview | Mergeable) -> int:
+    return len(chunk.data if isinstance(chunk, Mergeable) else chunk)

@@ -37,6 +37,7 @@ from oxydra.gateway.access import CHAT, COMMANDS, FRAMES, ROUTES, Access, Identi
 from oxydra.gateway.attachments import read_attachments
 from oxydra.gateway.commands import SessionCommands
 from oxydra.gateway.connection import Connection, Handler, Later, frame_text
+from oxydra.gateway.delta import Delta
 from oxydra.gateway.http import Request, Response, plain
 from oxydra.gateway.hub import Hub
 from oxydra.gateway.metrics import CONTENT_TYPE, Metrics
@@ -67,7 +68,7 @@ class Client:
         identity: Identity = self.connection.identity
         return identity
 
-    def deliver(self, frame: bytes) -> None:
+    def deliver(self, frame: bytes | Delta) -> None:
         self.connection.send_frame(frame)
 
     def reply(self, frame_type: str, payload: Json) -> None:
@@ -152,6 +153,7 @@ class Gateway(Handler):
         self._door = Door(hub, self._inbox.put)
         self._metrics = Metrics(tools)
         hub.watch = self._metrics.observe
+        hub.soon = self._server.soon
         self._pages: dict[tuple[str, str], Callable[[Request, Identity | None], Response | Later]]
         self._pages = {
             ("GET", "/healthz"): lambda _request, _who: _page(200, {"status": "ok"}),

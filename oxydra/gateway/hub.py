@@ -3,12 +3,10 @@ through.
 
 Each running turn has a thread of its own, `oxydra-turn-…`, that ends with the turn; at most
 `max_concurrent_turns_per_user` run at once, one per session, the longest waiting first. What a turn
-emits is encoded once, numbered, kept for clients that come back, and appended to each subscriber's
-outbox.
+emits goes to its session's listeners: see `live`.
 
 Locks: the hub's guards which turn waits and runs; each session's guards its numbering, so that
-frames leave in the order of their numbers. Appending to an outbox is all that is done under the
-latter.
+frames leave in the order of their numbers.
 """
 
 from __future__ import annotations
@@ -17,12 +15,9 @@ import contextlib
 import logging
 import secrets
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 from oxydra.budget import Account
 from oxydra.config import GatewayConfig
@@ -35,19 +30,17 @@ from oxydra.errors import (
     StoreFullError,
     UsageError,
 )
-from oxydra.frames import encode, session_ref, turn_ref
-from oxydra.gateway.connection import frame_text
+from oxydra.frames import session_ref, turn_ref
+from oxydra.gateway.live import Active, Live, Soon
 from oxydra.runtime import Context, Runtime, Terms, internal_error
 from oxydra.store import Store
 from oxydra.store.conversation import new_session
-from oxydra.threads import SHUTDOWN, CancelToken, Deadline, Service
+from oxydra.threads import SHUTDOWN, Deadline, Service
 from oxydra.types import DELEGATED, Attachment, Json, ModelSpec, Session, Turn, TurnState
 
 log = logging.getLogger(__name__)
 
 QUEUE = 16  # turns that may wait in one session
-REPLAY_FRAMES = 4096
-REPLAY_BYTES = 1 << 20  # kept per session for clients that come back
 REPLAY_TOTAL = 16 << 20  # kept in all sessions together once they rest
 
 _STATE_OF = {
@@ -55,130 +48,6 @@ _STATE_OF = {
     "turn_cancelled": TurnState.CANCELLED,
     "error": TurnState.FAILED,
 }
-
-
-class Subscriber(Protocol):
-    """Somebody who listens to sessions. `deliver` appends and returns: it never blocks, never
-    raises.
-    """
-
-    def deliver(self, frame: bytes) -> None: ...
-
-
-class Listener(Protocol):
-    """Somebody in this process who listens to a session. `hear` gets every frame as it is
-    published; it never blocks, never raises, and asks nothing of the hub.
-    """
-
-    def hear(self, frame_type: str, payload: Json) -> None: ...
-
-
-@dataclass(slots=True)
-class Active:
-    """A running turn."""
-
-    turn: Turn
-    token: CancelToken = field(default_factory=CancelToken)
-    service: Service | None = None
-
-
-class Live:
-    """A session as it is in memory: its listeners, its numbering and its last frames."""
-
-    def __init__(self, session_id: str) -> None:
-        self.session_id = session_id
-        self.queue: deque[Turn] = deque()  # under the hub's lock, as is `active`
-        self.active: Active | None = None
-        self.arriving: set[str] = set()  # turns that are being stored, to join the active one
-        self.held = False  # no turn may start
-        self._lock = threading.Lock()
-        self._seq = 0
-        self._kept: deque[tuple[int, bytes]] = deque()
-        self._kept_bytes = 0
-        self._published_at = 0.0
-        self._subscribers: dict[Subscriber, None] = {}
-        self._listeners: dict[Listener, None] = {}
-        self._followed = False  # somebody may come back for what came after a number
-
-    def publish(self, frame_type: str, payload: Json) -> None:
-        """Number a frame, keep it, and give it to every subscriber."""
-        with self._lock:
-            self._seq += 1
-            self._published_at = time.monotonic()
-            frame = frame_text(encode(frame_type, payload, self._seq))
-            self._kept.append((self._seq, frame))
-            self._kept_bytes += len(frame)
-            while len(self._kept) > REPLAY_FRAMES or self._kept_bytes > REPLAY_BYTES:
-                self._kept_bytes -= len(self._kept.popleft()[1])
-            for subscriber in self._subscribers:
-                subscriber.deliver(frame)
-            for listener in self._listeners:
-                listener.hear(frame_type, payload)
-
-    @property
-    def replay(self) -> tuple[float, int]:
-        """When something was last published, and how many bytes are kept."""
-        return self._published_at, self._kept_bytes
-
-    def forget(self) -> None:
-        """Keep no frame: clients that come back read the history."""
-        with self._lock:
-            self._kept.clear()
-            self._kept_bytes = 0
-
-    def subscribe(
-        self,
-        subscriber: Subscriber,
-        greet: Callable[[int, bool], bytes] | None = None,
-        last_seq: int | None = None,
-    ) -> None:
-        """Deliver `greet(seq, resumed)` if there is one, the kept frames after `last_seq`, then
-        every frame to come.
-
-        `resumed` says that nothing after `last_seq` is missing; otherwise nothing is replayed and
-        the client reads the history.
-        """
-        with self._lock:
-            oldest = self._kept[0][0] if self._kept else self._seq + 1
-            resumed = last_seq is not None and oldest <= last_seq + 1 <= self._seq + 1
-            if greet is not None:
-                subscriber.deliver(greet(self._seq, resumed))
-            if resumed:
-                for seq, frame in self._kept:
-                    if seq > (last_seq or 0):
-                        subscriber.deliver(frame)
-            self._subscribers[subscriber] = None
-            self._followed = True
-
-    @property
-    def watched(self) -> bool:
-        """Whether a client listens now."""
-        with self._lock:
-            return bool(self._subscribers)
-
-    @property
-    def forgettable(self) -> bool:
-        """Whether nothing is lost with it. Under the hub's lock."""
-        with self._lock:
-            heard = self._followed or self._listeners
-        return not (heard or self.queue or self.active or self.arriving or self.held)
-
-    def unsubscribe(self, subscriber: Subscriber) -> None:
-        with self._lock:
-            self._subscribers.pop(subscriber, None)
-
-    def listen(self, listener: Listener) -> None:
-        """Let it hear every frame to come."""
-        with self._lock:
-            self._listeners[listener] = None
-
-    def unlisten(self, listener: Listener) -> None:
-        with self._lock:
-            self._listeners.pop(listener, None)
-
-    def subscribed(self, subscriber: Subscriber) -> bool:
-        with self._lock:
-            return subscriber in self._subscribers
 
 
 class Hub:
@@ -194,6 +63,8 @@ class Hub:
         """Who pays for a turn and what limits it, where that is not just as a person's."""
         self.on_follow: Callable[[str], None] = lambda _session_id: None
         """Told of a session that a client begins to follow; it does not wait."""
+        self.soon: Soon | None = None
+        """Has what is streamed given out, by the gateway; set before the first session is used."""
         self._runtime = runtime
         self._config = config
         self._lock = threading.Lock()
@@ -230,7 +101,7 @@ class Hub:
         with self._lock:
             live = self._live.get(session_id)
             if live is None:
-                live = self._live[session_id] = Live(session_id)
+                live = self._live[session_id] = Live(session_id, self.soon)
             return live
 
     def sessions(

@@ -127,6 +127,7 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
         self._timed: dict[int, Connection] = {}
         self._next_timer = itertools.count(1)
         self._adopted: deque[tuple[socket.socket, str]] = deque()  # by whatever thread
+        self._acts: deque[Callable[[], None]] = deque()  # to be done here, by whatever thread
         self._dirty: deque[Connection] = deque()  # something was queued, by whatever thread
         self._backlog: deque[Connection] = deque()  # complete messages wait for their turn
         self._full = self._starved = False  # so that each is logged once
@@ -172,6 +173,11 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
         self._adopted.append((sock, peer))
         self._wake()
 
+    def soon(self, act: Callable[[], None]) -> None:
+        """Have something done on the loop's thread, in its next turn; any thread."""
+        self._acts.append(act)
+        self._wake()
+
     def _wake(self) -> None:
         if not self._woken:
             self._woken = True
@@ -211,6 +217,8 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
                 self._awake()
             else:
                 self._ready(key.data, events)
+        for _ in range(len(self._acts)):
+            self._act(self._acts.popleft())
         for _ in range(len(self._adopted)):
             self._take_in(*self._adopted.popleft())
         for _ in range(len(self._backlog)):
@@ -225,7 +233,7 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
 
     def _timeout(self) -> float | None:
         """Seconds the selector may sleep; None: until something happens."""
-        if self._dirty or self._backlog:
+        if self._dirty or self._backlog or self._acts:
             return 0
         while self._timers and self._timers[0][1] not in self._timed:
             heapq.heappop(self._timers)
@@ -238,6 +246,13 @@ class GatewayServer(WebSocketServer):  # type: ignore[misc]  # the base has no t
             while self._wake_in.recv(4096):
                 pass
         self._woken = False  # before the queues are looked at: nothing queued later is overlooked
+
+    @staticmethod
+    def _act(act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception:
+            log.exception("%s failed", act)
 
     # ---- accepting
 

@@ -345,7 +345,7 @@ class GatewayClient:
                 return
             if self._resuming and session_id == self.session_id:
                 self._resuming = False
-                if last is not None and frame.seq > last + 1:
+                if last is not None and (frame.first_seq or frame.seq) > last + 1:
                     self._on_link(Link(True, fresh=True))
             self._seen[session_id] = frame.seq
         elif frame.type == "session_switched":
