@@ -30,6 +30,7 @@ from oxydra.scrub import explicit
 from oxydra.store import Store
 from oxydra.threads import SHUTDOWN, Deadline
 from oxydra.tools.gate import TurnScope, Wanted
+from oxydra.tools.schedule import CHANGING
 from oxydra.types import Approval, ApprovalState, Emit, Json, SafetyTier
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ class Circumstances:
 
     `sandboxed`: a cage or something stronger contains it. `attended`: somebody may be asked.
     `sensitive` and `tainted`: the conversation holds private data, and content of strangers.
-    `egress`: the call sends something that the model chose off this machine.
+    `egress`: the call sends something that the model chose off this machine. `lasting`: what it
+    does acts later, when nobody looks.
     """
 
     sandboxed: bool
@@ -100,6 +102,7 @@ class Circumstances:
     sensitive: bool = False
     tainted: bool = False
     egress: bool = False
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,8 @@ def decide(
         verdict = told if index == 0 else _stricter(verdict, told)
     if circumstances.sensitive and circumstances.tainted and circumstances.egress:
         verdict = _stricter(verdict, Verdict(rules.exfiltration, _EXFILTRATION))
+    if circumstances.tainted and circumstances.lasting and circumstances.attended:
+        verdict = _stricter(verdict, Verdict("ask", _LASTING))
     if verdict.decision == "ask" and not circumstances.attended:
         return Verdict("deny", f"{verdict.reason} Nobody is there to be asked.")
     return verdict
@@ -141,6 +146,12 @@ _BY_RULE = {
 _EXFILTRATION = (
     "The conversation holds private data as well as content of strangers, and this would send "
     "something off this machine."
+)
+
+
+_LASTING = (
+    "The conversation holds what strangers wrote, and this changes what runs later with nobody "
+    "there."
 )
 
 
@@ -302,6 +313,7 @@ class Approvals:
             sensitive=scope.sensitive or item.tool.sensitive,
             tainted=scope.tainted,
             egress=item.tool.egress,
+            lasting=item.call.name in CHANGING,
         )
         return decide(self._rules, item.call.name, item.tool.tier, item.arguments, circumstances)
 

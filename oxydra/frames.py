@@ -107,7 +107,8 @@ SERVER = {
         "turn_completed": _IN_TURN + "response:object",
         "turn_cancelled": _IN_TURN,
         "turn_joined": _IN_TURN + "into:str",
-        "scheduled_notification": "schedule_id:str schedule_name:str message:str",
+        "scheduled_notification": "notice_id:int schedule_id:str schedule_name:str message:str "
+        "tainted:bool",
         "error": "request_id?:str session?:object turn?:object message:str code?:str "
         "retry_after_ms?:int",
         "health_status": "request_id:str healthy:bool session?:object active_turn?:object "

@@ -163,6 +163,8 @@ def test_health_for_cron(home):
     assert home.run(*at, "--quiet", program=health) == ""
     rows = json.loads(home.run(*at, "--json", program=health))
     assert {row["level"] for row in rows} == {"healthy"}
+    assert "alice gateway: healthy" in home.run("doctor")
+    assert json.loads(home.run("doctor", "--json")) == rows
 
 
 def test_the_ipc_folder_is_private(running):

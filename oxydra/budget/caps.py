@@ -23,7 +23,7 @@ MIN_THOUGHT = 4096  # the same for a model that thinks first
 _ROOM = 16_384  # tokens of output that a call may take whatever it leaves to others
 _STEP = 1024  # a lowered limit goes by such steps, so that it rarely changes
 
-Kind = Literal["turn", "session", "since"]
+Kind = Literal["turn", "session", "schedule", "since"]
 CAPS = ("per_turn", "per_session", "per_day", "per_month")
 
 
@@ -144,7 +144,8 @@ class Account:
 
     `max_cost` caps this turn, with all that is done for it. `parent` is whose turn delegated it:
     its caps hold as well, and what is spent here counts there. `schedule` is the schedule that
-    began it, `purpose` what the call is for (`turn`, `summary`).
+    began it, on the day `schedule_day` (`stamp` of its midnight), which `max_cost_per_day` caps;
+    `purpose` is what the call is for (`turn`, `summary`).
     """
 
     turn_id: str
@@ -154,6 +155,8 @@ class Account:
     purpose: str = "turn"
     max_cost: Decimal | None = None
     parent: Account | None = None
+    schedule_day: str = ""
+    max_cost_per_day: Decimal | None = None
 
     def line(self) -> Iterator[Account]:
         """This account and those above it."""
@@ -164,12 +167,19 @@ class Account:
 
     @property
     def scopes(self) -> tuple[tuple[Kind, str], ...]:
-        """The turns and sessions that pay, each once."""
+        """The turns and sessions that pay, and the day of a schedule, each once."""
         found: dict[tuple[Kind, str], None] = {}
         for account in self.line():
             found["turn", account.turn_id] = None
             found["session", account.session_id] = None
+            if account.schedule_day:
+                found["schedule", account.day_of_schedule] = None
         return tuple(found)
+
+    @property
+    def day_of_schedule(self) -> str:
+        """What names the total of a schedule's day."""
+        return f"{self.schedule} {self.schedule_day}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +207,10 @@ def limits_of(account: Account, caps: Caps, periods: Periods) -> tuple[Limit, ..
             cap, key = caps.per_turn, "per_turn"
         if cap is not None:
             found.append(_limit("turn", one.turn_id, cap, key, "It begins anew with each message."))
+        if one.max_cost_per_day is not None:
+            name, key = one.day_of_schedule, "max_cost_per_day"
+            resets = f"It begins anew at {periods.local(periods.day_ends)}."
+            found.append(_limit("schedule", name, one.max_cost_per_day, key, resets))
     anew = "It begins anew with each session."
     found.append(_limit("session", root.session_id, caps.per_session, "per_session", anew))
     for key, start, end in (
@@ -247,6 +261,10 @@ def affordable(model: ModelSpec, rates: Rates, prompt: int, left: int | None) ->
 
 
 _ABOUT = {
+    "max_cost_per_day": (
+        "one schedule may cost in a day",
+        "[scheduler] max_cost_per_day of agent.toml",
+    ),
     "max_cost": ("this turn may cost", "max_cost of agent.toml"),
     "per_turn": ("one turn may cost", "[budget] per_turn"),
     "per_session": ("one session may cost", "[budget] per_session"),

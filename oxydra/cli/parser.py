@@ -71,6 +71,9 @@ def _add_daemon(commands: Commands) -> None:
     )
     for command in (start, status, stop, restart):
         command.add_argument("--all", action="store_true", help="for every user of runner.toml")
+    text = "look whether all is well, and say what to do where it is not: exit code 1 or 2"
+    doctor = _command(commands, "doctor", "oxydra.cli.health:doctor", text)
+    doctor.add_argument("--json", action="store_true", help="print JSON")
     logs = _command(commands, "logs", "oxydra.cli.logs:logs", "show what was logged")
     logs.add_argument(
         "--role",
@@ -145,10 +148,12 @@ def _add_schedules(commands: Commands) -> None:
         "runs": "what became of its due times",
     }
     rest = [actions.add_parser(name, help=text) for name, text in others.items()]
+    output = actions.add_parser("output", help="what a run said")
+    output.add_argument("run_id", metavar="RUN", type=int, help="as `schedule runs` shows it")
     for action in (edit, *rest):
         action.add_argument("id", metavar="ID", help="as `schedule list` shows it")
     edit.add_argument("goal", metavar="GOAL", nargs="?", help="another one")
-    for action in (create, edit, listed, *rest):
+    for action in (create, edit, listed, output, *rest):
         action.add_argument("--json", action="store_true", help="print JSON")
 
 

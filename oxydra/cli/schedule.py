@@ -12,7 +12,8 @@ from oxydra.errors import UsageError
 from oxydra.scrub import printable
 from oxydra.types import Json
 
-MAX_FILE = 64 * 1024
+MAX_FILE = 64 * 1024  # bytes of a goal's file, and characters of what a run said
+MAX_RUNS = 10_000
 
 
 def schedule(options: argparse.Namespace) -> int:
@@ -22,6 +23,11 @@ def schedule(options: argparse.Namespace) -> int:
     workspace = workspace_of(load(options))
     with desk(lambda: locate(workspace), workspace.user) as asked:
         found = asked.command("schedules", **args)
+        while len(found.get("schedules", ())) < found.get("total", 0):
+            more = asked.command("schedules", **args, offset=len(found["schedules"]))
+            if not more["schedules"]:  # deleted meanwhile
+                break
+            found["schedules"] += more["schedules"]
     print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else _text(found))
     return 0
 
@@ -35,8 +41,12 @@ def _args(options: argparse.Namespace) -> dict[str, Any]:
         for kind, value in kinds:
             if value is not None:
                 args |= {"cadence_type": kind, "cadence_value": value}
-    if options.action not in ("create", "list"):
+    if options.action == "output":
+        args |= {"run_id": options.run_id, "max_chars": MAX_FILE}
+    elif options.action not in ("create", "list"):
         args["schedule_id"] = options.id
+    if options.action == "runs":
+        args["limit"] = MAX_RUNS
     return {name: value for name, value in args.items() if value is not None}
 
 
@@ -63,6 +73,8 @@ def _text(found: Json) -> str:
         rows = [_run(row) for row in found["runs"]] or ["It was not due yet."]
     elif "deleted" in found:
         rows = [f"{found['deleted']} was deleted."]
+    elif "output" in found:
+        rows = [_run(found), found["output"] or "It said nothing."]
     elif "run_id" in found:
         rows = [_run(found)]
     else:

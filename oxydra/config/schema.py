@@ -261,6 +261,19 @@ class SchedulerConfig(Section):
     max_schedules_per_user: int = key(100, "Schedules a user may have.", least=1)
     max_turns: int = key(20, "Model calls in one run, at most.", least=1, most=10_000)
     max_cost: Decimal | None = key(Decimal("0.50"), "USD that one run may cost.", least=0)
+    max_turns_per_day: int = key(
+        2000, "Model calls that the runs of one schedule may make in a day; 0: any.", least=0
+    )
+    max_cost_per_day: Decimal | None = key(
+        Decimal("5.00"), "USD that the runs of one schedule may cost in a day.", least=0
+    )
+    timeout_secs: float = key(600.0, "Seconds after which a run is ended.", least=1, most=604_800)
+    jitter_secs: int = key(
+        0,
+        "Seconds that a repeated run may begin later, always the same for one schedule.",
+        least=0,
+        most=3600,
+    )
     max_run_history: int = key(50, "Runs kept for each schedule.", least=1)
     min_interval_secs: int = key(60, "Seconds between two runs, at least.", least=1)
     default_timezone: str = key(

@@ -54,7 +54,7 @@ HISTORY_LIMIT = 500  # events in one `session_history`
 REVOKED = 4401  # the close code of a connection whose token is no longer valid
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Client:
     """One connection, once it was let in. Acts as a `Subscriber`."""
 
@@ -361,7 +361,7 @@ class Gateway(Handler):
             return frame_text(encode(frame_type, greeting))
 
         self._hub.live(session.session_id).subscribe(client, greet, last_seq)
-        self._hub.on_follow(session.session_id)
+        self._hub.on_follow(client)
         if self._approvals is not None:
             for approval in self._approvals.pending(session.session_id):
                 client.reply("approval_request", self._told(approval))

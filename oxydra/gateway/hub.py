@@ -31,7 +31,7 @@ from oxydra.errors import (
     UsageError,
 )
 from oxydra.frames import session_ref, turn_ref
-from oxydra.gateway.live import Active, Live, Soon
+from oxydra.gateway.live import Active, Live, Soon, Subscriber
 from oxydra.runtime import Context, Runtime, Terms, internal_error
 from oxydra.store import Store
 from oxydra.store.conversation import new_session
@@ -61,8 +61,8 @@ class Hub:
         """Told of every frame that a turn emits, on the turn's thread."""
         self.terms_of: Callable[[Turn], tuple[Account | None, Terms | None]] = _usual
         """Who pays for a turn and what limits it, where that is not just as a person's."""
-        self.on_follow: Callable[[str], None] = lambda _session_id: None
-        """Told of a session that a client begins to follow; it does not wait."""
+        self.on_follow: Callable[[Subscriber], None] = lambda _client: None
+        """Told of a client that begins to follow a session; it does not wait."""
         self.soon: Soon | None = None
         """Has what is streamed given out, by the gateway; set before the first session is used."""
         self._runtime = runtime
@@ -103,6 +103,12 @@ class Hub:
             if live is None:
                 live = self._live[session_id] = Live(session_id, self.soon)
             return live
+
+    def followers(self, session_id: str = "") -> list[Subscriber]:
+        """The clients that follow a session, or any, each once."""
+        with self._lock:
+            lives = [live for live in self._live.values() if session_id in ("", live.session_id)]
+        return list(dict.fromkeys(client for live in lives for client in live.followers))
 
     def sessions(
         self, *, include_archived: bool = False, include_delegated: bool = False

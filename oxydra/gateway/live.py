@@ -29,10 +29,12 @@ Soon = Callable[[Callable[[], None]], None]
 
 class Subscriber(Protocol):
     """Somebody who listens to sessions. `deliver` appends and returns: it never blocks, never
-    raises.
+    raises. Nor does `reply`, which gives it a frame without a number.
     """
 
     def deliver(self, frame: bytes | Delta) -> None: ...
+
+    def reply(self, frame_type: str, payload: Json) -> None: ...
 
 
 class Listener(Protocol):
@@ -180,10 +182,10 @@ class Live:
             self._followed = True
 
     @property
-    def watched(self) -> bool:
-        """Whether a client listens now."""
+    def followers(self) -> list[Subscriber]:
+        """The clients that listen now."""
         with self._lock:
-            return bool(self._subscribers)
+            return list(self._subscribers)
 
     @property
     def forgettable(self) -> bool:

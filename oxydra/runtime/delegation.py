@@ -146,6 +146,7 @@ class Delegations:
                 account = Account(
                     found.turn_id,
                     found.session_id,
+                    schedule=parent.account.schedule,
                     max_cost=found.max_cost,
                     parent=parent.payer(),
                 )

@@ -1,8 +1,9 @@
 """What tools, commands and the command line ask of the schedules: make, find, change, delete them,
 and read what their runs said. Nothing runs here.
 
-A model's limits hold here too: a run changes no schedule, and a schedule that was made or changed
-while words of strangers were in the conversation is paused until its person resumes it.
+A model's limits hold here too: a run changes no schedule. While words of strangers are in the
+conversation, what a person was not asked about is not deleted, paused or resumed, and what is made
+or changed is paused until its person resumes it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ NOTIFICATIONS = ("always", "conditional", "never")
 STATUSES = ("active", "paused", "disabled", "done")
 MAX_GOAL = 16 * 1024  # characters
 MAX_NAME = 100
+MAX_SEEN = 1000
 KIND = "schedule"  # of the changes that undo takes back
 DEFINITION = ("name", "goal", "cadence_type", "cadence_value", "timezone", "notification")
 HELD = (
@@ -36,13 +38,15 @@ NO_MARKS = Marks()
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who asks: a person, or the model in `session_id` with what its conversation holds. `note` is
-    told what a schedule is before it is changed, and what it will be; None: not there.
+    """Who asks: a person, or the model in `session_id` with what its conversation holds; `allowed`
+    where a person was shown this very call and allowed it. `note` is told what a schedule is before
+    it is changed, and what it will be; None: not there.
     """
 
     session_id: str = ""
     marks: Marks = NO_MARKS
     person: bool = False
+    allowed: bool = False
     note: Callable[[Schedule | None, Schedule | None], None] = lambda _before, _after: None
 
 
@@ -67,6 +71,7 @@ class Desk:
             "delete": self.delete,
             "runs": self.runs,
             "output": self.output,
+            "seen": self.seen,
         }
 
     def command(self, args: Json) -> Json:
@@ -86,7 +91,11 @@ class Desk:
         now = int(self._scheduler.clock())
         zone = _text(args, "timezone", 64, self._config.default_timezone)
         kind, value = _text(args, "cadence_type", 16), _text(args, "cadence_value", 200)
-        held = asker.marks.tainted
+        held = asker.marks.tainted and not asker.allowed
+        origin = asker.session_id or str(args.get("session_id") or "")
+        channel, _, place = (
+            self._store.session(origin).channel_origin.partition(":") if origin else ("", "", "")
+        )
         wanted = Schedule(
             schedule_id=new_id(),
             name=" ".join(_text(args, "name", MAX_NAME, "").split()),
@@ -100,10 +109,12 @@ class Desk:
             anchor=now,
             next_due=self._first(kind, value, zone, now),
             failures=0,
-            tainted=held,
+            tainted=asker.marks.tainted,
             sensitive=asker.marks.sensitive,
-            origin=asker.session_id or str(args.get("session_id") or ""),
+            origin=origin,
             created_at="",
+            channel=channel,
+            context=place,
         )
         asker.note(None, wanted)
         made = self._store.add_schedule(wanted, self._config.max_schedules_per_user)
@@ -143,13 +154,16 @@ class Desk:
             if found.status == "done":
                 changes["status"] = "active"
         if asker.marks.tainted:
-            changes |= {"tainted": True, "status": "paused", "reason": HELD}
+            changes["tainted"] = True
+        if asker.marks.tainted and not asker.allowed:
+            changes |= {"status": "paused", "reason": HELD}
         if asker.marks.sensitive:
             changes["sensitive"] = True
         return self._change(found, changes, asker)
 
     def pause(self, args: Json, asker: Asker) -> Json:
         _check_changes(asker)
+        _check_words(asker)
         changes = {"status": "paused", "reason": "Paused."}
         return self._change(self._find(args), changes, asker)
 
@@ -157,8 +171,9 @@ class Desk:
         """From now on; what was due meanwhile is not made up for."""
         _check_changes(asker)
         found = self._find(args)
-        if found.tainted and not asker.person:
+        if found.tainted and not (asker.person or asker.allowed):
             raise PolicyDenied("Only its person may resume this schedule.", remedy=found.reason)
+        _check_words(asker)
         following = self._scheduler.following(found)
         if following is None:
             raise UsageError("Its time has passed.", remedy="Give it another one.")
@@ -171,24 +186,43 @@ class Desk:
         return self._run(self._scheduler.asked_for(self._find(args).schedule_id))
 
     def delete(self, args: Json, asker: Asker) -> Json:
+        """What runs of it is cancelled."""
         _check_changes(asker)
+        _check_words(asker)
         found = self._find(args)
         asker.note(found, None)
+        self._scheduler.stop_run(found.schedule_id)
         self._store.delete_schedule(found.schedule_id)
         self._scheduler.wake()
         return {"deleted": found.schedule_id}
 
     def runs(self, args: Json, _asker: Asker) -> Json:
         found = self._find(args)
-        limit = _number(args, "limit", 20, 1)
+        limit = min(_number(args, "limit", 20, 1), self._config.max_run_history)
         fires = self._store.fires(found.schedule_id, limit)
         return {"schedule_id": found.schedule_id, "runs": [self._run(fire) for fire in fires]}
 
     def output(self, args: Json, _asker: Asker) -> Json:
         fire = self._store.fire(_number(args, "run_id", 0, 0))
+        kept = self._store.fires(fire.schedule_id, self._config.max_run_history)
+        if fire.fire_id not in [one.fire_id for one in kept]:
+            raise NotFoundError(
+                f"What the run {fire.fire_id} said is not kept any more.",
+                remedy="[scheduler] max_run_history says how many are.",
+            )
         offset, most = _number(args, "offset", 0, 0), _number(args, "max_chars", 8000, 1)
         part = fire.output[offset : offset + most]
         return {**self._run(fire), "output": part, "total_chars": len(fire.output)}
+
+    def seen(self, args: Json, asker: Asker) -> Json:
+        """A client has shown notices: they are owed no more."""
+        if not asker.person:
+            raise PolicyDenied("Only a person's client may do that.")
+        ids = args.get("notice_ids")
+        if not isinstance(ids, list) or not all(type(each) is int for each in ids[:MAX_SEEN]):
+            raise UsageError("'notice_ids' is a list of the numbers that notices have.")
+        self._store.notices_seen(ids[:MAX_SEEN])
+        return {"seen": len(ids[:MAX_SEEN])}
 
     def _first(self, kind: str, value: str, zone: str, now: int) -> int:
         cadence.zone_of(zone)
@@ -291,7 +325,9 @@ class ModelDesk:
             where = (context.session_id, context.turn_id, context.step, context.call_id)
             store.add_change(*where, KIND, payload)
 
-        asker = Asker(session_id, self._marks_of(context.turn_id), note=note)
+        call = (context.turn_id, context.step, context.call_id)
+        allowed = store.allowed_call(*call)
+        asker = Asker(session_id, self._marks_of(context.turn_id), allowed=allowed, note=note)
         return Desk(self._scheduler).act(action, args, asker)
 
 
@@ -308,6 +344,15 @@ def _said(row: Json | None, *more: str) -> list[object]:
 def _check_changes(asker: Asker) -> None:
     if asker.session_id.startswith(PREFIX):
         raise PolicyDenied("A scheduled run changes no schedules.")
+
+
+def _check_words(asker: Asker) -> None:
+    """What strangers wrote takes nothing away."""
+    if asker.marks.tainted and not asker.allowed:
+        raise PolicyDenied(
+            "The conversation holds what strangers wrote, and its person was not asked.",
+            remedy="Its person can do it: oxydra-runner schedule",
+        )
 
 
 def _text(args: Json, name: str, most: int, usual: str | None = None) -> str:

@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
 
-from oxydra.budget import Account
+from oxydra.budget import Account, Limit, Periods, dollars, usd
+from oxydra.budget.caps import stamp
 from oxydra.cadence import upcoming
 from oxydra.config import SchedulerConfig
 from oxydra.errors import NotFoundError, OxydraError
 from oxydra.runtime import Terms
-from oxydra.scheduler.engine import Engine, Outcome
+from oxydra.scheduler.engine import CANCELLED, Engine, Outcome
+from oxydra.scheduler.post import Client, Post
 from oxydra.store import Store
 from oxydra.store.schedules import Fire, Schedule, marks_of
-from oxydra.threads import Inbox, InboxClosed, Service
+from oxydra.threads import Deadline, Inbox, InboxClosed, Service
 from oxydra.types import SCHEDULED, Json, Turn, TurnState
 
 log = logging.getLogger(__name__)
 
 PREFIX = "scheduled:"
-MAX_NOTICE = 4000  # characters
 STALLED = 300.0  # seconds behind its time after which the scheduler counts as stalled
-TRANSIENT = ("provider_unavailable", "unreachable")  # codes of errors that may pass
+# codes of errors that may pass
+TRANSIENT = ("provider_unavailable", "unreachable", "rate_limited")
 NOTE = (
     "This is a scheduled run; nobody reads along. Do the task. If its person should be told"
     " something, call notify, or begin the answer with [NOTIFY].\n\n"
@@ -52,6 +56,10 @@ class Turns(Protocol):
 
     def live(self, session_id: str) -> Any: ...
 
+    def cancel(self, session_id: str, turn_id: str) -> None: ...
+
+    def followers(self, session_id: str = "") -> Sequence[Client]: ...
+
 
 class Scheduler:
     """Of one user. Every method may be called from any thread."""
@@ -68,10 +76,12 @@ class Scheduler:
         self.config = config
         self.clock = clock
         self._turns = turns
-        self._engine = Engine(store, config, self._begin, self._tell)
+        self.post = Post(store, turns.followers, self._do, clock)
+        self._engine = Engine(store, config, self._begin, self.post.tell, self._refuse)
         self._inbox: Inbox[Callable[[], None] | None] = Inbox(4096)
         self._service = Service("scheduler", self._work, wake=self._inbox.close, on_death=on_death)
         self._due: int | None = None
+        self._round = Deadline.after(None)  # when the thread should have come around again
 
     def start(self) -> None:
         if self.config.enabled:
@@ -83,17 +93,22 @@ class Scheduler:
 
     def wake(self) -> None:
         """Something changed: look again."""
-        self._inbox.put(None)
+        if not len(self._inbox):  # else it looks again anyway
+            self._inbox.put(None)
+
+    def _do(self, job: Callable[[], None]) -> None:
+        """Let the thread do something."""
+        self._inbox.put(job)
 
     def state(self) -> Json:
         """Whether due times are kept, for a look at its health."""
         due = self._due
-        waits = due is None or self._engine.running > 0  # it may wait for the end of a run
+        waits = due is None or self._engine.room <= 0  # for the end of a run
         late = 0.0 if waits or due is None else max(0.0, self.clock() - due)
-        stalled = self.config.enabled and (not self._service.alive or late > STALLED)
+        stuck = not self._service.alive or self._round.expired
         return {
             "enabled": self.config.enabled,
-            "stalled": stalled,
+            "stalled": self.config.enabled and (stuck or late > STALLED),
             "late_seconds": round(late),
             "running": self._engine.running,
             "next_due": due,
@@ -103,26 +118,61 @@ class Scheduler:
         """Who pays for a turn of a schedule, and what limits it."""
         if not turn.session_id.startswith(PREFIX) or turn.request_id != SCHEDULED:
             return None, None
-        account = Account(
-            turn.turn_id,
-            turn.session_id,
-            schedule=turn.session_id.removeprefix(PREFIX),
+        config, schedule_id = self.config, turn.session_id.removeprefix(PREFIX)
+        account = self._account(schedule_id, turn)
+        fires = self.store.claimed(schedule_id)
+        if fires and account.max_cost is not None:  # what earlier attempts cost counts
+            left = max(usd(0), account.max_cost - usd(fires[0].cost))
+            account = replace(account, max_cost=left)
+        calls = config.max_turns
+        if config.max_turns_per_day:
+            made = self.store.calls_of_schedule(schedule_id, account.schedule_day, turn.turn_id)
+            calls = max(1, min(calls, config.max_turns_per_day - made))
+        until = Deadline.after(config.timeout_secs)
+        return account, Terms(attended=False, max_turns=calls, deadline=until)
+
+    def _account(self, schedule_id: str, turn: Turn | None = None) -> Account:
+        now = datetime.fromtimestamp(self.clock(), UTC)
+        return Account(
+            "" if turn is None else turn.turn_id,
+            "" if turn is None else turn.session_id,
+            schedule=schedule_id,
             max_cost=self.config.max_cost,
+            schedule_day=stamp(Periods.around(now, self.config.default_timezone).day),
+            max_cost_per_day=self.config.max_cost_per_day,
         )
-        return account, Terms(attended=False, max_turns=self.config.max_turns)
+
+    def _refuse(self, schedule: Schedule) -> str:
+        """Why it may not begin a run for now: it has had what it may have in a day."""
+        config, account = self.config, self._account(schedule.schedule_id)
+        most, cap = config.max_turns_per_day, config.max_cost_per_day
+        if most:
+            made = self.store.calls_of_schedule(schedule.schedule_id, account.schedule_day)
+            if made >= most:
+                return f"Its {most} model calls of today are made: [scheduler] max_turns_per_day."
+        if cap is not None:
+            (cost,) = self.store.spent([Limit("schedule", account.day_of_schedule, None, "", "")])
+            if usd(cost) >= cap:
+                said = f"It has cost {dollars(cost)} today"
+                return f"{said}: [scheduler] max_cost_per_day is {cap}."
+        return ""
 
     # --------------------------------------------------------------------------------- the thread
 
     def _work(self, service: Service) -> None:
         while not service.stopping.is_set():
             now = int(self.clock())
+            self._round = Deadline.after(STALLED)
             try:
                 self._due = self._engine.step(now)
+                self.post.carry(now)
             except OxydraError as error:  # a full disk, a locked database: it is tried again
                 log.error("the scheduler waits: %s", error)
                 self._due = now + 1
+            patience = self._patience(now)
+            self._round = Deadline.after(None if patience is None else patience + STALLED)
             try:
-                job = self._inbox.get(self._patience(now))
+                job = self._inbox.get(patience)
             except TimeoutError:
                 continue
             except InboxClosed:
@@ -137,11 +187,12 @@ class Scheduler:
         """Seconds to sleep: for ever where nothing will be due. Not longer than the configured
         bound otherwise, because a clock may be put forward and a machine may be suspended.
         """
-        if self._due is None:
+        due = [each for each in (self._due, self.post.next()) if each is not None]
+        if not due:
             return None
-        if self._due <= now:  # all places are taken: the end of a run wakes us
+        if min(due) <= now:  # all places are taken: the end of a run wakes us
             return self.config.poll_interval_secs
-        return min(self.config.poll_interval_secs, max(0.0, self._due - self.clock()))
+        return min(self.config.poll_interval_secs, max(0.0, min(due) - self.clock()))
 
     def _begin(self, schedule: Schedule, fire: Fire) -> None:
         live = self._turns.live(schedule.session_id)
@@ -159,37 +210,14 @@ class Scheduler:
             )
         except OxydraError as error:
             live.unlisten(ear)
-            outcome = Outcome(False, reason=str(error), again=True)
-            self._inbox.put(partial(self._end, fire, outcome))
+            outcome = Outcome(False, reason=str(error), code=error.code, again=True)
+            self._do(partial(self._end, fire, outcome))
             return
         if turn.state.terminal:  # it ended before this process began
             ear.hear(str((turn.terminal or {}).get("type")), {"turn": {"turn_id": turn.turn_id}})
 
-    def _tell(self, schedule: Schedule, message: str) -> None:
-        """Owed from now on; given as soon as somebody follows the session it was made in."""
-        payload = {
-            "schedule_id": schedule.schedule_id,
-            "schedule_name": schedule.name,
-            "message": message[:MAX_NOTICE],
-        }
-        self.store.owe_notice(schedule.origin, payload)
-        self._give(schedule.origin)
-
-    def followed(self, session_id: str) -> None:
-        """A client follows this session: it gets what is owed."""
-        self._inbox.put(partial(self._give, session_id))
-
-    def _give(self, session_id: str) -> None:
-        owed = self.store.owed_notices(session_id) if session_id else []
-        for notice_id, payload in owed:
-            live = self._turns.live(session_id)
-            if not live.watched:
-                return
-            live.publish("scheduled_notification", payload)
-            self.store.notice_given(notice_id)
-
     def _heard(self, fire: Fire, live: Any, ear: _Ear) -> None:
-        self._inbox.put(partial(self._collect, fire, live, ear))
+        self._do(partial(self._collect, fire, live, ear))
 
     def _collect(self, fire: Fire, live: Any, ear: _Ear) -> None:
         live.unlisten(ear)
@@ -199,8 +227,23 @@ class Scheduler:
             outcome = Outcome(False, reason="The run broke off.", cost=cost)
         else:
             payload = (turn.terminal or {}).get("payload") or {}
-            outcome = _outcome(turn.state, payload, cost, calls)
-        self._end(fire, outcome)
+            outcome = self._outcome(turn.state, payload)
+        tainted = turn is not None and self.store.session_marks(turn.session_id).tainted
+        self._end(fire, replace(outcome, cost=cost, turns=calls, tainted=tainted))
+
+    def _outcome(self, state: TurnState, payload: Json) -> Outcome:
+        if state is TurnState.COMPLETED:
+            message = (payload.get("response") or {}).get("message") or {}
+            return Outcome(True, output=str(message.get("content") or ""))
+        if state is TurnState.CANCELLED:
+            return Outcome(False, reason="It was cancelled.", code=CANCELLED)
+        code = str(payload.get("code") or "")
+        reason = str(payload.get("message") or "It failed.")
+        if code == "max_turns":
+            reason = "It was stopped: it had made the model calls that [scheduler] allows."
+        elif code == "timeout":
+            reason = f"{reason} A run has {self.config.timeout_secs:g} s: [scheduler] timeout_secs."
+        return Outcome(False, reason=reason, code=code, again=code in TRANSIENT)
 
     def _end(self, fire: Fire, outcome: Outcome) -> None:
         self._engine.ended(fire, outcome, int(self.clock()))
@@ -221,6 +264,14 @@ class Scheduler:
         fire = self.store.record_now(schedule_id, int(self.clock()))
         self.wake()
         return fire
+
+    def stop_run(self, schedule_id: str) -> None:
+        """Cancel what runs of a schedule."""
+        for fire in self.store.claimed(schedule_id):
+            try:
+                self._turns.cancel(PREFIX + schedule_id, fire.turn_id)
+            except NotFoundError:
+                log.debug("the run %d ended by itself", fire.fire_id)
 
     def notify(self, session_id: str, turn_id: str, message: str) -> None:
         """What a run wants its person told. Raises `NotFoundError` outside of one."""
@@ -244,14 +295,3 @@ class _Ear:
         ended, self._ended = self._ended, None
         if ended is not None:
             ended(self)
-
-
-def _outcome(state: TurnState, payload: Json, cost: int, calls: int) -> Outcome:
-    if state is TurnState.COMPLETED:
-        message = (payload.get("response") or {}).get("message") or {}
-        return Outcome(True, output=str(message.get("content") or ""), cost=cost, turns=calls)
-    if state is TurnState.CANCELLED:
-        return Outcome(False, reason="It was cancelled.", cost=cost, turns=calls)
-    again = payload.get("code") in TRANSIENT
-    reason = str(payload.get("message") or "It failed.")
-    return Outcome(False, reason=reason, again=again, cost=cost, turns=calls)

@@ -44,6 +44,11 @@ class ApprovalTables(Database):
         )
         return found[0] if found else None
 
+    def allowed_call(self, turn_id: str, step: int, call_id: str) -> bool:
+        """Whether a person allowed this call."""
+        where = "WHERE turn_id = ? AND step = ? AND call_id = ? AND state = 'allowed' LIMIT 1"
+        return bool(self._approvals(where, (turn_id, step, clean(call_id))))
+
     def approved_for_session(self, session_id: str, tool: str, arguments_sha256: str) -> bool:
         """Whether these arguments were allowed for the whole session."""
         where = (

@@ -432,6 +432,26 @@ def m013_notes(db: apsw.Connection) -> None:
     )
 
 
+def m014_notices(db: apsw.Connection) -> None:
+    """Where notices go and when they are tried again; why runs ended, and what they cost a day."""
+    db.execute(
+        """
+        ALTER TABLE notices ADD COLUMN schedule_id TEXT NOT NULL DEFAULT '';
+        ALTER TABLE notices ADD COLUMN channel TEXT NOT NULL DEFAULT '';
+        ALTER TABLE notices ADD COLUMN context TEXT NOT NULL DEFAULT '';
+        ALTER TABLE notices ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE notices ADD COLUMN not_before INTEGER NOT NULL DEFAULT 0;
+        DROP INDEX notices_owed;
+        CREATE INDEX notices_owed ON notices (schedule_id, notice_id) WHERE delivered = 0;
+
+        ALTER TABLE schedules ADD COLUMN channel TEXT NOT NULL DEFAULT '';
+        ALTER TABLE schedules ADD COLUMN context TEXT NOT NULL DEFAULT '';
+        ALTER TABLE fires ADD COLUMN code TEXT NOT NULL DEFAULT '';
+        CREATE INDEX spend_by_schedule ON spend (schedule, created_at) WHERE schedule <> '';
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -446,5 +466,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m011_changes,
     m012_memory,
     m013_notes,
+    m014_notices,
 )
 """In order, append-only: a migration that was released is never changed."""

@@ -8,25 +8,29 @@ what was claimed before a crash is found again and never begun twice. Moments ar
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import apsw
 
 from oxydra.errors import BusyError, NotFoundError
 from oxydra.store.conversation import insert_session
-from oxydra.store.database import Database, Row, as_text, clean, placeholders, timestamp
+from oxydra.store.database import Database, Row, clean, placeholders, timestamp
+from oxydra.store.notices import Notice, insert_notice
 from oxydra.types import SCHEDULED, Json, Marks
 
 OPEN = ("due", "claimed")
 ENDED = ("ran", "failed", "skipped", "missed")
+REMEMBERED = 86_400  # seconds that a due time is known to have had its row, whatever the clock does
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """`status`: `active`, `paused`, `disabled` (it failed too often) or `done`. `origin` is the
-    session it was made in; `failures` counts runs in a row that failed.
+    session it was made in, `channel` and `context` say where that is; `failures` counts runs in a
+    row that failed.
     """
 
     schedule_id: str
@@ -45,18 +49,23 @@ class Schedule:
     sensitive: bool
     origin: str
     created_at: str
+    channel: str = ""
+    context: str = ""
 
     @property
     def session_id(self) -> str:
         return f"scheduled:{self.schedule_id}"
 
     def to_json(self) -> Json:
-        return {name: getattr(self, name) for name in self.__slots__ if name != "anchor"}
+        hidden = ("anchor", "context")
+        return {name: getattr(self, name) for name in self.__slots__ if name not in hidden}
 
 
 @dataclass(frozen=True, slots=True)
 class Fire:
-    """`attempts` have begun; `not_before` is when the next one may; `cost` is in nano-dollars."""
+    """`attempts` have begun; `not_before` is when the next one may; `cost` is in nano-dollars;
+    `code` is that of the error it ended with.
+    """
 
     fire_id: int
     schedule_id: str
@@ -69,6 +78,7 @@ class Fire:
     cost: int
     turns: int
     notified: str
+    code: str
 
     @property
     def turn_id(self) -> str:
@@ -84,17 +94,41 @@ class Fire:
 @dataclass(frozen=True, slots=True)
 class Passed:
     """Due times of one schedule that have come, with the state and reason of each, and the next
-    one to come.
+    one to come. What is to run begins `delay` seconds later.
     """
 
     schedule_id: str
     fires: Sequence[tuple[int, str, str]]
     next_due: int | None
     one_waits: bool = True  # what waited before them is skipped
+    delay: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What became of a claimed fire: `ran`, `failed` or `skipped`, what is new in its schedule, and
+    what is owed to its person because of it.
+    """
+
+    state: str
+    reason: str = ""
+    code: str = ""
+    output: str = ""
+    cost: int = 0
+    turns: int = 0
+    changes: Json = field(default_factory=dict)
+    notice: Json | None = None
 
 
 _SCHEDULE = ", ".join(Schedule.__slots__)
 _FIRE = ", ".join(Fire.__slots__)
+_CREATED = Schedule.__slots__.index("created_at")
+# closed rows that are neither among the newest ?3 of a schedule nor younger than ?2
+_OLD = (
+    " WHERE schedule_id = ?1 AND state NOT IN ('due', 'claimed') AND due_at <= ?2"
+    " AND fire_id NOT IN (SELECT fire_id FROM fires WHERE schedule_id = ?1"
+    " ORDER BY due_at DESC LIMIT ?3)"
+)
 
 
 def new_id() -> str:
@@ -102,7 +136,7 @@ def new_id() -> str:
 
 
 class ScheduleTables(Database):
-    """`schedules`, `fires` and `notices`."""
+    """`schedules` and `fires`."""
 
     # ---------------------------------------------------------------------------------- schedules
 
@@ -118,7 +152,7 @@ class ScheduleTables(Database):
                 )
             schedule_id = wanted.schedule_id or new_id()
             values = [getattr(wanted, name) for name in Schedule.__slots__]
-            values[0], values[-1] = schedule_id, timestamp()
+            values[0], values[_CREATED] = schedule_id, timestamp()
             values = [clean(each) if isinstance(each, str) else each for each in values]
             db.execute(
                 f"INSERT INTO schedules ({_SCHEDULE}) VALUES ({placeholders(Schedule.__slots__)})",
@@ -174,16 +208,8 @@ class ScheduleTables(Database):
 
     def change_schedule(self, schedule_id: str, **values: Any) -> Schedule:
         """Set columns; what waits of a schedule that is active no more is skipped."""
-        names = ", ".join(f"{name} = ?" for name in values)
-        fixed = [clean(each) if isinstance(each, str) else each for each in values.values()]
         with self._transaction() as db:
-            db.execute(f"UPDATE schedules SET {names} WHERE schedule_id = ?", (*fixed, schedule_id))
-            if values.get("status") in ("paused", "disabled"):
-                db.execute(
-                    "UPDATE fires SET state = 'skipped', reason = ?"
-                    " WHERE schedule_id = ? AND state = 'due'",
-                    (f"The schedule was {values['status']}.", schedule_id),
-                )
+            _set(db, schedule_id, values)
         return self.schedule(schedule_id)
 
     def delete_schedule(self, schedule_id: str) -> None:
@@ -197,12 +223,15 @@ class ScheduleTables(Database):
     # ------------------------------------------------------------------------------------- ledger
 
     def next_due(self) -> int | None:
-        """When something is due next, or may be tried again."""
+        """When something is due next, or may be tried again. What waits for the end of a run of its
+        own schedule is left out.
+        """
         with self._reading() as db:
             found = db.execute(
                 "SELECT min(at) FROM (SELECT min(next_due) AS at FROM schedules"
                 " WHERE status = 'active' UNION ALL"
-                " SELECT min(not_before) FROM fires WHERE state = 'due')"
+                " SELECT min(not_before) FROM fires WHERE state = 'due' AND schedule_id NOT IN"
+                " (SELECT schedule_id FROM fires WHERE state = 'claimed'))"
             ).get
         return None if found is None else int(found)
 
@@ -211,15 +240,20 @@ class ScheduleTables(Database):
         where = "WHERE status = 'active' AND next_due <= ? ORDER BY next_due LIMIT ?"
         return self._schedules(where, (now, most))
 
-    def record_passed(self, passed: Iterable[Passed]) -> None:
-        """Each due time gets its row, unless it has one."""
+    def record_passed(self, passed: Iterable[Passed], keep: int) -> None:
+        """Each due time gets its row, unless it has one; of older rows `keep` stay, as after
+        `end_fire`.
+        """
         with self._transaction() as db:
             for one in passed:
                 last = max((at for at, state, _ in one.fires if state == "due"), default=None)
                 db.executemany(
                     "INSERT OR IGNORE INTO fires (schedule_id, due_at, state, reason, not_before)"
                     " VALUES (?, ?, ?, ?, ?)",
-                    [(one.schedule_id, at, state, why, at) for at, state, why in one.fires],
+                    [
+                        (one.schedule_id, at, state, why, at + one.delay)
+                        for at, state, why in one.fires
+                    ],
                 )
                 if one.one_waits and last is not None:
                     db.execute(
@@ -233,6 +267,8 @@ class ScheduleTables(Database):
                     " THEN 'done' ELSE status END WHERE schedule_id = ?2",
                     (one.next_due, one.schedule_id),
                 )
+                if one.fires:
+                    _prune(db, one.schedule_id, one.fires[-1][0], keep)
 
     def record_now(self, schedule_id: str, now: int) -> Fire:
         """A run that somebody asked for."""
@@ -284,32 +320,39 @@ class ScheduleTables(Database):
         found = {fire.fire_id: fire for fire in self.claimed()}
         return [found[each] for each in ids]
 
-    def claimed(self) -> list[Fire]:
+    def claimed(self, schedule_id: str = "") -> list[Fire]:
+        """What runs; of one schedule if it is named."""
+        if schedule_id:
+            return self._fires("WHERE state = 'claimed' AND schedule_id = ?", (schedule_id,))
         return self._fires("WHERE state = 'claimed' ORDER BY due_at", ())
 
-    def end_fire(
-        self, fire: Fire, state: str, reason: str, output: str, cost: int, turns: int, keep: int
-    ) -> Schedule:
-        """`claimed -> ran | failed`; older rows than the `keep` newest of the schedule go."""
-        failed = state == "failed"
+    def end_fire(self, fire: Fire, ending: Ending, keep: int) -> Notice | None:
+        """`claimed -> ran | failed | skipped`, with all that follows from it in one transaction;
+        returns what is owed. Rows older than the `keep` newest lose what was said, and go once they
+        are `REMEMBERED`. A fire that is not claimed stays as it is.
+        """
         with self._transaction() as db:
             db.execute(
-                "UPDATE fires SET state = ?, reason = ?, output = ?, cost = cost + ?, turns = ?"
-                " WHERE fire_id = ? AND state = 'claimed'",
-                (state, clean(reason), clean(output), cost, turns, fire.fire_id),
+                "UPDATE fires SET state = ?, reason = ?, code = ?, output = ?, cost = cost + ?,"
+                " turns = ? WHERE fire_id = ? AND state = 'claimed'",
+                (
+                    *(ending.state, clean(ending.reason), ending.code, clean(ending.output)),
+                    *(ending.cost, ending.turns, fire.fire_id),
+                ),
             )
-            db.execute(
-                "UPDATE schedules SET failures = CASE WHEN ? THEN failures + 1 ELSE 0 END"
-                " WHERE schedule_id = ?",
-                (failed, fire.schedule_id),
-            )
-            db.execute(
-                "DELETE FROM fires WHERE schedule_id = ?1 AND state NOT IN ('due', 'claimed')"
-                " AND due_at <= ?2 AND fire_id NOT IN (SELECT fire_id FROM fires"
-                " WHERE schedule_id = ?1 ORDER BY due_at DESC LIMIT ?3)",
-                (fire.schedule_id, fire.due_at, keep),
-            )
-        return self.schedule(fire.schedule_id)
+            if not db.changes():
+                return None
+            if ending.changes:
+                _set(db, fire.schedule_id, ending.changes)
+            _prune(db, fire.schedule_id, fire.due_at, keep)
+            if ending.notice is None:
+                return None
+            where = db.execute(
+                "SELECT origin, channel, context FROM schedules WHERE schedule_id = ?",
+                (fire.schedule_id,),
+            ).fetchone()
+            assert where is not None  # a fire has a schedule
+            return insert_notice(db, fire.schedule_id, where, ending.notice)
 
     def try_again(self, fire: Fire, reason: str, not_before: int, cost: int) -> None:
         """`claimed -> due`, for another attempt."""
@@ -332,27 +375,6 @@ class ScheduleTables(Database):
                 return True
         return False
 
-    def owe_notice(self, session_id: str, payload: Json) -> None:
-        """Keep what the people of a session are to be told."""
-        with self._transaction() as db:
-            db.execute(
-                "INSERT INTO notices (session_id, payload) VALUES (?, ?)",
-                (session_id, as_text(payload)),
-            )
-
-    def owed_notices(self, session_id: str) -> list[tuple[int, Json]]:
-        with self._reading() as db:
-            rows: list[Row] = db.execute(
-                "SELECT notice_id, payload FROM notices WHERE session_id = ? AND delivered = 0"
-                " ORDER BY notice_id",
-                (session_id,),
-            ).fetchall()
-        return [(int(row[0]), json.loads(row[1])) for row in rows]
-
-    def notice_given(self, notice_id: int) -> None:
-        with self._transaction() as db:
-            db.execute("UPDATE notices SET delivered = 1 WHERE notice_id = ?", (notice_id,))
-
     def fires(self, schedule_id: str, most: int = 50) -> list[Fire]:
         """The newest first."""
         where = "WHERE schedule_id = ? ORDER BY due_at DESC LIMIT ?"
@@ -371,12 +393,46 @@ class ScheduleTables(Database):
         return [Fire(*row) for row in rows]
 
     def cost_of_turn(self, turn_id: str) -> tuple[int, int]:
-        """Nano-dollars that a turn's calls have cost, and how many they were."""
+        """Nano-dollars that a turn has cost, with all that was done for it, and its own calls."""
         with self._reading() as db:
-            row = db.execute(
-                "SELECT coalesce(sum(cost), 0), count(*) FROM spend WHERE turn_id = ?", (turn_id,)
+            cost = db.execute(
+                "SELECT amount FROM spend_totals WHERE kind = 'turn' AND name = ?", (turn_id,)
             ).get
-        return int(row[0]), int(row[1])
+            calls = db.execute("SELECT count(*) FROM spend WHERE turn_id = ?", (turn_id,)).get
+        return int(cost or 0), int(calls)
+
+    def calls_of_schedule(self, schedule_id: str, since: str, besides: str = "") -> int:
+        """Model calls that were made for a schedule since an instant (`budget.caps.stamp`), without
+        those of the turn `besides`.
+        """
+        with self._reading() as db:
+            found = db.execute(
+                "SELECT count(*) FROM spend WHERE schedule = ? AND schedule <> ''"
+                " AND created_at >= ? AND state <> 'released' AND turn_id <> ?",
+                (schedule_id, since, besides),
+            ).get
+        return int(found)
+
+
+def _set(db: apsw.Connection, schedule_id: str, values: Json) -> None:
+    names = ", ".join(f"{name} = ?" for name in values)
+    fixed = [clean(each) if isinstance(each, str) else each for each in values.values()]
+    db.execute(f"UPDATE schedules SET {names} WHERE schedule_id = ?", (*fixed, schedule_id))
+    if values.get("status") in ("paused", "disabled"):
+        db.execute(
+            "UPDATE fires SET state = 'skipped', reason = ? WHERE schedule_id = ?"
+            " AND state = 'due'",
+            (f"The schedule was {values['status']}.", schedule_id),
+        )
+
+
+def _prune(db: apsw.Connection, schedule_id: str, latest: int, keep: int) -> None:
+    """Bound what is kept of a schedule; `latest` is its newest due time."""
+    db.execute("DELETE FROM fires" + _OLD, (schedule_id, latest - REMEMBERED, keep))
+    db.execute(
+        "UPDATE fires SET output = '', notified = ''" + _OLD + " AND output || notified <> ''",
+        (schedule_id, latest, keep),
+    )
 
 
 def marks_of(schedule: Schedule) -> Marks:

@@ -11,6 +11,7 @@ from oxydra.store.delegation import DelegationTables
 from oxydra.store.fork import ForkTables
 from oxydra.store.memory import MemoryTables
 from oxydra.store.notes import NoteTables
+from oxydra.store.notices import NoticeTables
 from oxydra.store.schedules import ScheduleTables
 from oxydra.store.spend import SpendTables
 from oxydra.store.summaries import SummaryTables
@@ -24,6 +25,7 @@ class Store(
     DelegationTables,
     SummaryTables,
     ScheduleTables,
+    NoticeTables,
     MemoryTables,
     NoteTables,
 ):

@@ -226,6 +226,8 @@ def _on_frame(state: State, frame: Frame) -> Step:
             return approvals.show(state), ()
         case "session_list":
             return commands.on_sessions(state, purpose, about, _sessions(payload["sessions"]))
+        case "command_result" if purpose == "seen":
+            return state, ()
         case "command_result" if purpose == "cost":
             return commands.on_cost(state, payload["data"]), ()
         case "command_result" if purpose == "agents":
@@ -238,9 +240,7 @@ def _on_frame(state: State, frame: Frame) -> Step:
         case "command_result" if purpose:
             return commands.on_command(state, purpose, about, payload["data"])
         case "scheduled_notification":
-            name = str(payload.get("schedule_name") or payload.get("schedule_id") or "")
-            said = f"Scheduled, {name}: {payload.get('message') or ''}"
-            return state.say("notice", said), (Bell(),)
+            return _scheduled(state, payload)
         case "health_status":
             state = replace(state, health=_health(payload))
             if purpose == "status":
@@ -287,10 +287,24 @@ def _active(state: State, payload: Json) -> Active | None:
     return Active(turn_id, state.now)
 
 
+def _scheduled(state: State, payload: Json) -> Step:
+    """Say once what a scheduled run has to say, and that it was shown."""
+    notice_id = payload["notice_id"]
+    args = {"action": "seen", "notice_ids": [notice_id]}
+    state, seen = state.ask("command", {"name": "schedules", "args": args}, "seen")
+    if notice_id in state.notices:
+        return state, seen
+    name = one_line(str(payload["schedule_name"] or payload["schedule_id"]))
+    strangers = " (it has read what strangers wrote)" if payload["tainted"] else ""
+    said = str(payload["message"]).replace("\n", "\n  ")  # no line of it begins like another notice
+    state = state.say("notice", f"Scheduled, {name}{strangers}: {said}")
+    return replace(state, notices=state.notices | {notice_id}), (Bell(), *seen)
+
+
 def _failed(state: State, purpose: str, about: str, payload: Json) -> State:
     """A request was refused. A message that was gets back into the input, if that is empty."""
-    if purpose == "cancel":
-        return state  # the turn ended by itself
+    if purpose in ("cancel", "seen"):
+        return state  # the turn ended by itself; the notice comes again
     if purpose == "window":
         return replace(state, window=-1)
     if purpose == "agent names":

@@ -162,8 +162,9 @@ class State:
     several, `window` those that the model takes; 0 where that is not known, -1 if nobody can say.
 
     `sessions` and `agents` are what the gateway told last, `unknown` the commands that it said it
-    does not know. `attaching` is a message whose files are to be confirmed. `away`: the turns that
-    were known when the connection broke. `seen`: the last turn that was seen of other sessions.
+    does not know; `notices` the numbers of those that were shown. `attaching` is a message whose
+    files are to be confirmed. `away`: the turns that were known when the connection broke. `seen`:
+    the last turn that was seen of other sessions.
     """
 
     user_id: str
@@ -191,6 +192,7 @@ class State:
     sessions: tuple[SessionInfo, ...] = ()
     agents: tuple[str, ...] = ()
     unknown: frozenset[str] = frozenset()
+    notices: frozenset[int] = frozenset()
     search: Search | None = None
     picker: Picker | None = None
     attaching: Resolved | None = None
