@@ -12,6 +12,7 @@ import pytest
 
 from oxydra.errors import Cancelled, ConfigError, ProviderError
 from oxydra.providers import ProviderSettings, create
+from oxydra.providers.offline import present
 from oxydra.providers.phrases import Wanted, fitted, understand
 from oxydra.threads import CancelToken
 from oxydra.transport import DirectTransport
@@ -307,3 +308,20 @@ def test_a_cancelled_token_lets_nothing_begin() -> None:
     with pytest.raises(Cancelled):
         next(create(ProviderSettings("o", "offline"), DirectTransport()).stream(
             ModelRequest(MODEL, [user("hi")]), token))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            '{"note_id":"n1","tags":["a","b"],"tainted":false,"name":""}',
+            "- note id: n1\n- tags: a, b",
+        ),
+        ("[1]", "[1]"),
+        ("no JSON", "no JSON"),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_what_was_done_is_told_in_lines(content: str, expected: str) -> None:
+    result = Message("tool", content, tool_call_id="c", name="memory_save")
+    assert present([result]) == f"It is noted:\n\n{expected}"

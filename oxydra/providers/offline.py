@@ -30,8 +30,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from oxydra.errors import ConfigError, ProviderError
-from oxydra.frames import compact
+from oxydra.errors import ConfigError, FrameError, ProviderError
+from oxydra.frames import compact, parse
 from oxydra.providers.abilities import check_attachments
 from oxydra.providers.base import Assembly, PendingCall, ProviderSettings, count
 from oxydra.providers.phrases import fitted, understand
@@ -59,6 +59,7 @@ _SHOWN_AS = {
     "shell_exec": "The command answered:",
     "memory_search": "Here is what I remember:",
 }
+_DONE = {"memory_save": "It is noted:", "schedule_create": "It is scheduled:"}
 _DIRECTIVE = re.compile(r"\[\[script\s+(?=[\[{])")
 
 Step = Mapping[str, Any]
@@ -169,9 +170,28 @@ def present(results: Sequence[Message]) -> str:
             parts.append(f"{result.name} did not work:\n\n{result.content}")
         elif result.name in _SHOWN_AS:
             parts.append(f"{_SHOWN_AS[result.name]}\n\n{result.content or '(nothing)'}")
+        elif result.name in _DONE:
+            parts.append(f"{_DONE[result.name]}\n\n{_fields(result.content)}")
         else:
             parts.append(result.content or "Done.")
     return "\n\n".join(parts)
+
+
+def _fields(content: str) -> str:
+    """What an object's fields say, a line each; other text as it is."""
+    try:
+        found = parse(content)
+    except FrameError:
+        return content
+    if not isinstance(found, dict):
+        return content
+    told = []
+    for name, value in found.items():
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            value = ", ".join(value)
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and value != "":
+            told.append(f"- {name.replace('_', ' ')}: {value}")
+    return "\n".join(told)
 
 
 def _plain(prompt: str, tools: Sequence[ToolSpec]) -> Step:
