@@ -309,6 +309,7 @@ def session_json(session: Session) -> Json:
         "session_id": session.session_id,
         "agent_name": session.agent_name,
         "display_name": session.display_name or None,
+        "title": session.title,
         "channel_origin": session.channel_origin,
         "created_at": session.created_at,
         "last_active_at": session.last_active_at,

@@ -608,7 +608,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A conversation. Times are UTC in RFC 3339."""
+    """A conversation. Times are UTC in RFC 3339; `title` is the beginning of its first message."""
 
     session_id: str
     agent_name: str
@@ -617,6 +617,7 @@ class Session:
     created_at: str
     last_active_at: str
     archived: bool
+    title: str = ""
 
 
 @dataclass(frozen=True, slots=True)

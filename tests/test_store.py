@@ -137,6 +137,15 @@ def test_a_call_id_used_again_in_a_later_step_is_another_call(store):
     assert store.open_calls("t1") == []
 
 
+def test_a_sessions_title_is_the_beginning_of_its_first_message(store):
+    turn = running_turn(store, prompt="Where did I put 漢字? " * 50)
+    store.add_step(turn, Message("assistant", "there"))
+    assert store.create_session().title == ""
+    (found,) = [s for s in store.sessions() if s.session_id == turn.session_id]
+    assert found.title == ("Where did I put 漢字? " * 50)[:80]
+    assert store.find_session(turn.session_id) == found
+
+
 def test_sessions_are_found_by_prefix_and_by_name(store):
     first = store.create_session(display_name="work")
     second = store.create_session(display_name="a_b%")

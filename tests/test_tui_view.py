@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from wcwidth import wcswidth
 
-from oxydra.tui.cells import clean, clip, clusters, fold, one_line, width, wrap
+from oxydra.tui.cells import clean, clip, clusters, fold, hanging, one_line, width, wrap
 from oxydra.tui.client import Link
 from oxydra.tui.editor import Editor
 from oxydra.tui.state import Active, Anchor, Entry, Health, State
@@ -101,6 +101,17 @@ def state_with(*entries: tuple[str, str], **more: Any) -> State:
 
 
 # ------------------------------------------------------------------------------------------- cells
+
+
+def test_what_hangs_goes_on_as_far_in_as_it_began() -> None:
+    assert hanging("1. head\n   two words more", 12) == ["1. head", "   two words", "   more"]
+    assert hanging("          deep words", 12) == wrap("          deep words", 12)
+
+
+@given(TEXTS, st.integers(1, 40))
+def test_hanging_lines_fit(text: str, columns: int) -> None:
+    lines = hanging(clean(text), columns)
+    assert all(wcswidth(line) <= columns for line in lines)
 
 
 @given(TEXTS, st.integers(1, 40))

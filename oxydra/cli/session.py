@@ -106,6 +106,6 @@ def _table(rows: list[dict[str, object]]) -> str:
     for row in rows:
         when = local(row["last_active_at"])
         archived = "  (archived)" if row["archived"] else ""
-        name = row["display_name"] or "(no name)"
+        name = row["display_name"] or " ".join(str(row.get("title")).split()) or "(no name)"
         lines.append(f"{row['session_id']}  {when}  {name} · {row['agent_name']}{archived}")
     return printable("\n".join(lines) or "There is no session.")

@@ -40,6 +40,7 @@ from oxydra.types import (
     TurnState,
 )
 
+TITLE_CHARS = 80
 _TURN_MOVES = {
     TurnState.RUNNING: ("queued",),
     TurnState.COMPLETED: ("running",),
@@ -159,10 +160,12 @@ class ConversationTables(Database):
         with self._reading() as db:
             rows: list[Row] = db.execute(
                 "SELECT session_id, agent_name, display_name, channel_origin, created_at,"
-                f" last_active_at, archived FROM sessions {clause}",
-                values,
+                " last_active_at, archived, substr((SELECT message ->> 'content' FROM events"
+                " WHERE events.session_id = sessions.session_id ORDER BY sequence LIMIT 1), 1, ?)"
+                f" FROM sessions {clause}",
+                (TITLE_CHARS, *values),
             ).fetchall()
-        return [Session(*(*row[:6], bool(row[6]))) for row in rows]
+        return [Session(*(*row[:6], bool(row[6]), str(row[7] or ""))) for row in rows]
 
     # ------------------------------------------------------------------------------------- events
 

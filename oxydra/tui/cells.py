@@ -114,6 +114,16 @@ def _wrap_wide(line: str, columns: int) -> list[str]:
     return [line if width(line) <= columns else clip(line, columns) for line in lines]
 
 
+def hanging(text: str, columns: int) -> list[str]:
+    """As `wrap`; what does not fit in a line goes on as far in as the line began."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        indent = len(line) - len(line.lstrip(" "))
+        indent = indent if 2 * indent < columns else 0
+        lines += [" " * indent + piece for piece in wrap(line[indent:], columns - indent)]
+    return lines
+
+
 def fold(text: str, columns: int) -> list[str]:
     """Cleaned `text` as lines filled to the last of `columns` cells, wherever words end.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from oxydra.frames import TERMINAL, Frame
 from oxydra.tui import approvals, commands, complete, find, pick, transcript
-from oxydra.tui.cells import one_line
+from oxydra.tui.cells import clip, one_line
 from oxydra.tui.client import Link
 from oxydra.tui.editor import edit
 from oxydra.tui.keys import Key
@@ -72,6 +72,7 @@ def reduce(state: State, event: Event) -> Step:
 
 # --------------------------------------------------------------------------------------------- keys
 
+NAME = 40  # cells of what a session without a name is called by
 _SCROLLS = {"pageup": -1.0, "pagedown": 1.0, "shift-up": -0.1, "shift-down": 0.1, "escape": 0.0}
 
 
@@ -323,7 +324,7 @@ def _sessions(rows: list[Any]) -> list[SessionInfo]:
     return [
         SessionInfo(
             str(row.get("session_id", "")),
-            str(row.get("display_name") or ""),
+            str(row.get("display_name") or "") or clip(one_line(str(row.get("title") or "")), NAME),
             str(row.get("agent_name") or ""),
             str(row.get("last_active_at") or ""),
             bool(row.get("archived")),

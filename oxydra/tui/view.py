@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from oxydra.tui import approvals, find, markdown, pick, transcript
-from oxydra.tui.cells import clean, clip, fold, one_line, width, wrap
+from oxydra.tui.cells import clean, clip, fold, hanging, one_line, width, wrap
 from oxydra.tui.listing import local
 from oxydra.tui.spans import Line, Span, exactly
 from oxydra.tui.state import Anchor, Entry, Scrolled, State
@@ -206,11 +206,12 @@ class View:
         if entry.kind == "assistant" and not entry.state and len(text) <= markdown.LONGEST:
             lines = markdown.formatted(text, columns)
         else:
+            fit = hanging if entry.kind in _MARKS else wrap
             cut = text.rfind("\n") + 1
             if cut > stable:
-                grown = wrap(clean(text[stable : cut - 1]), columns)
+                grown = fit(clean(text[stable : cut - 1]), columns)
                 stable, stable_lines = cut, stable_lines + [[(style, line)] for line in grown]
-            rest = wrap(clean(text[stable:]), columns)
+            rest = fit(clean(text[stable:]), columns)
             lines = stable_lines + [[(style, line)] for line in rest]
         while len(lines) > 1 and not any(text for _, text in lines[-1]):
             lines.pop()
@@ -409,7 +410,7 @@ def _status(state: State, columns: int, rows: int) -> Line:
     queued = sum(1 for entry in state.entries[-50:] if entry.state == "queued")
     facts = [
         f"{turn}, {queued} queued" if queued else turn,
-        one_line(state.session_name) or state.session_id[:8],
+        _session(state),
         one_line(health.model) if health else "",
         "/".join(part for part in (health.tier, health.level) if part) if health else "",
         f"{_count(state.tokens)} tokens" if state.tokens else "",
@@ -424,6 +425,12 @@ def _status(state: State, columns: int, rows: int) -> Line:
         if fact and 2 + width(mark) + width(joined) <= columns:
             text = joined
     return exactly(columns, dot, ("warn", mark), ("dim", text))
+
+
+def _session(state: State) -> str:
+    """The session's name, else what was said first, else the beginning of its id."""
+    first = "" if state.more else next((e.text for e in state.entries if e.kind == "user"), "")
+    return one_line(state.session_name) or one_line(first[:80]) or state.session_id[:8]
 
 
 def _count(number: int) -> str:
