@@ -169,6 +169,7 @@ class AgentGuest:
         self._hub = Hub(self._store, self._runtime, settings.gateway, envelope.user_id)
         self._scheduler = Scheduler(self._store, settings.scheduler, self._hub, on_death=_die)
         self._hub.terms_of = self._scheduler.terms_of
+        self._hub.unattended = self._scheduler.runs
         self._hub.on_follow = self._scheduler.post.followed
         schedules.attach(self._scheduler, lambda turn: self._runtime.run_of(turn).marks())
         self._gateway = Gateway(

@@ -355,6 +355,7 @@ class House(Running):
             self.store, self.scheduler_config, self.hub, clock=lambda: self.now
         )
         self.hub.terms_of = self.scheduler.terms_of
+        self.hub.unattended = self.scheduler.runs
         self.hub.on_follow = self.scheduler.post.followed
         runtime = self.hub._runtime
         self.schedules.attach(self.scheduler, lambda turn: runtime.run_of(turn).marks())

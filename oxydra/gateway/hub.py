@@ -2,8 +2,8 @@
 through.
 
 Each running turn has a thread of its own, `oxydra-turn-…`, that ends with the turn; at most
-`max_concurrent_turns_per_user` run at once, one per session, the longest waiting first. What a turn
-emits goes to its session's listeners: see `live`.
+`max_concurrent_turns_per_user` run at once, one per session, the longest waiting first, but people
+before what nobody waits for. What a turn emits goes to its session's listeners: see `live`.
 
 Locks: the hub's guards which turn waits and runs; each session's guards its numbering, so that
 frames leave in the order of their numbers.
@@ -61,6 +61,8 @@ class Hub:
         """Told of every frame that a turn emits, on the turn's thread."""
         self.terms_of: Callable[[Turn], tuple[Account | None, Terms | None]] = _usual
         """Who pays for a turn and what limits it, where that is not just as a person's."""
+        self.unattended: Callable[[Turn], bool] = lambda _turn: False
+        """Whether nobody waits for a turn, so that it waits for people; asked under the lock."""
         self.on_follow: Callable[[Subscriber], None] = lambda _client: None
         """Told of a client that begins to follow a session; it does not wait."""
         self.soon: Soon | None = None
@@ -262,7 +264,7 @@ class Hub:
                 live.arriving.discard(turn_id)
                 if waits:
                     self._enqueue(live, turn)
-                    if live.active is not None or len(live.queue) > 1 or self._full():
+                    if live.active is not None or len(live.queue) > 1 or not self._room(turn):
                         live.publish("turn_started", self.address(turn, TurnState.QUEUED))
         self._schedule()
         return turn, created
@@ -293,6 +295,7 @@ class Hub:
             except StoreError:  # it joined the running turn just now
                 raise NotFoundError("That message has joined the running turn.") from None
             live.publish("turn_cancelled", self.address(queued, TurnState.CANCELLED))
+            self._schedule()  # what was behind it may find a place that it could not take
         else:
             raise NotFoundError("That turn is neither running nor waiting.")
 
@@ -339,8 +342,26 @@ class Hub:
 
     # --------------------------------------------------------------------------------- scheduling
 
-    def _full(self) -> bool:
-        return len(self._running) >= self._config.max_concurrent_turns_per_user
+    def _room(self, turn: Turn) -> bool:
+        """Under the lock: whether there is a place for this turn. What nobody waits for, as a
+        scheduled run, never takes the last one.
+        """
+        places = self._config.max_concurrent_turns_per_user
+        if self.unattended(turn):
+            places = max(1, places - 1)
+        return len(self._running) < places
+
+    def _next(self) -> Live | None:
+        """Under the lock: the session whose turn is next, out of those that wait: people's first,
+        and of either kind the one that waits longest.
+        """
+        self._waiting = deque(live for live in self._waiting if live.queue)
+        people = (live for live in self._waiting if not self.unattended(live.queue[0]))
+        found = next(people, self._waiting[0] if self._waiting else None)
+        if found is None or not self._room(found.queue[0]):
+            return None
+        self._waiting.remove(found)
+        return found
 
     def _enqueue(self, live: Live, turn: Turn) -> None:
         """Under the lock."""
@@ -352,11 +373,9 @@ class Hub:
         """Start what may run now."""
         while True:
             with self._lock:
-                if self._stopping or self._full() or not self._waiting:
+                live = None if self._stopping else self._next()
+                if live is None:
                     return
-                live = self._waiting.popleft()
-                if not live.queue:
-                    continue
                 active = live.active = Active(live.queue.popleft())
                 self._running[live.session_id] = active
                 name = f"turn-{active.turn.turn_id[:12]}"

@@ -114,9 +114,14 @@ class Scheduler:
             "next_due": due,
         }
 
+    @staticmethod
+    def runs(turn: Turn) -> bool:
+        """Whether a turn is a schedule's, and not a message that a person sent to its session."""
+        return turn.session_id.startswith(PREFIX) and turn.request_id == SCHEDULED
+
     def terms_of(self, turn: Turn) -> tuple[Account | None, Terms | None]:
         """Who pays for a turn of a schedule, and what limits it."""
-        if not turn.session_id.startswith(PREFIX) or turn.request_id != SCHEDULED:
+        if not self.runs(turn):
             return None, None
         config, schedule_id = self.config, turn.session_id.removeprefix(PREFIX)
         account = self._account(schedule_id, turn)
