@@ -478,6 +478,8 @@ class Schedules(Protocol):
 
 
 NOTE = "note:"
+ASIDE = "[Oxydra: "  # begins a user message that no person wrote
+RECALLED = "recall-"  # and the `turn_id` of what was recalled before a turn
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,16 @@ from oxydra.providers import registry
 from oxydra.providers.metered import Metered
 from oxydra.providers.reliable import Choice, Reliable
 from oxydra.relay import Relay
-from oxydra.runtime import MADE, Agent, Delegations, Runtime, Spending, SystemPrompt, prompt
+from oxydra.runtime import (
+    MADE,
+    Agent,
+    Delegations,
+    Recall,
+    Runtime,
+    Spending,
+    SystemPrompt,
+    prompt,
+)
 from oxydra.runtime.replay import Replay
 from oxydra.runtime.undo import Undo
 from oxydra.scheduler import Desk, ModelDesk, Scheduler
@@ -110,6 +119,8 @@ class AgentGuest:
         )
         self._memory = Retrieval(self._store)
         notes = ModelNotebook(self._store, settings.memory)
+        found = settings.memory
+        recall = Recall(self._store, self._memory, found.retrieval) if found.enabled else None
         self._shell = ShellClient(lambda: self._short() or self._quota.over())
         delegations = Delegations(self._store, settings.runtime.delegation)
         extra = [*self._shell_tools(settings), *delegate_tools(settings)]
@@ -163,6 +174,7 @@ class AgentGuest:
                 zone=settings.scheduler.default_timezone,
             ),
             spending=self._spending,
+            recall=recall,
         )
         delegations.attach(self._runtime)
         notes.attach(lambda turn: self._runtime.run_of(turn).marks())

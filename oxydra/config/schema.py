@@ -190,6 +190,9 @@ class RetrievalConfig(Section):
     """`[memory.retrieval]`: how memory is searched."""
 
     top_k: int = key(8, "Passages recalled before a turn.", least=1, most=100)
+    recall_tokens: int = key(
+        600, "Tokens that they may take together; 0: nothing is recalled.", least=0, most=100_000
+    )
     vector_weight: float = key(0.2, "Weight of similarity in meaning.", least=0, most=1)
     fts_weight: float = key(0.8, "Weight of matching words.", least=0, most=1)
 

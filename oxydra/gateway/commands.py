@@ -10,7 +10,7 @@ from collections.abc import Callable
 from oxydra.errors import UsageError
 from oxydra.frames import compact, event_json, session_json
 from oxydra.gateway.hub import Hub
-from oxydra.types import Event, Json, Message, Session
+from oxydra.types import RECALLED, Event, Json, Message, Session
 
 MAX_NAME = 200  # characters
 MAX_EXPORT = 6 << 20  # characters of one; beyond, `history` gives it in parts
@@ -147,7 +147,10 @@ _TITLES = {"user": "You", "assistant": "Oxydra", "tool": "Result"}
 
 def _markdown(event: Event) -> str:
     message = event.message
-    head = f"## {_TITLES.get(message.role, message.role)} · {event.created_at}"
+    title = _TITLES.get(message.role, message.role)
+    if event.turn_id.startswith(RECALLED):
+        title = "Recalled"
+    head = f"## {title} · {event.created_at}"
     body = [_fenced(message.content) if message.role == "tool" else message.content]
     body += [f"- called `{call.name}`\n\n{_fenced(call.arguments)}" for call in message.tool_calls]
     body += [_attached(message)] if message.attachments else []

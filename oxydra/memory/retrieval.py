@@ -19,6 +19,7 @@ OWN_WEIGHT, NEARBY_WEIGHT = 1.0, 0.4  # these three by measurement: `make bench-
 SESSION_WEIGHT = 0.1  # of the mean of a session's best chunks
 SESSION_BEST = 3
 CANDIDATES = 300
+AT_ONCE = 32  # events that are indexed before any search
 
 
 class Retrieval:
@@ -46,9 +47,10 @@ class Retrieval:
         fresh: bool = True,
     ) -> list[Found]:
         """At most `top_k` chunks within `scope` that fit `query`, best first; no text twice.
-        `fresh`: index what came since first, all of it. Raises `Cancelled`.
+        `fresh`: index what came since first, all of it, else only where that is little. Raises
+        `Cancelled`.
         """
-        if fresh:
+        if fresh or self._store.to_index() <= AT_ONCE:
             self.catch_up(token)
         weights = (OWN_WEIGHT, NEARBY_WEIGHT)
         found = self._store.find_words(chunks.words(query), weights, CANDIDATES, scope)

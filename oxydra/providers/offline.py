@@ -37,7 +37,7 @@ from oxydra.providers.base import Assembly, PendingCall, ProviderSettings, count
 from oxydra.providers.phrases import fitted, understand
 from oxydra.threads import CancelToken
 from oxydra.transport import Transport
-from oxydra.types import Message, ModelRequest, StreamEvent, ToolSpec, Usage
+from oxydra.types import ASIDE, Message, ModelRequest, StreamEvent, ToolSpec, Usage
 
 PIECES = 200  # the most deltas one text is cut into
 CHARS_PER_TOKEN = 4
@@ -235,7 +235,7 @@ def _calls(step: Step) -> list[Step]:
 
 def _for_turn(script: list[Any], messages: Sequence[Message]) -> list[Step]:
     if script and isinstance(script[0], list):
-        turn = sum(message.role == "user" for message in messages)
+        turn = sum(m.role == "user" and not m.content.startswith(ASIDE) for m in messages)
         chosen: list[Step] = script[min(max(turn, 1), len(script)) - 1]
         return chosen
     return script

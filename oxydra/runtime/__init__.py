@@ -5,6 +5,7 @@ from oxydra.runtime.context import Context
 from oxydra.runtime.delegation import Delegations
 from oxydra.runtime.loop import MADE, Runtime, internal_error
 from oxydra.runtime.prompt import SystemPrompt
+from oxydra.runtime.recall import Recall
 from oxydra.runtime.spending import Spending
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Agents",
     "Context",
     "Delegations",
+    "Recall",
     "Runtime",
     "Spending",
     "SystemPrompt",

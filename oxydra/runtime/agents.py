@@ -50,7 +50,8 @@ class Agent:
 class Terms:
     """What limits one turn besides its agent: `tools` are all that it may use (None: all that the
     agent may), `attended` says that a person may be asked, `asked_by` for whom, where work was
-    delegated to it; `max_turns` model calls, None: as many as the agent may make.
+    delegated to it; `max_turns` model calls, None: as many as the agent may make. Without `recall`
+    nothing is recalled from other conversations.
     """
 
     tools: frozenset[str] | None = None
@@ -58,6 +59,7 @@ class Terms:
     attended: bool = True
     asked_by: str = ""
     max_turns: int | None = None
+    recall: bool = True
 
 
 class Agents:

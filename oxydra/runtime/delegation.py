@@ -139,6 +139,7 @@ class Delegations:
             deadline=Deadline(min(context.deadline.at, parent.deadline.at)),
             attended=found.attended,
             asked_by=found.agent,
+            recall=False,
         )
         try:
             with context.token.child() as token:

@@ -35,6 +35,7 @@ from oxydra.runtime.agents import DEFAULT, Agent, Agents, Terms
 from oxydra.runtime.context import Call, Context
 from oxydra.runtime.conversation import Conversations
 from oxydra.runtime.prompt import SystemPrompt
+from oxydra.runtime.recall import Recall, passages
 from oxydra.runtime.spending import Spending, directly
 from oxydra.runtime.summaries import Material, Summaries
 from oxydra.store import Store
@@ -94,13 +95,15 @@ class Runtime:
         spending: Spending | None = None,
         workspace: Workspace | None = None,
         summarizer: tuple[Provider, ModelSpec] | None = None,
+        recall: Recall | None = None,
     ) -> None:
         """`keep` puts a file that a model made into `MADE`, and says under which path. `provider`,
         `model` and `reasoning` are the default agent's, unless `agents` has it too. `workspace`
         takes what is left out of old results; `summarizer` makes summaries in the place of each
-        agent's own model.
+        agent's own model; `recall` says what is recalled before a turn, None: nothing.
         """
         self.keep = keep
+        self.recall = recall
         self.store = store
         default = Agent(DEFAULT, provider, model, reasoning, max_turns=config.max_turns)
         self.agents = Agents(default, agents)
@@ -264,7 +267,11 @@ class Run:
         offered = [tool.name for tool in self.tools]
         self.conversation = self.runtime.conversations.get(session, offered)
         if self.turn.state is TurnState.QUEUED:
-            event = self._durably(lambda: self.store.start_turn(self.turn))
+            recalled = self._recalled()
+            event = self._durably(lambda: self.store.start_turn(self.turn, recalled))
+            if recalled is not None:
+                self.conversation.messages.append(recalled)
+                self._progress("recall", f"Recalled from memory: {passages(recalled)}")
             self._add_said(event)
             self.runtime.agents.get(session.agent_name)  # nobody else may go on in its place
         else:
@@ -290,6 +297,14 @@ class Run:
         self.agent = agent
         self.tools = agent.offered(self.runtime.tools, self.terms.tools)
         self.answering = agent.model
+
+    def _recalled(self) -> Message | None:
+        """What memory has for this turn's message."""
+        if self.runtime.recall is None or not self.terms.recall:
+            return None
+        return self.runtime.recall.before(
+            self.turn, self.session, self.conversation, self.agent.model, self.token
+        )
 
     def _resume(self) -> None:
         """Go on with a turn that a crash or a shutdown interrupted."""

@@ -26,7 +26,7 @@ from oxydra.tools.memory import NOTING as MEMORY_NOTING
 from oxydra.tools.memory import READING
 from oxydra.tools.registry import TOOLS, load
 from oxydra.tools.schedule import CHANGING
-from oxydra.types import CallState, Change, Json, Message, SafetyTier, ToolCall, Turn
+from oxydra.types import ASIDE, CallState, Change, Json, Message, SafetyTier, ToolCall, Turn
 
 SHOWN_CHARS = 200  # of a prompt, and of a call's arguments
 LISTED = 20  # files that a message names
@@ -237,7 +237,7 @@ class Undo:
         """What the model reads before the person's next message. Names are quoted: a model chose
         them, and the person did not say them.
         """
-        said = ["[Oxydra: the person had the changes of your last turn taken back.]"]
+        said = [f"{ASIDE}the person had the changes of your last turn taken back.]"]
         for what, names in (
             ("As before that turn, or gone if they were new:", ("restore", "remove", "as before")),
             ("Left as they are:", ("changed since", "no copy")),

@@ -134,7 +134,7 @@ class Scheduler:
             made = self.store.calls_of_schedule(schedule_id, account.schedule_day, turn.turn_id)
             calls = max(1, min(calls, config.max_turns_per_day - made))
         until = Deadline.after(config.timeout_secs)
-        return account, Terms(attended=False, max_turns=calls, deadline=until)
+        return account, Terms(attended=False, max_turns=calls, deadline=until, recall=False)
 
     def _account(self, schedule_id: str, turn: Turn | None = None) -> Account:
         now = datetime.fromtimestamp(self.clock(), UTC)

@@ -28,6 +28,7 @@ from oxydra.frames import (
 from oxydra.store.database import Database, Row, as_text, clean, placeholders, timestamp
 from oxydra.types import (
     DELEGATED,
+    RECALLED,
     SCHEDULED,
     Attachment,
     CallState,
@@ -303,14 +304,17 @@ class ConversationTables(Database):
             ).fetchall()
             return [_turn_from(db, row) for row in rows]
 
-    def start_turn(self, turn: Turn) -> Event:
-        """`queued -> running`, and the person's message joins the conversation.
+    def start_turn(self, turn: Turn, recalled: Message | None = None) -> Event:
+        """`queued -> running`, and the person's message joins the conversation, after what was
+        `recalled` for it.
 
         It joins here and not on acceptance, because a message that waits in the queue comes after
         the answer to the one before it.
         """
         with self._transaction() as db:
             _move_turn(db, turn.turn_id, TurnState.RUNNING)
+            if recalled is not None:
+                self._append(db, turn.session_id, RECALLED + turn.turn_id, recalled)
             return self._append(db, turn.session_id, turn.turn_id, _said(turn))
 
     def join_turn(self, turn: Turn) -> list[tuple[Turn, Event]]:

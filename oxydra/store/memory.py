@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 import apsw
 
 from oxydra.store.database import Database, Row
-from oxydra.types import EVERYWHERE, NOTE, Chunk, Marks, Scope
+from oxydra.types import EVERYWHERE, NOTE, RECALLED, Chunk, Marks, Scope
 
 NEIGHBOURS = 2  # messages on each side whose words a chunk is found by as well
 BATCH = 256  # events indexed in one transaction
-RECALLED = "recall-"  # begins the `turn_id` of what was recalled before a turn
 _COLUMNS = "chunk_id, session_id, sequence, turn_id, role, text, tainted, sensitive, created_at"
 
 

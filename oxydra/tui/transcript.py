@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from oxydra.tui.cells import clip, one_line
 from oxydra.tui.state import PAGE, WAITING, Active, Entry, State, Step
-from oxydra.types import Json
+from oxydra.types import RECALLED, Json
 
 SUMMARY = 200  # cells kept of a call's arguments
 _RESTARTS = ("retry", "fallback", "resumed")  # the answer in progress is asked for again
@@ -387,6 +387,10 @@ def _entries(state: State, events: Sequence[Json]) -> tuple[State, list[Entry]]:
             if at is not None:
                 done = "failed" if message.get("is_error") else "finished"
                 entries[at] = replace(entries[at], state=done, result=text)
+            continue
+        if turn_id.startswith(RECALLED):
+            told = f"Recalled from memory: {text.count(chr(10))}"
+            entries.append(replace(base, text=told, turn_id=turn_id.removeprefix(RECALLED)))
             continue
         base = replace(base, files=files(message.get("attachments")))
         if role == "user":
