@@ -154,16 +154,19 @@ def test_a_copy_of_a_session_is_not_found_twice(store):
 
 def test_what_was_there_before_there_was_memory_is_indexed(tmp_path):
     path = tmp_path / "oxydra.db"
-    store = Store(path)
-    say(store, store.create_session(), 1, "The fox sleeps under the oak.")
-    store.close()
-    with apsw.Connection(str(path)) as db:
-        for trigger in ("events_to_index", "names_to_index"):
-            db.execute(f"DROP TRIGGER {trigger}")
-        later = ("scratchpad", "note_tags", "note_revisions", "notes")
-        for table in (*later, "to_index", "chunks", "chunk_words", "chunk_trigrams"):
-            db.execute(f"DROP TABLE {table}")
-        db.pragma("user_version", [m.__name__ for m in MIGRATIONS].index("m012_memory"))
+    before = [m.__name__ for m in MIGRATIONS].index("m012_memory")
+    db = apsw.Connection(str(path))
+    for migration in MIGRATIONS[:before]:
+        migration(db)
+    db.pragma("user_version", before)
+    now = "2026-01-01T00:00:00.000+00:00"
+    db.execute(
+        "INSERT INTO sessions (session_id, agent_name, display_name, channel_origin, created_at,"
+        " last_active_at, last_sequence) VALUES ('s', 'default', '', 'gateway', ?, ?, 1)",
+        (now, now),
+    )
+    message = json.dumps({"role": "user", "content": "The fox sleeps under the oak."})
+    db.execute("INSERT INTO events VALUES ('s', 1, 't', ?, ?)", (message, now))
     db.close()
     store = Store(path)
     assert store.to_index() == 1
