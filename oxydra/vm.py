@@ -27,16 +27,16 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from oxydra import cage, config, log
+from oxydra import cage, config, embed, log
 from oxydra.approvals import Approvals, Rules
 from oxydra.budget import Caps
-from oxydra.config import GuestConfig
+from oxydra.config import GuestConfig, MemoryConfig
 from oxydra.disk import Ballast, Quota, shortage
 from oxydra.errors import FrameError, OxydraError, ToolError, UsageError
 from oxydra.frames import Envelope, Unpacker, channel_info, pack, usage_json
 from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import Hub
-from oxydra.memory import ModelNotebook, Retrieval
+from oxydra.memory import Indexer, ModelNotebook, Retrieval, Weights
 from oxydra.mux import Channel, Mux
 from oxydra.policy import parse_virtual
 from oxydra.policy.network import Egress
@@ -117,7 +117,8 @@ class AgentGuest:
             rules,
             sandboxed=envelope.startup_status.get("sandbox_level") not in UNSANDBOXED,
         )
-        self._memory = Retrieval(self._store)
+        self._memory = remembering(self._store, settings.memory)
+        self._indexer = Indexer(self._store, self._memory) if settings.memory.enabled else None
         notes = ModelNotebook(self._store, settings.memory)
         found = settings.memory
         recall = Recall(self._store, self._memory, found.retrieval) if found.enabled else None
@@ -329,12 +330,16 @@ class AgentGuest:
         self._spending.recover()
         self._hub.start()
         self._scheduler.start()
+        if self._indexer is not None:
+            self._indexer.start()
         self._gateway.start()
 
     def stop(self) -> None:
         """Stop intake, leave running turns to be resumed, close the store."""
         self._gateway.stop(STOP_SECONDS / 4)
         self._scheduler.stop(STOP_SECONDS / 8)
+        if self._indexer is not None:
+            self._indexer.stop(STOP_SECONDS / 4)
         self._hub.stop(STOP_SECONDS / 2)
         self._runtime.stop(STOP_SECONDS / 4)
         self._shell.close()
@@ -571,6 +576,14 @@ def caps_of(envelope: Envelope) -> Caps:
         return Caps.from_json(envelope.runtime_policy.get("budget") or {})
     except (ArithmeticError, ValueError, TypeError) as error:
         raise FrameError(f"bootstrap: runtime_policy.budget is broken: {error}.") from None
+
+
+def remembering(store: Store, settings: MemoryConfig) -> Retrieval:
+    """What searches, with the backend that is configured. Raises `ConfigError`."""
+    if not settings.enabled:
+        return Retrieval(store)
+    weights = Weights(settings.retrieval.fts_weight, settings.retrieval.vector_weight)
+    return Retrieval(store, embed.create(settings.embedding_backend), weights)
 
 
 def scrubber_of(envelope: Envelope) -> GuestScrubber:

@@ -193,8 +193,8 @@ class RetrievalConfig(Section):
     recall_tokens: int = key(
         600, "Tokens that they may take together; 0: nothing is recalled.", least=0, most=100_000
     )
-    vector_weight: float = key(0.2, "Weight of similarity in meaning.", least=0, most=1)
-    fts_weight: float = key(0.8, "Weight of matching words.", least=0, most=1)
+    vector_weight: float = key(0.25, "Weight of similarity in meaning.", least=0, most=1)
+    fts_weight: float = key(0.75, "Weight of matching words.", least=0, most=1)
 
 
 @section
@@ -203,6 +203,11 @@ class MemoryConfig(Section):
 
     enabled: bool = key(True, "Whether anything is recalled or noted.")
     max_notes: int = key(10_000, "Notes that there may be.", least=1, most=100_000)
+    embedding_backend: Literal["auto", "wordllama", "deterministic"] = key(
+        "auto",
+        "What makes vectors of text; `auto`: `wordllama` where the extra `embeddings` is installed, "
+        "else `deterministic`.",
+    )
     retrieval: RetrievalConfig = key(RetrievalConfig, "")
 
 

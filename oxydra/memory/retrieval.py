@@ -1,38 +1,94 @@
-"""`Retrieval`: what was noted, or said in any of a user's conversations, found by its words.
+"""`Retrieval`: what was noted, or said in any of a user's conversations, found again.
 
-It first indexes what came since the last search, so that nothing said is missed, then ranks what
-the index finds: a chunk is also found by its neighbours' words, at a lower weight, and a session in
-which much fits lends its chunks some of that. No thread is started here; any thread may search.
+It first indexes what came since the last search, so that nothing said is missed. Candidates come
+from the index of words, where a chunk is also found by its neighbours' words at a lower weight, and
+from the vectors that are nearest to the question's; `ranking` puts them in order. No thread is
+started here; any thread may search.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+import logging
+import math
+from collections.abc import Sequence
 
+from oxydra.embed import Embedder, similarities
+from oxydra.errors import OxydraError
 from oxydra.memory import chunks
+from oxydra.memory.ranking import Candidate, Weights, rank
+from oxydra.memory.vectors import VectorIndex
 from oxydra.store import Store
 from oxydra.threads import CancelToken
 from oxydra.types import EVERYWHERE, Chunk, Found, Scope
 
-OWN_WEIGHT, NEARBY_WEIGHT = 1.0, 0.4  # these three by measurement: `make bench-memory`
-SESSION_WEIGHT = 0.1  # of the mean of a session's best chunks
-SESSION_BEST = 3
-CANDIDATES = 300
+log = logging.getLogger(__name__)
+
+OWN_WEIGHT, NEARBY_WEIGHT = 1.0, 0.4  # by measurement: `make bench-memory`
+BEST = 2.2  # of BM25 for each word, times its rarity: k1 + 1
+EMBEDDED = 256  # texts whose vectors are made at once
+CANDIDATES = 200  # by words
+NEAREST = 80  # by meaning
+COUNTED = 2000  # chunks that a word is looked for in to know how rare it is
+MATCHES = 6000  # chunks whose words are compared; rarer words come first
+SPREAD = 5  # chunks that a word finds for one that it stands in
+WITHIN = 2000  # chunks of a scope that are compared one by one
+LEAST_MEANING = 0.3  # cosine below which nearness alone says nothing
 AT_ONCE = 32  # events that are indexed before any search
 
 
 class Retrieval:
-    """Searches what `store` holds."""
+    """Searches what `store` holds. Without an `embedder`, by words alone."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, embedder: Embedder | None = None, weights: Weights | None = None
+    ) -> None:
         self._store = store
+        self._weights = weights or Weights()
+        self._embedder = embedder if self._weights.meaning else None
+        self._vectors = None if embedder is None else VectorIndex(store, embedder)
+        self._failed = ""  # why the backend last failed
 
     def catch_up(self, token: CancelToken | None = None) -> int:
-        """Index what is on the list; returns how many events that were. Raises `Cancelled`."""
+        """Index what is on the list; returns how many events that were. Raises `Cancelled`.
+
+        The vectors of a metered backend are made later, by `oxydra.memory.indexer`.
+        """
         done = 0
-        while count := self._store.index_batch(chunks.split, chunks.spaceless):
+        embedder = self._embedder
+        local = None if embedder is None or embedder.metered else embedder
+        while count := self._index_some(local):
             done += count
+            if token is not None:
+                token.check()
+        return done
+
+    def _index_some(self, local: Embedder | None) -> int:
+        try:
+            return self._store.index_batch(chunks.split, chunks.spaceless, local)
+        except OxydraError as error:
+            if local is None:
+                raise
+            self._say(error)
+            return self._store.index_batch(chunks.split, chunks.spaceless)
+
+    def behind(self) -> int:
+        """How many texts are still without a vector that can be compared."""
+        return 0 if self._embedder is None else self._store.embed_later(self._embedder.model)
+
+    def embed_rest(self, token: CancelToken | None = None) -> int:
+        """Make the vectors that are missing, after a change of the backend those of all that there
+        is; returns how many. Raises `OxydraError`, `Cancelled`.
+        """
+        done = 0
+        embedder = self._embedder
+        while embedder is not None and not embedder.metered:
+            texts = self._store.unembedded(EMBEDDED)
+            if not texts:
+                break
+            vectors = embedder.embed([text for _, text in texts], token)
+            pairs = zip([key for key, _ in texts], vectors, strict=True)
+            self._store.set_vectors(embedder.model, list(pairs))
+            done += len(texts)
             if token is not None:
                 token.check()
         return done
@@ -46,35 +102,98 @@ class Retrieval:
         token: CancelToken | None = None,
         fresh: bool = True,
     ) -> list[Found]:
-        """At most `top_k` chunks within `scope` that fit `query`, best first; no text twice.
+        """At most `top_k` chunks within `scope` that fit `query`, best first; no text twice. A
+        score is above 0, and near 1 where all of the question is met.
         `fresh`: index what came since first, all of it, else only where that is little. Raises
         `Cancelled`.
         """
         if fresh or self._store.to_index() <= AT_ONCE:
             self.catch_up(token)
+        words = chunks.words(query)
+        counts = self._store.counts(words, COUNTED)
+        total = self._store.about_chunks()
+        rarity = [math.log(1 + max(total - count, 0) / (count + 0.5)) for count in counts]
+        found = self._by_words(query, chosen(words, counts, total), scope)
+        most = max((one.words for one in found.values()), default=0.0)
+        fits = [most / (BEST * sum(rarity))] if sum(rarity) else []
+        if self._embedder is not None and words:
+            weighed = list(zip(words, rarity, strict=True))
+            self._by_meaning(self._embedder, found, query, weighed, scope, token)
+            fits += [one.meaning for one in found.values()]
+        fit = min(1.0, max(fits, default=1.0))
+        pinned = self._store.pinned_sessions()
+        return rank(found.values(), query, top_k, self._weights, fit=fit, pinned=pinned)
+
+    def _by_words(
+        self, query: str, terms: Sequence[tuple[str, bool]], scope: Scope
+    ) -> dict[int, Candidate]:
         weights = (OWN_WEIGHT, NEARBY_WEIGHT)
-        found = self._store.find_words(chunks.words(query), weights, CANDIDATES, scope)
-        found += self._store.find_trigrams(chunks.trigrams(query), CANDIDATES, scope)
-        return rank(found, top_k)
+        hits = self._store.find_words(terms, weights, CANDIDATES, scope, MATCHES)
+        hits += self._store.find_trigrams(chunks.trigrams(query), CANDIDATES, scope)
+        found: dict[int, Candidate] = {}
+        for chunk, score in hits:
+            found.setdefault(chunk.chunk_id, Candidate(chunk)).words += score
+        return found
+
+    def _by_meaning(
+        self,
+        embedder: Embedder,
+        found: dict[int, Candidate],
+        query: str,
+        words: Sequence[tuple[str, float]],
+        scope: Scope,
+        token: CancelToken | None,
+    ) -> None:
+        """Add how near each of `found` is, and what is near though its words are others."""
+        try:
+            vector = embedder.query(query, words, token)
+        except OxydraError as error:
+            if token is not None:
+                token.check()
+            self._say(error)
+            return
+        missing = list(found)
+        held = self._store.vectors_of_chunks(missing, embedder.model)
+        near = [(found[key].chunk, held[key]) for key in missing if key in held]
+        others = [
+            one for one in self._near(embedder, vector, scope) if one[0].chunk_id not in found
+        ]
+        cosines = similarities(vector, [stored for _, stored in near + others])
+        for (chunk, _), cosine in zip(near + others, cosines, strict=True):
+            if chunk.chunk_id in found or cosine >= LEAST_MEANING:
+                one = found.setdefault(chunk.chunk_id, Candidate(chunk))
+                one.meaning = embedder.trust * cosine
+
+    def _near(self, embedder: Embedder, vector: bytes, scope: Scope) -> list[tuple[Chunk, bytes]]:
+        """The chunks within `scope` that may be nearest, with their vectors."""
+        if scope.tags or scope.since or scope.until or not scope.conversations:
+            few = self._store.vectors_within(scope, embedder.model, WITHIN)
+            if few is not None:
+                return few
+        assert self._vectors is not None
+        ids = self._vectors.nearest(vector, NEAREST)
+        return self._store.chunks_of_vectors(ids, embedder.model, scope)
+
+    def _say(self, error: OxydraError) -> None:
+        """Log what the backend suffers from, once for each kind of it."""
+        if self._failed != str(error):
+            self._failed = str(error)
+            log.warning("memory is searched by words alone: %s", error)
 
 
-def rank(found: Iterable[tuple[Chunk, float]], top_k: int) -> list[Found]:
-    """The best of what the indexes found."""
-    scores: dict[int, float] = defaultdict(float)
-    by_id: dict[int, Chunk] = {}
-    for chunk, score in found:
-        scores[chunk.chunk_id] += score
-        by_id[chunk.chunk_id] = chunk
-    sessions: dict[str, list[float]] = defaultdict(list)
-    for chunk_id, score in scores.items():
-        sessions[by_id[chunk_id].session_id].append(score)
-    lent = {
-        session_id: SESSION_WEIGHT * sum(sorted(own)[-SESSION_BEST:]) / SESSION_BEST
-        for session_id, own in sessions.items()
-    }
-    hits = [Found(by_id[i], score + lent[by_id[i].session_id]) for i, score in scores.items()]
-    hits.sort(key=lambda hit: (-hit.score, -hit.chunk.chunk_id))
-    once: dict[str, Found] = {}
-    for hit in hits:
-        once.setdefault(" ".join(hit.chunk.text.split()).casefold(), hit)
-    return list(once.values())[:top_k]
+def chosen(words: Sequence[str], counts: Sequence[int], total: int) -> list[tuple[str, bool]]:
+    """The words to look for, the rarest first, each with whether it is looked for in what stands
+    around a chunk as well. All of them while about `MATCHES` chunks are compared; of those that
+    are too common for that, the rarest where there is no other.
+    """
+    found: list[tuple[str, bool]] = []
+    matches = 0
+    for count, word in sorted(zip(counts, words, strict=True)):
+        for cost, nearby in ((count * SPREAD, True), (count, False)):
+            if total <= MATCHES or (count < COUNTED and matches + cost <= MATCHES):
+                found.append((word, nearby))
+                matches += cost
+                break
+    if not found and words:
+        found.append((min(zip(counts, words, strict=True))[1], False))
+    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,6 +45,7 @@ class Database:
         self._pool: list[apsw.Connection] = []
         self._pool_lock = threading.Lock()
         self._closed = False
+        self._after_commit: Callable[[], None] = lambda: None
         with explained(path):
             self._writer = self._open()
             self._migrate()
@@ -107,6 +108,7 @@ class Database:
             finally:
                 if erasing:
                     db.execute("PRAGMA secure_delete = OFF")
+        self._after_commit()
 
     @contextlib.contextmanager
     def _erasing(self) -> Iterator[apsw.Connection]:

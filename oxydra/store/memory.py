@@ -1,23 +1,38 @@
 """The chunks of what was said and noted, and the indexes of their words.
 
 An event or a note is put on the list `to_index` by the statement that stores it, and leaves it in
-the transaction that stores its chunks: a kill loses none and doubles none. Indexes hold no text:
-they are derived from `chunks`, and those from `events` and `notes`.
+the transaction that stores its chunks with their vectors: a kill loses none and doubles none.
+Indexes hold no text: they are derived from `chunks`, and those from `events` and `notes`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import apsw
 
 from oxydra.store.database import Database, Row
+from oxydra.store.migrations import digest
 from oxydra.types import EVERYWHERE, NOTE, RECALLED, Chunk, Marks, Scope
 
 NEIGHBOURS = 2  # messages on each side whose words a chunk is found by as well
 BATCH = 256  # events indexed in one transaction
-_COLUMNS = "chunk_id, session_id, sequence, turn_id, role, text, tainted, sensitive, created_at"
+AT_ONCE = 500  # values in one statement
+MOST_OF_OUTPUT = 64 * 1024  # characters of a tool's result that are searched
+# Results that repeat what is searched where it was said or noted.
+UNSEARCHED = ("memory_search", "memory_save", "memory_update", "scratchpad_read")
+COLUMNS = "chunk_id, session_id, sequence, turn_id, role, text, tainted, sensitive, created_at"
+
+
+class Embeds(Protocol):
+    """What makes vectors here: `model` names what they can be compared with."""
+
+    @property
+    def model(self) -> str: ...
+
+    def embed(self, texts: Sequence[str], /) -> list[bytes]: ...
 
 
 class MemoryTables(Database):
@@ -29,19 +44,29 @@ class MemoryTables(Database):
             return int(db.execute("SELECT count(*) FROM to_index").get)
 
     def index_batch(
-        self, split: Callable[[str], list[str]], spaceless: Callable[[str], bool]
+        self,
+        split: Callable[[str], list[str]],
+        spaceless: Callable[[str], bool],
+        embeds: Embeds | None = None,
     ) -> int:
         """Index some of what is on the list; returns how many events left it. `split` cuts a
         message into chunks; `spaceless` says of a chunk that its words are not told apart by
-        spaces.
+        spaces. `embeds` makes the vectors, before the transaction, so that nobody waits for it;
+        without it the chunks are put on the list `to_embed`.
         """
-        with self._transaction() as db:
+        with self._reading() as db:
             rows: list[Row] = db.execute(
                 "SELECT session_id, sequence FROM to_index ORDER BY 1, 2 LIMIT ?", (BATCH,)
             ).fetchall()
+            texts = {} if embeds is None else _new_texts(db, rows, split, embeds.model)
+        vectors: dict[bytes, bytes] = {}
+        model = "" if embeds is None else embeds.model
+        if embeds is not None and texts:
+            vectors = dict(zip(texts, embeds.embed(list(texts.values())), strict=True))
+        with self._transaction() as db:
             touched: set[tuple[str, int]] = set()
             for session_id, sequence in rows:
-                _replace(db, session_id, sequence, split)
+                _replace(db, session_id, sequence, split, model, vectors)
                 reach = range(sequence - NEIGHBOURS, sequence + NEIGHBOURS + 1)
                 touched |= {(session_id, one) for one in reach}
             for session_id, sequence in sorted(touched):
@@ -49,28 +74,82 @@ class MemoryTables(Database):
             db.executemany("DELETE FROM to_index WHERE session_id = ? AND sequence = ?", rows)
         return len(rows)
 
+    def on_listed(self, call: Callable[[], None]) -> None:
+        """Have `call` called after each commit that put something on a list, on the thread that
+        committed: it must only wake another one.
+        """
+        listed = False
+
+        def note(*_: object) -> None:
+            nonlocal listed
+            listed = True
+
+        def committed() -> None:
+            nonlocal listed
+            if listed:
+                listed = False
+                call()
+
+        with self._transaction() as db:
+            db.create_scalar_function("listed", note, 0)
+            db.execute(
+                "CREATE TEMP TRIGGER listed AFTER INSERT ON main.to_index"
+                " BEGIN SELECT listed(); END"
+            )
+        self._after_commit = committed
+
+    def counts(self, words: Sequence[str], most: int) -> list[int]:
+        """In how many chunks each word stands, counted up to `most`."""
+        with self._reading() as db:
+            return [
+                int(
+                    db.execute(
+                        "SELECT count(*) FROM"
+                        " (SELECT 1 FROM chunk_words WHERE chunk_words MATCH ? LIMIT ?)",
+                        (_term(word, own=True), most),
+                    ).get
+                )
+                for word in words
+            ]
+
+    def about_chunks(self) -> int:
+        """How many chunks there are, or somewhat more."""
+        with self._reading() as db:
+            return int(db.execute("SELECT coalesce(max(chunk_id), 0) FROM chunks").get)
+
+    def pinned_sessions(self) -> set[str]:
+        """The notes that a person pinned, as the sessions that their chunks are of."""
+        with self._reading() as db:
+            rows: list[Row] = db.execute("SELECT note_id FROM notes WHERE pinned").fetchall()
+        return {NOTE + row[0] for row in rows}
+
     def find_words(
         self,
-        words: Sequence[str],
+        words: Sequence[tuple[str, bool]],
         weights: tuple[float, float],
         limit: int,
         scope: Scope = EVERYWHERE,
+        most: int = 1 << 40,
     ) -> list[tuple[Chunk, float]]:
         """The chunks within `scope` that hold any of `words`, best first, with their scores (above
-        0, larger is better); `weights` are those of a chunk's own words and of its neighbours'.
+        0, larger is better); `weights` are those of a chunk's own words and of its neighbours',
+        where a word comes with False it is not looked for. Of the matches the newest `most` are
+        scored.
         """
         if not words:
             return []
         within, values = within_sql(scope)
+        matching = " OR ".join(_term(word, own=not nearby) for word, nearby in words)
         with self._reading() as db:
             rows: list[Row] = db.execute(
-                f"SELECT {_COLUMNS}, score FROM (SELECT rowid AS found, -bm25(chunk_words, ?, ?)"
-                f" AS score FROM chunk_words WHERE chunk_words MATCH ?{_only(within)}"
+                f"SELECT {COLUMNS}, score FROM (SELECT * FROM ("
+                " SELECT rowid AS found, -bm25(chunk_words, ?, ?) AS score FROM chunk_words"
+                f" WHERE chunk_words MATCH ?{_only(within)} ORDER BY rowid DESC LIMIT ?)"
                 " ORDER BY score DESC LIMIT ?)"
                 " JOIN chunks ON chunk_id = found ORDER BY score DESC, chunk_id",
-                (*weights, _any_of(words), *values, limit),
+                (*weights, matching, *values, most, limit),
             ).fetchall()
-        return [(_chunk(row), float(row[-1])) for row in rows]
+        return [(chunk_of(row), float(row[-1])) for row in rows]
 
     def find_trigrams(
         self, trigrams: Sequence[str], limit: int, scope: Scope = EVERYWHERE
@@ -81,37 +160,71 @@ class MemoryTables(Database):
         within, values = within_sql(scope)
         with self._reading() as db:
             rows: list[Row] = db.execute(
-                f"SELECT {_COLUMNS}, score FROM (SELECT rowid AS found, -bm25(chunk_trigrams)"
+                f"SELECT {COLUMNS}, score FROM (SELECT rowid AS found, -bm25(chunk_trigrams)"
                 f" AS score FROM chunk_trigrams WHERE chunk_trigrams MATCH ?{_only(within)}"
                 " ORDER BY score DESC LIMIT ?)"
                 " JOIN chunks ON chunk_id = found ORDER BY score DESC, chunk_id",
-                (_any_of(trigrams), *values, limit),
+                (" OR ".join(map(_term, trigrams)), *values, limit),
             ).fetchall()
-        return [(_chunk(row), float(row[-1])) for row in rows]
+        return [(chunk_of(row), float(row[-1])) for row in rows]
+
+
+def _new_texts(
+    db: apsw.Connection, rows: Iterable[Row], split: Callable[[str], list[str]], model: str
+) -> dict[bytes, str]:
+    """The texts of these events by their hashes, of those that have no vector of `model`."""
+    found = [content[2] for here in rows if (content := _content(db, *here)) is not None]
+    texts = {digest(text): text for content in found for text in split(content)}
+    known = known_hashes(db, model, list(texts))
+    return {key: text for key, text in texts.items() if key not in known}
 
 
 def _replace(
-    db: apsw.Connection, session_id: str, sequence: int, split: Callable[[str], list[str]]
+    db: apsw.Connection,
+    session_id: str,
+    sequence: int,
+    split: Callable[[str], list[str]],
+    model: str,
+    vectors: Mapping[bytes, bytes],
 ) -> None:
-    """The chunks of an event, in the place of those it had."""
+    """The chunks of an event, in the place of those it had; those that are the same stay."""
     here = (session_id, sequence)
+    found = _content(db, *here)
+    wanted: list[Row] = []
+    if found is not None:
+        turn_id, role, content, tainted, sensitive, created_at = found
+        rest = (tainted, sensitive, created_at)
+        wanted = [(place, turn_id, role, text, *rest) for place, text in enumerate(split(content))]
+    held: list[Row] = db.execute(
+        "SELECT position, turn_id, role, text, tainted, sensitive, created_at FROM chunks"
+        " WHERE session_id = ? AND sequence = ? ORDER BY position",
+        here,
+    ).fetchall()
+    if held == wanted:
+        return
     where = "session_id = ? AND sequence = ?"
     old = f"(SELECT chunk_id FROM chunks WHERE {where})"
     db.execute(f"DELETE FROM chunk_words WHERE rowid IN {old}", here)
     db.execute(f"DELETE FROM chunk_trigrams WHERE rowid IN {old}", here)
     db.execute(f"DELETE FROM chunks WHERE {where}", here)
-    found = _noted(db, session_id) if session_id.startswith(NOTE) else _said(db, *here)
-    if found is None:
-        return
-    turn_id, role, content, tainted, sensitive, created_at = found
-    db.executemany(
-        "INSERT INTO chunks (session_id, sequence, position, turn_id, role, text, tainted,"
-        " sensitive, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (*here, position, turn_id, role, text, tainted, sensitive, created_at)
-            for position, text in enumerate(split(content))
-        ],
-    )
+    for row in wanted:
+        key = digest(row[3])
+        db.execute(
+            "INSERT INTO chunks (session_id, sequence, position, turn_id, role, text, tainted,"
+            " sensitive, created_at, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*here, *row, key),
+        )
+        if key in vectors:
+            put_vector(db, model, key, vectors[key])
+        elif key not in known_hashes(db, model, [key]):
+            db.execute("INSERT OR IGNORE INTO to_embed VALUES (?)", (key,))
+
+
+def _content(db: apsw.Connection, session_id: str, sequence: int) -> Row | None:
+    """What the chunks of an event or a note have of it; None for what is not searched."""
+    if session_id.startswith(NOTE):
+        return _noted(db, session_id)
+    return _said(db, session_id, sequence)
 
 
 def _said(db: apsw.Connection, session_id: str, sequence: int) -> Row | None:
@@ -126,10 +239,11 @@ def _said(db: apsw.Connection, session_id: str, sequence: int) -> Row | None:
         return None
     message, turn_id, created_at = json.loads(row[0]), row[1], row[2]
     role = message["role"]
-    if role not in ("user", "assistant"):
+    if role not in ("user", "assistant", "tool") or message.get("name") in UNSEARCHED:
         return None
     marks = int(bool(message.get("tainted"))), int(bool(message.get("sensitive")))
-    return turn_id, role, message["content"], *marks, created_at
+    content = message["content"][: MOST_OF_OUTPUT if role == "tool" else None]
+    return turn_id, role, content, *marks, created_at
 
 
 def _noted(db: apsw.Connection, name: str) -> Row | None:
@@ -154,7 +268,7 @@ def _index(
         return
     around: list[Row] = db.execute(
         "SELECT text FROM chunks WHERE session_id = ?1 AND sequence BETWEEN ?2 - ?3 AND ?2 + ?3"
-        " AND sequence <> ?2 ORDER BY sequence, position",
+        " AND sequence <> ?2 AND role <> 'tool' ORDER BY sequence, position",
         (session_id, sequence, NEIGHBOURS),
     ).fetchall()
     named: list[Row] = db.execute(
@@ -199,12 +313,35 @@ def _only(within: str) -> str:
     return f" AND rowid IN (SELECT chunk_id FROM chunks WHERE {within})" if within else ""
 
 
-def _any_of(terms: Iterable[str]) -> str:
-    """An FTS5 query in which nothing of the terms is an operator."""
-    return " OR ".join('"' + term.replace('"', '""') + '"' for term in terms)
+def _term(word: str, own: bool = False) -> str:
+    """A word of an FTS5 query, in which nothing is an operator; `own`: not its neighbours'."""
+    return ("text : " if own else "") + '"' + word.replace('"', '""') + '"'
 
 
-def _chunk(row: Row) -> Chunk:
+def chunk_of(row: Row) -> Chunk:
     chunk_id, session_id, sequence, turn_id, role, text, tainted, sensitive, created_at = row[:9]
     marks = Marks(bool(tainted), bool(sensitive))
     return Chunk(chunk_id, session_id, sequence, turn_id, role, text, marks, created_at)
+
+
+def known_hashes(db: apsw.Connection, model: str, keys: Sequence[bytes]) -> set[bytes]:
+    """Those of `keys` that have a vector of `model`."""
+    found: set[bytes] = set()
+    for start in range(0, len(keys), AT_ONCE):
+        some = keys[start : start + AT_ONCE]
+        rows: list[Row] = db.execute(
+            f"SELECT hash FROM vectors WHERE model = ? AND hash IN ({', '.join('?' * len(some))})",
+            (model, *some),
+        ).fetchall()
+        found.update(row[0] for row in rows)
+    return found
+
+
+def put_vector(db: apsw.Connection, model: str, key: bytes, vector: bytes) -> None:
+    """Store a text's vector in the place of the one it had, where a chunk has that text."""
+    db.execute("DELETE FROM to_embed WHERE hash = ?", (key,))
+    db.execute(
+        "INSERT OR REPLACE INTO vectors (hash, model, vector) SELECT ?1, ?2, ?3"
+        " WHERE EXISTS (SELECT 1 FROM chunks WHERE hash = ?1)",
+        (key, model, vector),
+    )

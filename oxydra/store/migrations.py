@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import apsw
@@ -452,6 +453,43 @@ def m014_notices(db: apsw.Connection) -> None:
     )
 
 
+def m015_vectors(db: apsw.Connection) -> None:
+    """The vectors of chunks, one for each text however often it was said, and which are still to be
+    made. An id is never used again, so that a copy of the vectors up to one is known to be that.
+    """
+    db.create_scalar_function("digest_of", lambda *one: digest(one[0]), 1)
+    db.execute(
+        """
+        ALTER TABLE chunks ADD COLUMN hash BLOB NOT NULL DEFAULT x'';
+        UPDATE chunks SET hash = digest_of(text);
+        CREATE INDEX chunks_by_hash ON chunks (hash);
+
+        CREATE TABLE vectors (
+            vector_id INTEGER PRIMARY KEY AUTOINCREMENT,
+            hash BLOB NOT NULL UNIQUE,
+            model TEXT NOT NULL,
+            vector BLOB NOT NULL
+        ) STRICT;
+        CREATE INDEX vectors_by_model ON vectors (model);
+        CREATE TABLE to_embed (hash BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+        INSERT OR IGNORE INTO to_embed SELECT hash FROM chunks;
+        CREATE TRIGGER chunks_gone AFTER DELETE ON chunks
+        WHEN NOT EXISTS (SELECT 1 FROM chunks WHERE hash = old.hash) BEGIN
+            DELETE FROM vectors WHERE hash = old.hash;
+            DELETE FROM to_embed WHERE hash = old.hash;
+        END;
+        INSERT OR IGNORE INTO to_index SELECT session_id, sequence FROM events
+        WHERE json_extract(message, '$.role') = 'tool';
+        """
+    )
+    db.create_scalar_function("digest_of", None, 1)
+
+
+def digest(text: object) -> bytes:
+    """What a chunk's text is known by: never changed, since it is stored."""
+    return hashlib.blake2b(str(text).encode("utf-8", "replace"), digest_size=16).digest()
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -467,5 +505,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m012_memory,
     m013_notes,
     m014_notices,
+    m015_vectors,
 )
 """In order, append-only: a migration that was released is never changed."""

@@ -15,6 +15,7 @@ from oxydra.store.notices import NoticeTables
 from oxydra.store.schedules import ScheduleTables
 from oxydra.store.spend import SpendTables
 from oxydra.store.summaries import SummaryTables
+from oxydra.store.vectors import VectorTables
 
 
 class Store(
@@ -28,5 +29,6 @@ class Store(
     NoticeTables,
     MemoryTables,
     NoteTables,
+    VectorTables,
 ):
     """The database, with the methods of all its tables."""

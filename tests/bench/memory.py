@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from oxydra import embed
 from oxydra.memory import Retrieval
 from oxydra.store import Store
 from oxydra.types import TurnState
@@ -43,7 +44,7 @@ def main() -> None:
 def measure(store: Store, sample: dict[str, Any]) -> list[list[float]]:
     """The recall of each question of one conversation, at each of `CUTS`."""
     place = keep(store, sample["conversation"])
-    memory = Retrieval(store)
+    memory = Retrieval(store, embed.create("auto"))
     found = []
     for question in sample["qa"]:
         named = re.findall(r"D\d+:\d+", " ".join(question.get("evidence", ())))

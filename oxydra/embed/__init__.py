@@ -1,0 +1,6 @@
+"""Embedding backends: what turns text into vectors whose closeness is closeness in meaning."""
+
+from oxydra.embed.base import Embedder, similarities, unpacked
+from oxydra.embed.registry import BACKENDS, chosen, create
+
+__all__ = ["BACKENDS", "Embedder", "chosen", "create", "similarities", "unpacked"]

@@ -1,0 +1,116 @@
+"""The vectors of chunks, and the list of those that are still to be made.
+
+A vector belongs to a text, however many chunks have it, and goes with the last of them. Where the
+backend is at hand it is stored in the transaction that stores its chunk; else the text is put on
+the list `to_embed` by that transaction, so that a kill loses none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oxydra.store.database import Database, Row
+from oxydra.store.memory import COLUMNS, chunk_of, put_vector, within_sql
+from oxydra.types import EVERYWHERE, Chunk, Scope
+
+
+class VectorTables(Database):
+    """`vectors` and `to_embed`."""
+
+    def to_embed(self) -> int:
+        """How many texts have no vector that can be compared."""
+        with self._reading() as db:
+            return int(db.execute("SELECT count(*) FROM to_embed").get)
+
+    def embed_later(self, model: str) -> int:
+        """Put on the list what has a vector of another model than `model`; returns how many texts
+        are on it.
+        """
+        with self._reading() as db:
+            other = db.execute(
+                "SELECT EXISTS (SELECT 1 FROM vectors WHERE model < ?1 OR model > ?1)", (model,)
+            ).get
+        if other:
+            with self._transaction() as db:
+                db.execute(
+                    "INSERT OR IGNORE INTO to_embed SELECT hash FROM vectors WHERE model <> ?",
+                    (model,),
+                )
+        return self.to_embed()
+
+    def unembedded(self, limit: int) -> list[tuple[bytes, str]]:
+        """Some texts of the list, by their hashes."""
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                "SELECT hash, (SELECT text FROM chunks WHERE chunks.hash = to_embed.hash)"
+                " FROM to_embed LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [(row[0], row[1]) for row in rows]
+
+    def set_vectors(self, model: str, vectors: Sequence[tuple[bytes, bytes]]) -> None:
+        """Store the vectors of texts by their hashes, and take those off the list. A text that is
+        gone by now gets none.
+        """
+        with self._transaction() as db:
+            for key, vector in vectors:
+                put_vector(db, model, key, vector)
+
+    def vectors_after(
+        self, model: str, vector_id: int, limit: int = 1 << 40
+    ) -> list[tuple[int, bytes]]:
+        """The vectors of `model` that are newer than one, in their order."""
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                "SELECT vector_id, vector FROM vectors WHERE vector_id > ? AND model = ?"
+                " ORDER BY vector_id LIMIT ?",
+                (vector_id, model, limit),
+            ).fetchall()
+        return [(row[0], row[1]) for row in rows]
+
+    def vector_count(self, model: str) -> int:
+        with self._reading() as db:
+            return int(db.execute("SELECT count(*) FROM vectors WHERE model = ?", (model,)).get)
+
+    def chunks_of_vectors(
+        self, ids: Sequence[int], model: str, scope: Scope = EVERYWHERE
+    ) -> list[tuple[Chunk, bytes]]:
+        """The chunks within `scope` that have these vectors, with them; those of `model` only."""
+        within, values = within_sql(scope)
+        named = ", ".join(map(str, ids))
+        return self._with_vectors(
+            f"vector_id IN ({named}) AND model = ?" + (f" AND {within}" if within else ""),
+            [model, *values],
+        )
+
+    def vectors_of_chunks(self, ids: Sequence[int], model: str) -> dict[int, bytes]:
+        """The vectors of chunks by `chunk_id`, of those that have one of `model`."""
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                "SELECT chunk_id, vector FROM chunks JOIN vectors USING (hash)"
+                f" WHERE chunk_id IN ({', '.join(map(str, ids))}) AND model = ?",
+                (model,),
+            ).fetchall()
+        return dict(rows)
+
+    def vectors_within(
+        self, scope: Scope, model: str, limit: int
+    ) -> list[tuple[Chunk, bytes]] | None:
+        """All chunks within `scope` with their vectors; None where there are more than `limit`."""
+        within, values = within_sql(scope)
+        with self._reading() as db:
+            more = db.execute(
+                f"SELECT 1 FROM chunks WHERE {within or '1'} LIMIT 1 OFFSET ?", (*values, limit)
+            ).fetchone()
+        if more is not None:
+            return None
+        return self._with_vectors(f"model = ? AND {within or '1'}", [model, *values])
+
+    def _with_vectors(self, where: str, values: Sequence[object]) -> list[tuple[Chunk, bytes]]:
+        columns = COLUMNS.replace("chunk_id", "chunks.chunk_id")
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                f"SELECT {columns}, vector FROM chunks JOIN vectors USING (hash) WHERE {where}",
+                values,
+            ).fetchall()
+        return [(chunk_of(row), row[-1]) for row in rows]
