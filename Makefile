@@ -65,7 +65,7 @@ $(VENV)/.deps: setup.cfg $(PY)
 
 $(VENV)/.test: $(VENV)/.deps
 	@echo "Installing what the tests need into $(VENV) ..."
-	@$(PY) -c '$(REQUIREMENTS)' test > $(VENV)/requirements.txt
+	@$(PY) -c '$(REQUIREMENTS)' test embeddings > $(VENV)/requirements.txt
 	@$(PY) -m pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
 	@touch $@
 

@@ -49,7 +49,7 @@ class Counting(Deterministic):
 
     def embed(self, texts, token=None):
         if self.broken:
-            raise TransportError("no backend")
+            raise TransportError("no backend", kind="broken")
         self.asked += texts
         return super().embed(texts)
 

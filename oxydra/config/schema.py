@@ -205,8 +205,8 @@ class MemoryConfig(Section):
     max_notes: int = key(10_000, "Notes that there may be.", least=1, most=100_000)
     embedding_backend: Literal["auto", "wordllama", "deterministic"] = key(
         "auto",
-        "What makes vectors of text; `auto`: `wordllama` where the extra `embeddings` is installed, "
-        "else `deterministic`.",
+        "What makes vectors of text; `auto`: `wordllama` where the extra `embeddings` is "
+        "installed, else `deterministic`.",
     )
     retrieval: RetrievalConfig = key(RetrievalConfig, "")
 

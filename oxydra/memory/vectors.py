@@ -86,10 +86,8 @@ class Matrix:
         if not held:
             return []
         near = self._rows[:held] @ np.frombuffer(query, "<f4", self._width)
-        if most < held:
-            best = np.argpartition(near, held - most)[held - most :]
-        else:
-            best = np.arange(held)
+        most = min(most, held)
+        best = np.argpartition(near, held - most)[held - most :]
         return [self._ids[at] for at in best[np.argsort(-near[best])]]
 
 

@@ -93,8 +93,8 @@ class MemoryTables(Database):
         with self._transaction() as db:
             db.create_scalar_function("listed", note, 0)
             db.execute(
-                "CREATE TEMP TRIGGER listed AFTER INSERT ON main.to_index"
-                " BEGIN SELECT listed(); END"
+                "DROP TRIGGER IF EXISTS temp.listed; CREATE TEMP TRIGGER listed"
+                " AFTER INSERT ON main.to_index BEGIN SELECT listed(); END"
             )
         self._after_commit = committed
 
