@@ -122,6 +122,15 @@ class Database:
                 db.execute(f"INSERT INTO {index} ({index}) VALUES ('optimize')")
         self.empty_log()
 
+    def rewrite(self) -> None:
+        """Write the whole file anew, so that no page holds what was on it before; takes as much
+        memory as the database has bytes. Raises `StoreError` where there is no room.
+        """
+        with self._write_lock, explained(self.path):
+            self._writer.execute("PRAGMA temp_store = MEMORY")
+            self._writer.execute("VACUUM")
+        self.empty_log()
+
     def empty_log(self) -> bool:
         """Move what the log of writes holds into the database and cut the log to nothing; whether
         no reader was in the way for long.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from oxydra.store.approvals import ApprovalTables
 from oxydra.store.changes import ChangeTables
 from oxydra.store.delegation import DelegationTables
+from oxydra.store.forget import ForgetTables
 from oxydra.store.fork import ForkTables
 from oxydra.store.memory import MemoryTables
 from oxydra.store.notes import NoteTables
@@ -19,6 +20,7 @@ from oxydra.store.vectors import VectorTables
 
 
 class Store(
+    ForgetTables,
     ForkTables,
     ChangeTables,
     ApprovalTables,
