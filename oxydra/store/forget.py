@@ -18,7 +18,7 @@ import apsw
 
 from oxydra.frames import compact
 from oxydra.store.conversation import ConversationTables
-from oxydra.store.database import Row, as_text, clean
+from oxydra.store.database import WORD_INDEXES, Row, as_text, clean
 from oxydra.store.memory import NEIGHBOURS
 from oxydra.store.notes import NoteTables, erase_note
 from oxydra.types import Json
@@ -433,22 +433,19 @@ class _Forgetting:
     # ----------------------------------------------------------------------------------- indexes
 
     def _reindex(self, session_id: str, sequence: int) -> None:
-        """Take an event out of the indexes, with those that are found by its words, and put them
-        on the list.
+        """Take an event out of the chunks, and its words out of its neighbours' entries; put it on
+        the list, which makes them anew.
         """
         reach = (session_id, sequence - NEIGHBOURS, sequence + NEIGHBOURS)
-        here = "session_id = ? AND sequence BETWEEN ? AND ?"
-        self._unindex(here, reach)
-        self._db.execute(
-            f"INSERT OR IGNORE INTO to_index SELECT session_id, sequence FROM events WHERE {here}",
-            reach,
-        )
+        self._unindex("session_id = ? AND sequence BETWEEN ? AND ?", reach)
+        here = (session_id, sequence)
+        self._db.execute("DELETE FROM chunks WHERE session_id = ? AND sequence = ?", here)
+        self._db.execute("INSERT OR IGNORE INTO to_index VALUES (?, ?)", here)
 
     def _unindex(self, where: str, values: Row) -> None:
         mine = f"(SELECT chunk_id FROM chunks WHERE {where})"
-        for index in ("chunk_words", "chunk_trigrams"):
+        for index in WORD_INDEXES:
             self._db.execute(f"DELETE FROM {index} WHERE rowid IN {mine}", values)
-        self._db.execute(f"DELETE FROM chunks WHERE {where}", values)
 
 
 def _strings(value: Any) -> Iterator[str]:
