@@ -130,13 +130,13 @@ class Once:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Due every `seconds`, the first time so long after `anchor`."""
+    """Due every `seconds`, counted from `anchor`; before it too, for a clock that was put back."""
 
     anchor: int
     seconds: int
 
     def after(self, moment: int) -> int | None:
-        passed = max(0, (moment - self.anchor) // self.seconds)
+        passed = (moment - self.anchor) // self.seconds
         due = self.anchor + (passed + 1) * self.seconds
         return due if due < LATEST else None
 

@@ -2,7 +2,6 @@
 
 import json
 import queue
-import random
 import threading
 from dataclasses import replace
 from decimal import Decimal
@@ -284,57 +283,6 @@ def test_there_is_a_bound_on_schedules(desk):
     d.add(most=1)
     with pytest.raises(BusyError):
         d.add(most=1)
-
-
-# ------------------------------------------------------------------------------- a year of it all
-
-
-def simulate(d, rng, schedules, days, most_hours=40):
-    """Restarts, crashes, suspends and steps of the clock at random; then the ledger is compared
-    with what was due.
-    """
-    zones = ("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Tehran")
-    made = []
-    for _ in range(schedules):
-        text = f"{rng.randrange(60)} {rng.randrange(24)} * * {rng.randrange(7)}"
-        made.append(d.add(text, "cron", rng.choice(zones)))
-    now, until = NOW, NOW + days * 86_400
-    begun = set()
-    while now < until:
-        now += rng.randrange(1, most_hours * 3600)  # it sleeps, is suspended, or the clock jumps
-        if rng.random() < 0.1:
-            d.restart()
-        back = rng.randrange(1, 7200) if rng.random() < 0.1 else 0
-        d.engine.step(now - back)
-        for _, fire in d.begun:
-            begun.add((fire.schedule_id, fire.due_at, fire.turn_id))
-        if rng.random() < 0.9:  # else it crashes, or goes on
-            d.end_all(now)
-        now -= back
-    d.restart()
-    while d.engine.step(now) is not None and d.begun:
-        d.end_all(now)
-    for one in made:
-        when = cadence.parse("cron", one.cadence_value, one.timezone)
-        expected, at = [], when.after(NOW)
-        while at is not None and at <= now:
-            expected.append(at)
-            at = when.after(at)
-        # what ran before the clock was put back stays, though its time has yet to come
-        found = [each for each in d.states(one) if each[0] <= now]
-        assert [at for at, _ in found] == expected
-        assert {state for _, state in found} <= {"ran", "missed", "skipped"}
-    runs = [(schedule, at) for schedule, at, _ in begun]
-    assert len(runs) == len(set(runs))  # each under one turn id
-
-
-def test_each_due_time_is_accounted_for_exactly_once(desk):
-    simulate(desk(max_concurrent=64, max_run_history=10_000), random.Random(1), 30, 60)
-
-
-@pytest.mark.slow
-def test_a_year_of_a_thousand_schedules_is_accounted_for(desk):
-    simulate(desk(max_concurrent=64, max_run_history=10_000), random.Random(2), 1000, 365, 100)
 
 
 # --------------------------------------------------------------------------------- real turns

@@ -174,13 +174,14 @@ class Engine:
         self._begin(schedule, fire)
 
     def _rewind(self, now: int) -> None:
-        """At a start, and when the clock was put back: find each next due time from here. What ran
-        has its row, and does not run again when its time comes once more.
+        """At a start, and when the clock was put back: find each next due time from here; the rules
+        of its zone may be others now. What ran has its row, and does not run again when its time
+        comes once more.
         """
-        schedules = self._store.forget_future(now)
-        found = [(self.cadence(one).after(now), one.schedule_id) for one in schedules]
-        known = {one.schedule_id: one.next_due for one in schedules}
-        self._store.set_next([each for each in found if known[each[1]] != each[0]])
+        self._store.forget_future(now)
+        schedules = self._store.waiting_schedules(now)
+        found = [(self.cadence(one).after(now), one.schedule_id, one.next_due) for one in schedules]
+        self._store.set_next([each for each in found if each[0] != each[2]])
 
     def cadence(self, schedule: Schedule) -> cadence.Cadence:
         """Its limits were checked when it was made."""
@@ -198,7 +199,7 @@ class Engine:
         if at is not None and at <= now:  # there are more: the last of these may still run
             kept = found[: CHUNK - CATCH_UP]
             rows = [(each, "missed", DOWN) for each in kept]
-            return Passed(schedule.schedule_id, rows, found[len(kept)])
+            return Passed(schedule.schedule_id, schedule.next_due, rows, found[len(kept)])
         delay = self._delay(schedule)
         policy = self._config.catch_up
         if policy == "all":
@@ -208,7 +209,8 @@ class Engine:
         else:
             runs = {each for each in found[-1:] if now - each <= GRACE}
         rows = [(at_, "due", "") if at_ in runs else (at_, "missed", DOWN) for at_ in found]
-        return Passed(schedule.schedule_id, rows, at, policy != "all", delay)
+        found_by = (schedule.schedule_id, schedule.next_due, rows, at)
+        return Passed(*found_by, one_waits=policy != "all", delay=delay)
 
     def _delay(self, schedule: Schedule) -> int:
         """Seconds by which it begins late, so that not all begin at once: its own, always the same,

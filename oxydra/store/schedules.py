@@ -93,11 +93,12 @@ class Fire:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """Due times of one schedule that have come, with the state and reason of each, and the next
-    one to come. What is to run begins `delay` seconds later.
+    """Due times of one schedule that have come, the first of which was `since`, with the state and
+    reason of each, and the next one to come. What is to run begins `delay` seconds later.
     """
 
     schedule_id: str
+    since: int | None
     fires: Sequence[tuple[int, str, str]]
     next_due: int | None
     one_waits: bool = True  # what waited before them is skipped
@@ -242,10 +243,13 @@ class ScheduleTables(Database):
 
     def record_passed(self, passed: Iterable[Passed], keep: int) -> None:
         """Each due time gets its row, unless it has one; of older rows `keep` stay, as after
-        `end_fire`.
+        `end_fire`. A schedule that was changed meanwhile is left as it is.
         """
         with self._transaction() as db:
             for one in passed:
+                now = "SELECT 1 FROM schedules WHERE schedule_id = ? AND next_due = ?"
+                if db.execute(now, (one.schedule_id, one.since)).get is None:
+                    continue
                 last = max((at for at, state, _ in one.fires if state == "due"), default=None)
                 db.executemany(
                     "INSERT OR IGNORE INTO fires (schedule_id, due_at, state, reason, not_before)"
@@ -280,25 +284,28 @@ class ScheduleTables(Database):
             )
         return self._fires("WHERE schedule_id = ? AND due_at = ?", (schedule_id, now))[0]
 
-    def forget_future(self, now: int) -> list[Schedule]:
-        """The clock was put back to `now`: what was missed after it has not come yet. Returns the
-        schedules whose next due time is to be found again.
-        """
+    def forget_future(self, now: int) -> None:
+        """The clock was put back to `now`: what was missed after it has not come yet."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE schedules SET status = 'active' WHERE status = 'done' AND schedule_id IN"
-                " (SELECT schedule_id FROM fires WHERE state = 'missed' AND due_at > ?)",
+                "UPDATE schedules SET next_due = missed, status = CASE status WHEN 'done'"
+                " THEN 'active' ELSE status END FROM (SELECT schedule_id AS id, min(due_at) AS"
+                " missed FROM fires WHERE state = 'missed' AND due_at > ? GROUP BY schedule_id)"
+                " WHERE schedule_id = id",
                 (now,),
             )
             db.execute("DELETE FROM fires WHERE state = 'missed' AND due_at > ?", (now,))
-        return self._schedules(
-            "WHERE status = 'active' AND (next_due IS NULL OR next_due > ?)", (now,)
-        )
 
-    def set_next(self, found: Sequence[tuple[int | None, str]]) -> None:
-        """`(next_due, schedule_id)` for each."""
+    def waiting_schedules(self, now: int) -> list[Schedule]:
+        """Active ones that are due later."""
+        return self._schedules("WHERE status = 'active' AND next_due > ?", (now,))
+
+    def set_next(self, found: Sequence[tuple[int | None, str, int | None]]) -> None:
+        """`(next_due, schedule_id, as it was)` for each, where it still is so."""
         with self._transaction() as db:
-            db.executemany("UPDATE schedules SET next_due = ? WHERE schedule_id = ?", found)
+            db.executemany(
+                "UPDATE schedules SET next_due = ? WHERE schedule_id = ? AND next_due = ?", found
+            )
 
     def claim(self, now: int, most: int) -> list[Fire]:
         """`due -> claimed` for what may run now: one of a schedule at a time, the longest waiting
