@@ -58,7 +58,7 @@ from oxydra.runtime.replay import Replay
 from oxydra.runtime.undo import Undo
 from oxydra.scheduler import Desk, ModelDesk, Scheduler
 from oxydra.scrub.guest import GuestScrubber
-from oxydra.store import Store
+from oxydra.store import Files, Store
 from oxydra.threads import Service, install_hooks
 from oxydra.tools.changes import Changes
 from oxydra.tools.confine import Workspace
@@ -107,7 +107,8 @@ class AgentGuest:
         internal = root / "internal"
         writable = [Path(folder.at) for folder in envelope.folders if folder.writable]
         self._short = partial(shortage, internal, *writable)
-        self._store = Store(internal / "oxydra.db", Ballast(internal / "ballast"))
+        files = Files(internal / "attachments", settings.gateway.max_attachments_mib << 20)
+        self._store = Store(internal / "oxydra.db", Ballast(internal / "ballast"), files)
         own = [Path(f.at) for f in envelope.folders if f.writable and not f.guarded]
         self._quota = Quota(own, int(envelope.runtime_policy.get("workspace_bytes", 1 << 62)))
         self._workspace = Workspace(envelope.folders, self._quota.over)
@@ -327,6 +328,7 @@ class AgentGuest:
         return Reliable([choice(spec) for spec in models], settings.reliability)
 
     def start(self) -> None:
+        self._store.sweep_files()
         self._spending.recover()
         self._hub.start()
         self._scheduler.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from dataclasses import replace
 
@@ -370,7 +371,7 @@ def test_the_loop_guard_can_be_switched_off(world):
 
 
 def test_a_file_that_a_model_made_is_kept_and_named(world):
-    made = Attachment("image/png", "ab" * 32, b"png")
+    made = Attachment("image/png", hashlib.sha256(b"png").hexdigest(), b"png")
     kept = []
 
     def keep(attachment):

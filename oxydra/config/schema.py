@@ -255,6 +255,7 @@ class GatewayConfig(Section):
         "Hours without use after which a session is archived, until its next message; 0: never.",
         least=0,
     )
+    max_attachments_mib: int = key(4096, "MiB of all attachments together.", least=1, most=100_000)
 
 
 @section

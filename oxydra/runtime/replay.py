@@ -21,7 +21,7 @@ from typing import Literal
 
 from oxydra.errors import OxydraError, ProviderError, UsageError
 from oxydra.runtime.loop import Runtime
-from oxydra.store import Store
+from oxydra.store import Files, Store
 from oxydra.threads import CancelToken
 from oxydra.tools.gate import Gate, Outcome, TurnScope
 from oxydra.tools.registry import ToolRegistry
@@ -113,7 +113,7 @@ class Replay:
             )
         found, done = None, 0
         began = time.monotonic()
-        with _Scratch(self._folder) as scratch:
+        with _Scratch(self._folder, self._store.files) as scratch:
             start = turns[first - 1]
             before = [event for piece in pieces[:start] for event in piece.events]
             scratch.copy_session(session, before)
@@ -228,14 +228,15 @@ class Replay:
 class _Scratch:
     """A database that is thrown away, with what an earlier one left."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Files) -> None:
         self._folder = folder
+        self._files = files  # the user's: what was attached is read, and there already
 
     def __enter__(self) -> Store:
         for left in self._folder.glob(f"{FOLDER}*"):
             shutil.rmtree(left, ignore_errors=True)
         self._path = Path(tempfile.mkdtemp(prefix=FOLDER, dir=self._folder))
-        self._store = Store(self._path / "scratch.db")
+        self._store = Store(self._path / "scratch.db", files=self._files)
         return self._store
 
     def __exit__(self, *_exception: object) -> Literal[False]:

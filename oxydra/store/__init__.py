@@ -1,6 +1,7 @@
 """The SQLite database of one user."""
 
+from oxydra.store.files import Files
 from oxydra.store.migrations import MIGRATIONS
 from oxydra.store.store import Store
 
-__all__ = ["MIGRATIONS", "Store"]
+__all__ = ["MIGRATIONS", "Files", "Store"]

@@ -26,6 +26,7 @@ from oxydra.frames import (
     message_json,
 )
 from oxydra.store.database import Database, Row, as_text, clean, placeholders, timestamp
+from oxydra.store.files import Files
 from oxydra.types import (
     DELEGATED,
     RECALLED,
@@ -61,7 +62,7 @@ _NEXT = "(SELECT coalesce(max(activity), 0) + 1 FROM sessions)"  # a clock can s
 
 
 class ConversationTables(Database):
-    """`sessions`, `events`, `blobs`, `turns` and `tool_calls`."""
+    """`sessions`, `events`, `files`, `blobs`, `turns` and `tool_calls`."""
 
     # ----------------------------------------------------------------------------------- sessions
 
@@ -178,7 +179,8 @@ class ConversationTables(Database):
                 " ORDER BY sequence",
                 (session_id, after),
             ).fetchall()
-            return [message_from_json(json.loads(row[0]), partial(_blob, db)) for row in rows]
+            load = partial(_content, db, self.files)
+            return [message_from_json(json.loads(row[0]), load) for row in rows]
 
     def events(self, session_id: str, sequences: Sequence[int]) -> list[Event]:
         """These events of a session, in the order in which they are named."""
@@ -191,7 +193,9 @@ class ConversationTables(Database):
                     (session_id, sequence),
                 ).fetchone()
                 if row is not None:
-                    message = message_from_json(json.loads(row[1]), partial(_blob, db))
+                    message = message_from_json(
+                        json.loads(row[1]), partial(_content, db, self.files)
+                    )
                     found.append(Event(session_id, sequence, row[0], message, row[2]))
         return found
 
@@ -228,7 +232,7 @@ class ConversationTables(Database):
             "INSERT INTO events VALUES (?, ?, ?, ?, ?)",
             (session_id, sequence, turn_id, as_text(message_json(message)), now),
         )
-        _keep_blobs(db, message.attachments)
+        _note_files(db, message.attachments)
         return Event(session_id, sequence, turn_id, message, now)
 
     # -------------------------------------------------------------------------------------- turns
@@ -257,8 +261,11 @@ class ConversationTables(Database):
         has no room for one more.
         """
         room = self._ballast is None or self._ballast.hold()
+        if room:
+            self.files.check_room(attachments)
+            self.files.keep(attachments)
         with self._transaction() as db:
-            there = turn_of(db, turn_id)
+            there = turn_of(db, turn_id, self.files)
             if there is not None:
                 if (there.session_id, there.prompt) != (session_id, clean(prompt)):
                     raise UsageError(
@@ -291,7 +298,7 @@ class ConversationTables(Database):
 
     def turn(self, turn_id: str) -> Turn | None:
         with self._reading() as db:
-            return turn_of(db, turn_id)
+            return turn_of(db, turn_id, self.files)
 
     def unfinished_turns(self) -> list[Turn]:
         """Queued and running turns, in the order in which they were accepted; not those that work
@@ -302,7 +309,7 @@ class ConversationTables(Database):
                 f"SELECT {_TURN} FROM turns WHERE state IN ('queued', 'running')"
                 " AND turn_id NOT IN (SELECT turn_id FROM delegations) ORDER BY rowid"
             ).fetchall()
-            return [_turn_from(db, row) for row in rows]
+            return [_turn_from(db, row, self.files) for row in rows]
 
     def start_turn(self, turn: Turn, recalled: Message | None = None) -> Event:
         """`queued -> running`, and the person's message joins the conversation, after what was
@@ -331,13 +338,14 @@ class ConversationTables(Database):
                 f"SELECT {_TURN} FROM turns WHERE {mine} ORDER BY rowid", (turn.turn_id,)
             ).fetchall()
             joined = []
-            for one in (_turn_from(db, row) for row in rows):
+            for one in (_turn_from(db, row, self.files) for row in rows):
                 _move_turn(db, one.turn_id, TurnState.JOINED, terminal)
                 joined.append((one, self._append(db, one.session_id, one.turn_id, _said(one))))
         return joined
 
     def add_step(self, turn: Turn, message: Message) -> Event:
         """A model's message that calls tools: its event and the intent of every call at once."""
+        self.files.keep(message.attachments)
         with self._transaction() as db:
             event = self._append(db, turn.session_id, turn.turn_id, message)
             for position, call in enumerate(message.tool_calls):
@@ -357,11 +365,20 @@ class ConversationTables(Database):
         """The last move of a turn, its terminal frame and, where there is one, its last message.
         Nothing works for it any more: turns of its calls that were left over are cancelled with it.
         """
+        self.files.keep(message.attachments if message is not None else ())
         with self._transaction() as db:
             _move_turn(db, turn.turn_id, state, terminal)
             _end_below(db, turn.turn_id)
             if message is not None:
                 self._append(db, turn.session_id, turn.turn_id, message)
+
+    # ---------------------------------------------------------------------------- attachments
+
+    def sweep_files(self) -> None:
+        """Remove the files of messages that were never accepted."""
+        with self._reading() as db:
+            known = {str(row[0]) for row in db.execute("SELECT sha256 FROM files")}
+        self.files.sweep(known)
 
     # -------------------------------------------------------------------------------- the journal
 
@@ -396,6 +413,7 @@ class ConversationTables(Database):
         """Results and their events, in the order given: `-> done | failed | unknown`; and the calls
         that start next.
         """
+        self.files.keep(file for _, message in results for file in message.attachments)
         with self._transaction() as db:
             for state, message in results:
                 _move_call(db, turn.turn_id, message.tool_call_id, state)
@@ -454,7 +472,7 @@ def insert_turn(db: apsw.Connection, turn: Turn, joins: str = "") -> None:
             *(turn.tainted, turn.sensitive, joins),
         ),
     )
-    _keep_blobs(db, turn.attachments)
+    _note_files(db, turn.attachments)
 
 
 def _said(turn: Turn) -> Message:
@@ -468,18 +486,26 @@ def _said(turn: Turn) -> Message:
     )
 
 
-def turn_of(db: apsw.Connection, turn_id: str) -> Turn | None:
+def turn_of(db: apsw.Connection, turn_id: str, files: Files) -> Turn | None:
     row = db.execute(f"SELECT {_TURN} FROM turns WHERE turn_id = ?", (turn_id,)).fetchone()
-    return None if row is None else _turn_from(db, row)
+    return None if row is None else _turn_from(db, row, files)
 
 
-def _turn_from(db: apsw.Connection, row: Row) -> Turn:
-    attachments = attachments_from_json(json.loads(row[5]), partial(_blob, db))
+def _turn_from(db: apsw.Connection, row: Row, files: Files) -> Turn:
+    attachments = attachments_from_json(json.loads(row[5]), partial(_content, db, files))
     terminal = json.loads(row[6]) if row[6] else None
     state = TurnState(row[3])
     turn_id, session_id, request_id, _, prompt = row[:5]
     marks = bool(row[7]), bool(row[8])
     return Turn(turn_id, session_id, request_id, state, prompt, attachments, terminal, *marks)
+
+
+def _content(db: apsw.Connection, files: Files, sha256: str) -> bytes:
+    """What is in an attachment, empty if it is lost; old ones lie in the database."""
+    data = files.data(sha256)
+    if data is None:
+        data = db.execute("SELECT data FROM blobs WHERE sha256 = ?", (sha256,)).get
+    return data or b""
 
 
 def _end_below(db: apsw.Connection, turn_id: str) -> None:
@@ -495,16 +521,11 @@ def _end_below(db: apsw.Connection, turn_id: str) -> None:
         _move_turn(db, left, TurnState.CANCELLED, {"type": "turn_cancelled", "payload": {}})
 
 
-def _keep_blobs(db: apsw.Connection, attachments: Sequence[Attachment]) -> None:
-    """Store the data of attachments, each content once."""
+def _note_files(db: apsw.Connection, attachments: Sequence[Attachment]) -> None:
+    """From now on these files are spoken of."""
     for attachment in attachments:
-        row = (attachment.sha256, attachment.data)
-        db.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?)", row)
-
-
-def _blob(db: apsw.Connection, sha256: str) -> bytes:
-    data: bytes = db.execute("SELECT data FROM blobs WHERE sha256 = ?", (sha256,)).get
-    return data
+        row = (attachment.sha256, attachment.size)
+        db.execute("INSERT OR IGNORE INTO files VALUES (?, ?)", row)
 
 
 def _move_turn(

@@ -19,6 +19,7 @@ import apsw
 from oxydra.disk import Ballast
 from oxydra.errors import StoreBusyError, StoreError, StoreFullError
 from oxydra.frames import compact
+from oxydra.store.files import Files
 from oxydra.store.migrations import MIGRATIONS
 from oxydra.types import Json
 
@@ -37,9 +38,14 @@ class Database:
     anything else that it refuses; nothing is then half written.
     """
 
-    def __init__(self, path: Path, ballast: Ballast | None = None) -> None:
-        """`ballast` keeps room for what has begun: no turn is accepted that finds none."""
+    def __init__(
+        self, path: Path, ballast: Ballast | None = None, files: Files | None = None
+    ) -> None:
+        """`ballast` keeps room for what has begun: no turn is accepted that finds none. `files` are
+        where attachments lie; unless given, in `attachments` beside the database.
+        """
         self.path = path
+        self.files = files or Files(path.parent / "attachments")
         self._ballast = ballast
         self._write_lock = threading.Lock()
         self._pool: list[apsw.Connection] = []

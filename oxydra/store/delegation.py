@@ -48,7 +48,7 @@ class DelegationTables(Database):
             ).fetchone()
             if row is not None:
                 found = _delegation(row)
-                turn = turn_of(db, found.turn_id)
+                turn = turn_of(db, found.turn_id, self.files)
                 assert turn is not None  # the row refers to it
                 return found, turn
             above: list[Row] = db.execute(_ROOT, key[:1]).fetchall()

@@ -490,6 +490,13 @@ def digest(text: object) -> bytes:
     return hashlib.blake2b(str(text).encode("utf-8", "replace"), digest_size=16).digest()
 
 
+def m016_files(db: apsw.Connection) -> None:
+    """Which attachments lie in files; those in `blobs` stay there, and are read from there."""
+    db.execute(
+        "CREATE TABLE files (sha256 TEXT PRIMARY KEY, size INTEGER NOT NULL) STRICT, WITHOUT ROWID"
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -506,5 +513,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m013_notes,
     m014_notices,
     m015_vectors,
+    m016_files,
 )
 """In order, append-only: a migration that was released is never changed."""
