@@ -93,10 +93,10 @@ class CountingServer(GatewayServer):
 class Gate:
     """A running server with its recorder, and raw clients that are closed with it."""
 
-    def __init__(self, limits: ServerLimits) -> None:
+    def __init__(self, limits: ServerLimits, handler: Recorder | None = None) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
-        self.handler = Recorder()
+        self.handler = handler or Recorder()
         self.server = CountingServer(listener, self.handler, limits)
         self.clients: list[socket.socket] = []
         self.server.start()
