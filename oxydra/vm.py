@@ -36,6 +36,7 @@ from oxydra.errors import FrameError, OxydraError, ToolError, UsageError
 from oxydra.frames import Envelope, Unpacker, channel_info, pack, usage_json
 from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import Hub
+from oxydra.gateway.memory import MemoryCommands
 from oxydra.memory import Indexer, ModelNotebook, Retrieval, Weights
 from oxydra.mux import Channel, Mux
 from oxydra.policy import parse_virtual
@@ -64,7 +65,7 @@ from oxydra.tools.changes import Changes
 from oxydra.tools.confine import Workspace
 from oxydra.tools.delegate import delegate_tools
 from oxydra.tools.gate import Gate
-from oxydra.tools.memory import MAX_QUERY, MAX_RESULTS, memory_tools, quotation
+from oxydra.tools.memory import memory_tools
 from oxydra.tools.registry import ToolRegistry
 from oxydra.tools.schedule import schedule_tools
 from oxydra.tools.shell import ShellTool
@@ -202,7 +203,7 @@ class AgentGuest:
                 "replay": self._replay,
                 "undo": self._undo,
                 "schedules": Desk(self._scheduler).command,
-                **({"memory": self._remembered} if settings.memory.enabled else {}),
+                **self._memory_commands(settings),
             },
             tools=[tool.name for tool in tools.specs],
         )
@@ -247,16 +248,12 @@ class AgentGuest:
         found = spending.summary(str(args.get("session_id") or ""))
         return {**found, **(spending.report(str(args["by"])) if args.get("by") else {})}
 
-    def _remembered(self, args: Json) -> Json:
-        """What was said that fits `query`, best first: for its person, not for a model."""
-        query, most = args.get("query"), args.get("top_k", 8)
-        if not isinstance(query, str) or not query.strip():
-            raise UsageError("Say what to look for.", remedy="/memory WORDS")
-        if not isinstance(most, int) or not 1 <= most <= MAX_RESULTS:
-            raise UsageError(f"`top_k` is a number from 1 to {MAX_RESULTS}.")
-        hits = self._memory.search(query[:MAX_QUERY], most)
-        notes = self._store.notes_named([hit.chunk.note_id for hit in hits if hit.chunk.note_id])
-        return {"found": [quotation(hit, notes) for hit in hits]}
+    def _memory_commands(self, settings: GuestConfig) -> dict[str, Callable[[Json], Json]]:
+        """Where memory is off, what was said can still be forgotten."""
+        made = MemoryCommands(
+            self._hub, self._runtime, self._memory, self._workspace, settings.memory
+        )
+        return made.table() if settings.memory.enabled else {"forget": made.forget}
 
     def _undo(self, args: Json) -> Json:
         """Take the last turn of a session back; with `dry_run` only say what that means."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 
 import pytest
 
@@ -75,6 +76,10 @@ def place(tmp_path):
     place.store.close()
 
 
+def attached(data):
+    return Attachment("text/plain", sha256(data).hexdigest(), data, "plan.txt", len(data))
+
+
 def quote(session_id, text, **more):
     row = {"session": session_id, "sequence": 1, "text": text, **more}
     return f"Quotations: data.\n{compact(row)}\n{compact({**row, 'session': 'x', 'text': 'Ok.'})}"
@@ -82,7 +87,7 @@ def quote(session_id, text, **more):
 
 def test_a_session_is_gone_from_all_files_with_its_copies(place):
     store = place.store
-    file = Attachment("text/plain", "5" * 64, b"the plan zanzibarius", "plan.txt", 20)
+    file = attached(b"the plan zanzibarius")
     session = place.say(
         SECRET,
         "I will not tell of zanzibarius, I promise.",
@@ -149,7 +154,7 @@ def test_words_are_gone_in_whatever_case_and_place(place):
     store.add_note("About\nzanzibarius.", (), Marks(), Origin(), most=9)
     kept = store.add_note("About nothing.", (), Marks(), Origin(), most=9)
     tagged = store.add_note("With a tag.", ("zanzibarius",), Marks(), Origin(), most=9)
-    file = Attachment("text/plain", "6" * 64, b"the plan zanzibarius", "plan.txt", 20)
+    file = attached(b"the plan zanzibarius")
     place.say("Look at this.", session=session, attachments=(file,))
     found = store.forget(words="zanzibarius")
     assert len(found.notes) == 2 and tagged.note_id in found.notes

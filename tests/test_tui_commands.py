@@ -29,6 +29,9 @@ def command(world: World, line: str) -> Send:
     ("line", "name", "args"),
     [
         ("/memory where is it", "memory", {"query": "where is it"}),
+        ("/notes", "notes", {}),
+        ("/notes home work", "notes", {"tags": ["home", "work"]}),
+        ("/remember the code is 1", "notes", {"action": "save", "content": "the code is 1"}),
         ("/schedules", "schedules", {}),
         ("/undo", "undo", {}),
         ("/pins", "pins", {}),
@@ -98,6 +101,23 @@ def test_what_memory_found_is_told_by_place_and_local_time(
     assert len(lines[3]) < 310
     world.reply(command(world, "/memory no"), "command_result", name="memory", data={"found": []})
     assert world.texts[-1] == "Nothing was found."
+
+
+def test_notes_are_listed_and_made(world: World) -> None:
+    note = {"note_id": "n1", "tags": ["home"], "time": "soon", "pinned": True}
+    rows = [{**note, "content": "The key\nis \x1b[2Junder it.", "from_strangers": True}]
+    data = {"notes": rows, "total": 3}
+    world.reply(command(world, "/notes"), "command_result", name="notes", data=data)
+    assert world.texts[-1].split("\n") == [
+        "n1 · soon · #home · pinned · from strangers",
+        "   The key is ␛[2Junder it.",
+        "… and 2 more: oxydra-runner memory list",
+    ]
+    world.reply(command(world, "/notes x"), "command_result", name="notes", data={"notes": []})
+    assert world.texts[-1] == "There is no note."
+    world.reply(command(world, "/remember it"), "command_result", name="notes", data=note)
+    assert world.texts[-1] == "Noted: n1"
+    assert world.type("/remember") == []
 
 
 def test_schedules_say_what_and_when(world: World) -> None:

@@ -14,7 +14,10 @@ def search(options: argparse.Namespace) -> int:
 
     workspace = workspace_of(load(options))
     with desk(lambda: locate(workspace), workspace.user) as asked:
-        found = asked.command("memory", query=options.query, top_k=options.top)["found"]
+        args: dict[str, object] = {"query": options.query, "top_k": options.top}
+        args |= {"include_conversation": not options.notes, "tags": options.tag or []}
+        args |= {"since": options.since, "until": options.until}
+        found = asked.command("memory", **args)["found"]
     if options.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return 0

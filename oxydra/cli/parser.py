@@ -217,13 +217,60 @@ def _add_sessions(commands: Commands) -> None:
 
 
 def _add_memory(commands: Commands) -> None:
-    memory = commands.add_parser("memory", help="what was said before")
+    memory = commands.add_parser("memory", help="what was said before, and notes")
     actions = memory.add_subparsers(dest="action", required=True, metavar="ACTION")
-    text = "what fits some words, best first, from all conversations of a running daemon"
+    text = "what fits some words, best first, from notes and all conversations"
     search = _command(actions, "search", "oxydra.cli.memory:search", text)
     search.add_argument("query", metavar="WORDS")
     search.add_argument("--top", type=_count, default=8, metavar="N", help="so many; default 8")
-    search.add_argument("--json", action="store_true", help="print JSON")
+    search.add_argument("--notes", action="store_true", help="only from notes")
+    search.add_argument("--since", default="", metavar="T", help="from then on: RFC 3339")
+    search.add_argument("--until", default="", metavar="T", help="from before then")
+    module = "oxydra.cli.notes:notes"
+    listed = _command(actions, "list", module, "notes, pinned ones first and then the newest")
+    show = _command(actions, "show", module, "a note, with what it said before")
+    save = _command(actions, "save", module, "make a note")
+    edit = _command(actions, "edit", module, "have a note say something else, or have other tags")
+    delete = _command(actions, "delete", module, "delete a note and its history, for good")
+    pin = _command(actions, "pin", module, "have a note come before others")
+    unpin = _command(actions, "unpin", module, "and no longer")
+    export = _command(actions, "export", module, "write notes as JSON Lines or Markdown")
+    taken = _command(actions, "import", module, "take notes in from what `export` wrote")
+    for action in (show, edit, delete, pin, unpin):
+        action.add_argument("id", metavar="NOTE", help="as `memory list` shows it")
+    save.add_argument("text", metavar="TEXT", help="- reads it from stdin")
+    edit.add_argument("text", nargs="?", metavar="TEXT", help="default: what your $EDITOR leaves")
+    for action in (search, listed, save, edit, export):
+        action.add_argument("--tag", action="append", metavar="TAG", help="may be repeated")
+    export.add_argument("--format", choices=("jsonl", "markdown"), default="jsonl")
+    export.add_argument("--output", metavar="FILE", help="a new one; default: stdout")
+    taken.add_argument("file", metavar="FILE", help="- reads stdin")
+    taken.add_argument(
+        "--own", action="store_true", help="they are yours: do not count them as strangers' words"
+    )
+    _add_forget(actions)
+    for action in (search, listed, show, save, edit, delete, pin, unpin, taken):
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_forget(actions: Commands) -> None:
+    text = "take a session, a note or some words out of all that is kept: exit code 1 if any stays"
+    forget = _command(actions, "forget", "oxydra.cli.forget:forget", text)
+    what = forget.add_mutually_exclusive_group(required=True)
+    what.add_argument("--session", dest="of_session", metavar="ID", help="an id, or a name")
+    what.add_argument("--note", metavar="NOTE", help="with all that quotes it")
+    what.add_argument("--matching", metavar="WORDS", help="every message and note that holds them")
+    forget.add_argument("--dry-run", action="store_true", help="only say what would be forgotten")
+    forget.add_argument("--yes", action="store_true", help="do not ask")
+    forget.add_argument(
+        "--look-in",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="backups: say which of their files still hold it; may be repeated",
+    )
+    forget.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _take_fork(fork: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ deletes no note. No thread is started here; any thread may ask.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from oxydra.config import MemoryConfig
 from oxydra.errors import PolicyDenied, UsageError
 from oxydra.scrub import printable
 from oxydra.store import Store
-from oxydra.store.notes import Note, Origin, Scrap
+from oxydra.store.database import clean, timestamp
+from oxydra.store.notes import Imported, Note, Origin, Scrap, moment
 from oxydra.types import Json, Marks, ToolContext
 
 MAX_CONTENT = 8000  # characters of a note
 MAX_TAGS = 16
+MAX_REASONS = 20  # that are told of what was not imported
 MAX_SCRAPS, SCRAP_CHARS = 32, 240
+_ID = re.compile(r"[0-9A-Za-z_-]{4,32}", re.ASCII)
 _TAG = re.compile(r"\w[\w.:/+-]{0,39}")
 
 NO_MARKS = Marks()
@@ -78,6 +82,31 @@ class Notebook:
 
     def pin(self, note_id: str, pinned: bool) -> Note:
         return self._store.pin_note(note_id, pinned)
+
+    def take_in(self, rows: Sequence[Json], *, own: bool) -> Json:
+        """Import rows as `exchange.read` has them: how many were `added`, were there already
+        (`kept`), or were `refused`, with the reasons of the first ones.
+
+        Where they come from is not believed: they are imports, and strangers' words unless they are
+        the person's `own`. A mark that they have stays.
+        """
+        found: dict[str, int] = {"added": 0, "kept": 0, "refused": 0}
+        reasons: list[str] = []
+        good: list[Imported] = []
+        for number, row in enumerate(rows, 1):
+            try:
+                good.append(_imported(row, own=own))
+            except UsageError as error:
+                found["refused"] += 1
+                reasons.append(f"note {number}: {error.message}")
+        fates = self._store.import_notes(good, most=self._config.max_notes)
+        for one, fate in zip(good, fates, strict=True):
+            found[fate if fate in found else "refused"] += 1
+            if fate == "other":
+                reasons.append(f"note {one.note_id}: it says something else here, and stays so.")
+            elif fate == "full":
+                reasons.append(f"note {one.note_id}: there are [memory] max_notes already.")
+        return {**found, "reasons": reasons[:MAX_REASONS]}
 
     def scratch(self, session_id: str, texts: Sequence[str], marks: Marks) -> None:
         """Have these be all that the session's scratchpad holds."""
@@ -169,6 +198,26 @@ def check_tags(tags: Collection[str]) -> tuple[str, ...]:
     if len(found) > MAX_TAGS:
         raise UsageError(f"A note has at most {MAX_TAGS} tags.", remedy="Keep the telling ones.")
     return found
+
+
+def _imported(row: Json, *, own: bool) -> Imported:
+    content, tags, at = row.get("content"), row.get("tags") or [], row.get("time") or ""
+    if not isinstance(content, str) or not isinstance(at, str):
+        raise UsageError("Its content and its time are texts.")
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise UsageError("Its tags are a list of words.")
+    content = check_content(clean(content))
+    note_id = row.get("note_id")
+    if note_id is None:  # the same text is the same note
+        note_id = hashlib.sha256(content.encode()).hexdigest()[:10]
+    if not isinstance(note_id, str) or not _ID.fullmatch(note_id):
+        raise UsageError("Its id is none.", remedy="Leave it out, and one is made.")
+    made = moment(at) if at else ""
+    if made > timestamp():
+        raise UsageError("It is from the future.", remedy="Leave its time out.")
+    marks = Marks(not own or bool(row.get("from_strangers")), bool(row.get("private")))
+    pinned = own and row.get("pinned") is True
+    return Imported(note_id, content, check_tags(tags), marks, pinned, made)
 
 
 def _told(note: Note) -> Json:

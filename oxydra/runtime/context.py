@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from oxydra.budget import estimate_message
 from oxydra.budget.tokens import REQUEST_TOKENS
 from oxydra.config import RuntimeConfig
-from oxydra.errors import OxydraError
+from oxydra.errors import OxydraError, UsageError
 from oxydra.runtime import fitting, pins
 from oxydra.runtime.conversation import Conversation, Conversations, told
 from oxydra.runtime.spending import Spending, directly
@@ -306,6 +306,16 @@ class Context:
     def begin(self, material: Material) -> None:
         """Make a summary without anybody waiting."""
         self._summaries.begin(material)
+
+    def settled(self, session_id: str) -> None:
+        """A session's past is about to change: no summary of it as it was may come after. Raises
+        `UsageError` while one is being made.
+        """
+        if not self._summaries.drop(session_id):
+            raise UsageError(
+                f"A summary of the session {session_id} is being made.",
+                remedy="Do it again in a moment.",
+            )
 
     def estimates(self) -> list[Json]:
         """For `status`: how far estimates are off, by model."""

@@ -168,6 +168,12 @@ class Summaries:
         with self._lock:
             return self._made.pop(session_id, None)
 
+    def drop(self, session_id: str) -> bool:
+        """Forget what was made and not taken; False if one is being made."""
+        with self._lock:
+            self._made.pop(session_id, None)
+            return session_id not in self._running
+
     def stop(self, timeout: float) -> bool:
         """Give up what is being made; True if every thread ended."""
         with self._lock:

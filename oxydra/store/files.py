@@ -95,6 +95,12 @@ class Files:
                 with contextlib.suppress(OSError):
                     (self.folder / name).unlink()
 
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove contents of which nothing speaks any more."""
+        for name in names:
+            if _NAME.fullmatch(name):
+                (self.folder / name).unlink(missing_ok=True)
+
     def _entries(self) -> Iterator[tuple[str, os.stat_result]]:
         with contextlib.suppress(OSError), os.scandir(self.folder) as found:
             for entry in found:

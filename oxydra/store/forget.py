@@ -19,6 +19,7 @@ import apsw
 from oxydra.frames import compact
 from oxydra.store.conversation import ConversationTables
 from oxydra.store.database import WORD_INDEXES, Row, as_text, clean
+from oxydra.store.files import Files
 from oxydra.store.memory import NEIGHBOURS
 from oxydra.store.notes import NoteTables, erase_note
 from oxydra.types import Json
@@ -47,6 +48,7 @@ class Forgotten:
     summaries: list[str] = field(default_factory=list)
     others: int = 0  # rows of any other kind
     touched: list[str] = field(default_factory=list)  # sessions in which something changed
+    files: list[str] = field(default_factory=list)  # attachments
     outputs: list[str] = field(default_factory=list)  # names under which results were saved
     kept: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -74,12 +76,13 @@ class ForgetTables(ConversationTables, NoteTables):
         found = Forgotten()
         try:
             with self._erasing() as db:
-                _Forgetting(db, found).run(session_id, note_id, words)
+                _Forgetting(db, found, self.files).run(session_id, note_id, words)
                 if dry:
                     raise _LookedOnly
                 at_rest(found.touched)
         except _LookedOnly:
             return found
+        self.files.remove(found.files)
         self.rewrite()
         return found
 
@@ -87,8 +90,9 @@ class ForgetTables(ConversationTables, NoteTables):
 class _Forgetting:
     """One transaction's work."""
 
-    def __init__(self, db: apsw.Connection, found: Forgotten) -> None:
+    def __init__(self, db: apsw.Connection, found: Forgotten, files: Files) -> None:
         self._db = db
+        self._files = files
         self._found = found
         self._touched: dict[str, None] = {}
         self._sessions: frozenset[str] = frozenset()
@@ -103,6 +107,10 @@ class _Forgetting:
             self._note(note_id)
         else:
             self._words(words)
+        for table in ("blobs", "files"):
+            for sha256 in self._gone:
+                self._db.execute(f"DELETE FROM {table} WHERE sha256 = ?", (sha256,))
+        self._found.files = sorted(self._gone)
         self._found.touched = list(self._touched)
 
     def _read(self, sql: str, values: Row = ()) -> list[Row]:
@@ -149,6 +157,7 @@ class _Forgetting:
         self._redact_all()
         for one in found.sessions:
             self._drop_session(one)
+        self._drop_unnamed()
 
     def _of_sessions(self, what: str, table: str) -> list[Row]:
         return [
@@ -208,24 +217,24 @@ class _Forgetting:
         db.execute("DELETE FROM turns WHERE session_id = ?", (session_id,))
         db.execute("DELETE FROM to_index WHERE session_id = ?", (session_id,))
         db.execute("DELETE FROM sessions WHERE session_id = ?", (session_id,))
-        self._drop_blobs()
 
-    def _drop_blobs(self) -> None:
+    def _drop_unnamed(self) -> None:
         """Attachments that nothing has any more."""
         named = {
             row["sha256"]
             for table, column in (("turns", "attachments"), ("events", "message ->> 'attachments'"))
-            for (text,) in self._db.execute(f"SELECT {column} FROM {table}")
+            for (text,) in self._read(f"SELECT {column} FROM {table}")
             for row in json.loads(text or "[]")
         }
-        for (sha256,) in self._read("SELECT sha256 FROM blobs"):
-            if sha256 not in named:
-                self._db.execute("DELETE FROM blobs WHERE sha256 = ?", (sha256,))
+        for table in ("blobs", "files"):
+            for (sha256,) in self._read(f"SELECT sha256 FROM {table}"):
+                if sha256 not in named:
+                    self._gone.add(sha256)
 
     # ------------------------------------------------------------------------------- only the text
 
     def _redact_all(self) -> None:
-        self._blobs()
+        self._contents()
         self._events()
         self._turns()
         self._calls()
@@ -312,14 +321,14 @@ class _Forgetting:
             row for row in rows if row["sha256"] not in self._gone and not self._holds(row["name"])
         ]
 
-    def _blobs(self) -> None:
+    def _contents(self) -> None:
         """Attachments that hold it, or were the session's: they are taken off their messages."""
         for sha256, data in self._db.execute("SELECT sha256, data FROM blobs"):
             if self._holds(bytes(data).decode("utf-8", "ignore")):
                 self._gone.add(sha256)
-        for sha256 in self._gone:
-            self._db.execute("DELETE FROM blobs WHERE sha256 = ?", (sha256,))
-        self._found.others += len(self._gone)
+        for (sha256,) in self._read("SELECT sha256 FROM files"):
+            if self._holds((self._files.data(sha256) or b"").decode("utf-8", "ignore")):
+                self._gone.add(sha256)
 
     def _turns(self) -> None:
         for turn_id, session_id, prompt, attachments, terminal in self._read(

@@ -78,6 +78,18 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Imported:
+    """A note from a file; `at` is when it was made, "" where that is not known."""
+
+    note_id: str
+    content: str
+    tags: tuple[str, ...]
+    marks: Marks
+    pinned: bool
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
 class Scrap:
     """A line of a session's scratchpad."""
 
@@ -112,6 +124,33 @@ class NoteTables(Database):
             db.execute("INSERT INTO notes VALUES (?, 1, 0, ?)", (note_id, now))
             _revise(db, note_id, 1, content, tags, marks, origin, now)
             return _found(db, note_id)
+
+    def import_notes(self, notes: Sequence[Imported], *, most: int) -> list[str]:
+        """Add notes under their own ids; returns of each whether it is `added`, `kept` since it is
+        there as it is, `other` where its id says something else here, or `full`.
+        """
+        found: list[str] = []
+        with self._transaction() as db:
+            total = int(db.execute("SELECT count(*) FROM notes").get)
+            for one in notes:
+                there = db.execute(
+                    "SELECT content FROM notes JOIN note_revisions USING (note_id, revision)"
+                    " WHERE note_id = ?",
+                    (one.note_id,),
+                ).get
+                if there is not None:
+                    found.append("kept" if there == clean(one.content) else "other")
+                elif total >= most:
+                    found.append("full")
+                else:
+                    total += 1
+                    at = one.at or timestamp()
+                    row = (one.note_id, int(one.pinned), at)
+                    db.execute("INSERT INTO notes VALUES (?, 1, ?, ?)", row)
+                    origin = Origin("import")
+                    _revise(db, one.note_id, 1, one.content, one.tags, one.marks, origin, at)
+                    found.append("added")
+        return found
 
     def update_note(
         self, note_id: str, content: str, tags: Sequence[str] | None, marks: Marks, origin: Origin

@@ -47,7 +47,7 @@ def shorten(text: str, limit: int, saved: str, name: str, workspace: Workspace |
     if len(data) <= limit:
         return data.decode()
     before = _LEFT_OUT.search(text)
-    if before is not None and before["path"] == str(_path(saved)):
+    if before is not None and before["path"] == str(path_of(saved)):
         return _cut(data, limit, int(before["size"].replace(",", "")), before["where"])
     return _cut(data, limit, len(data), _save(data, name, workspace))
 
@@ -60,7 +60,8 @@ def _cut(data: bytes, limit: int, size: int, where: str) -> str:
     return f"{head}\n\n[… {cut:,} of {size:,} bytes are left out here; {where} …]\n\n{tail}"
 
 
-def _path(name: str) -> VirtualPath:
+def path_of(name: str) -> VirtualPath:
+    """Where an output is saved under that name."""
     return FOLDER.child(f"{_file_name(name)}.txt")
 
 
@@ -68,7 +69,7 @@ def _save(data: bytes, name: str, workspace: Workspace | None) -> str:
     """Save an output and say where it is, or why it is nowhere."""
     if workspace is None:
         return "they were not saved"
-    path = _path(name)
+    path = path_of(name)
     try:
         workspace.write(path, data[:MAX_WRITE_BYTES])
     except ToolError as error:

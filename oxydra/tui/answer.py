@@ -27,6 +27,7 @@ class Desk:
 
     client: GatewayClient
     events: queue.SimpleQueue[Frame | Link]
+    patience: float = REPLY_SECONDS  # for an answer
 
     def requests(self) -> list[Json]:
         """The open requests, oldest first: the fields of `approval_request` frames."""
@@ -58,7 +59,7 @@ class Desk:
     def _ask(self, frame_type: str, payload: Json) -> Frame:
         """Send a frame and wait for its direct reply. Raises `OxydraError`."""
         request_id = self.client.send(frame_type, payload)
-        until = Deadline.after(REPLY_SECONDS)
+        until = Deadline.after(self.patience)
         while True:
             try:
                 event = self.events.get(timeout=until.timeout())
@@ -75,7 +76,7 @@ class Desk:
 
 
 @contextmanager
-def desk(locate: Locate, user_id: str) -> Iterator[Desk]:
+def desk(locate: Locate, user_id: str, *, patience: float = REPLY_SECONDS) -> Iterator[Desk]:
     """A connection to the user's gateway. Raises `NoDaemonError` if there is none."""
     events: queue.SimpleQueue[Frame | Link] = queue.SimpleQueue()
     endpoint, token = locate()
@@ -89,7 +90,7 @@ def desk(locate: Locate, user_id: str) -> Iterator[Desk]:
     )
     client.connect()
     try:
-        yield Desk(client, events)
+        yield Desk(client, events, patience)
     finally:
         client.close()
 

@@ -175,10 +175,10 @@ def _tokens(state: State, _rest: str) -> Step:
     return _command(state, "tokens")
 
 
-def _command(state: State, name: str, /, **args: str) -> Step:
+def _command(state: State, name: str, /, **args: object) -> Step:
     """Ask for a command of this session; its reply comes with the command's name as purpose."""
-    args = {"session_id": state.session_id, **args}
-    return state.ask("command", {"name": name, "args": args}, name)
+    given = {"session_id": state.session_id, **args}
+    return state.ask("command", {"name": name, "args": given}, name)
 
 
 def _status(state: State, _rest: str) -> Step:
@@ -190,6 +190,16 @@ def _help(state: State, _rest: str) -> Step:
     usages = max(len(command.usage) for command in known)
     lines = [f"{command.usage:<{usages}}  {command.help}" for command in known]
     return state.say("notice", "\n".join([*lines, "", KEYS_HELP])), ()
+
+
+def _notes(state: State, rest: str) -> Step:
+    return _command(state, "notes", **({"tags": rest.split()} if rest else {}))
+
+
+def _remember(state: State, rest: str) -> Step:
+    if not rest:
+        return state.say("warning", "Note what? /remember <text>"), ()
+    return _command(state, "notes", action="save", content=rest)
 
 
 def _quit(state: State, _rest: str) -> Step:
@@ -208,6 +218,8 @@ COMMANDS = {
         Command("/cancelall", "cancel the turns of all sessions", _cancel_all),
         Command("/undo", "take the last turn back", _of_daemon("undo")),
         Command("/memory <query>", "look into what is remembered", _of_daemon("memory", "query")),
+        Command("/notes [tag]", "list the notes, or those with a tag", _notes),
+        Command("/remember <text>", "make a note", _remember),
         Command("/pins", "list the rules that are never cut", _of_daemon("pins")),
         Command("/pin <text>", "add one", _pin),
         Command("/unpin <number>", "take one out", _unpin),
@@ -307,6 +319,10 @@ def on_command(state: State, name: str, about: str, data: Json) -> Step:
         case "memory" if "found" in data:
             names = {session.session_id: session.name for session in state.sessions}
             return state.say("notice", "\n".join(listing.passages(data, names))), ()
+        case "notes" if "notes" in data:
+            return state.say("notice", "\n".join(listing.notes(data))), ()
+        case "notes" if "note_id" in data:
+            return state.say("notice", f"Noted: {one_line(str(data['note_id']))}"), ()
         case "schedules" if "schedules" in data:
             return state.say("notice", "\n".join(listing.schedules(data))), ()
         case _:

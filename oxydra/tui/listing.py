@@ -43,6 +43,24 @@ def passages(data: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     return [printable(line) for line in lines] or ["Nothing was found."]
 
 
+def notes(data: Mapping[str, Any]) -> list[str]:
+    """What `notes` lists: two lines each."""
+    rows = [row for row in data.get("notes") or () if isinstance(row, dict)]
+    lines = []
+    for row in rows:
+        facts = [str(row.get("note_id") or ""), local(row.get("time"))]
+        tags = row.get("tags")
+        facts += [f"#{tag}" for tag in (tags if isinstance(tags, list) else ())]
+        facts += ["pinned"] * bool(row.get("pinned"))
+        facts += ["from strangers"] * bool(row.get("from_strangers"))
+        lines.append(one_line(" · ".join(filter(None, facts))))
+        lines.append(f"   {clip(one_line(str(row.get('content') or '')), PASSAGE)}")
+    total = data.get("total")
+    if isinstance(total, int) and total > len(rows):
+        lines.append(f"… and {total - len(rows):,} more: oxydra-runner memory list")
+    return [printable(line) for line in lines] or ["There is no note."]
+
+
 def schedules(data: Mapping[str, Any]) -> list[str]:
     """What `schedules` lists: a line each, and when it runs next, by its own time zone."""
     rows = [row for row in data.get("schedules") or () if isinstance(row, dict)]

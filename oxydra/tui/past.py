@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -60,6 +60,14 @@ class Past:
             os.write(descriptor, _line(text))
         finally:
             os.close(descriptor)
+
+    def forget(self, holds: Callable[[str], bool]) -> int:
+        """Take out what was sent and `holds` says so of; returns how many texts that were."""
+        texts = self.load()
+        kept = [text for text in texts if not holds(text)]
+        if len(kept) < len(texts):
+            _put(self._path, b"".join(map(_line, kept)))
+        return len(texts) - len(kept)
 
     def seen(self) -> dict[str, str]:
         """The last turn that was seen of each session. A file that makes no sense has none."""

@@ -1,0 +1,229 @@
+"""What `command` frames ask of memory: search it, read and write notes, forget.
+
+`oxydra-requests` runs it; who may ask for what stands in `access`. What is asked here, a person
+asks: no mark of a conversation holds for it, and it may forget what models can't.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from oxydra.config import MemoryConfig
+from oxydra.errors import NotFoundError, ToolError, UsageError
+from oxydra.gateway.hub import Hub
+from oxydra.memory import Notebook, Retrieval
+from oxydra.memory.notebook import MAX_CONTENT, check_tags
+from oxydra.runtime import Runtime
+from oxydra.store.forget import Forgotten
+from oxydra.store.notes import moment
+from oxydra.tools import outputs
+from oxydra.tools.confine import Workspace
+from oxydra.tools.memory import MAX_QUERY, MAX_RESULTS, quotation
+from oxydra.types import Json, Scope
+
+LEAST_WORDS = 4  # characters that can be forgotten wherever they stand
+MOST_LISTED = 500
+MOST_IMPORTED = 500
+MOST_TEXTS = 1 << 19  # characters of what was forgotten that are told, to be looked for in files
+
+
+class MemoryCommands:
+    """Each method takes the `args` of a frame. They raise `OxydraError`."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        runtime: Runtime,
+        memory: Retrieval,
+        workspace: Workspace,
+        config: MemoryConfig,
+    ) -> None:
+        self._hub = hub
+        self._store = hub.store
+        self._runtime = runtime
+        self._memory = memory
+        self._workspace = workspace
+        self._notebook = Notebook(hub.store, config)
+        self._actions: dict[str, Callable[[Json], Json]] = {
+            "list": self._list,
+            "show": self._show,
+            "save": self._save,
+            "edit": self._edit,
+            "delete": self._delete,
+            "pin": lambda args: self._pin(args, True),
+            "unpin": lambda args: self._pin(args, False),
+            "import": self._import,
+        }
+
+    def table(self) -> dict[str, Callable[[Json], Json]]:
+        return {"memory": self.search, "notes": self.notes, "forget": self.forget}
+
+    # ----------------------------------------------------------------------------------- searching
+
+    def search(self, args: Json) -> Json:
+        """What fits `query`, best first."""
+        query, most = args.get("query"), args.get("top_k", 8)
+        if not isinstance(query, str) or not query.strip():
+            raise UsageError("Say what to look for.", remedy="/memory WORDS")
+        if not isinstance(most, int) or not 1 <= most <= MAX_RESULTS:
+            raise UsageError(f"`top_k` is a number from 1 to {MAX_RESULTS}.")
+        since, until = _text(args, "since", 64, ""), _text(args, "until", 64, "")
+        scope = Scope(
+            conversations=args.get("include_conversation") is not False,
+            tags=_tags(args) or (),
+            since=moment(since) if since else "",
+            until=moment(until) if until else "",
+        )
+        hits = self._memory.search(query[:MAX_QUERY], most, scope)
+        notes = self._store.notes_named([hit.chunk.note_id for hit in hits if hit.chunk.note_id])
+        return {"found": [quotation(hit, notes) for hit in hits]}
+
+    # --------------------------------------------------------------------------------------- notes
+
+    def notes(self, args: Json) -> Json:
+        """`action` and what it needs; without one, the list."""
+        action = str(args.get("action") or "list")
+        if action not in self._actions:
+            raise UsageError(
+                f"There is no action {action[:32]!r}.",
+                remedy=f"There are: {', '.join(self._actions)}.",
+            )
+        return self._actions[action](args)
+
+    def _list(self, args: Json) -> Json:
+        limit, offset = (
+            _number(args, "limit", 100, MOST_LISTED),
+            _number(args, "offset", 0, 1 << 31),
+        )
+        found, total = self._store.notes(_tags(args) or (), limit=limit, offset=offset)
+        return {"notes": [note.to_json() for note in found], "total": total}
+
+    def _show(self, args: Json) -> Json:
+        found = self._store.note_history(_text(args, "note_id", 64))
+        return {**found[0].to_json(), "history": [note.to_json() for note in found[1:]]}
+
+    def _save(self, args: Json) -> Json:
+        content = _text(args, "content", 8 * MAX_CONTENT)
+        return self._notebook.save(content, _tags(args) or ()).to_json()
+
+    def _edit(self, args: Json) -> Json:
+        note_id = _text(args, "note_id", 64)
+        content = _text(args, "content", 8 * MAX_CONTENT, "") or self._store.note(note_id).content
+        return self._notebook.update(note_id, content, _tags(args)).to_json()
+
+    def _delete(self, args: Json) -> Json:
+        return {"deleted": self._notebook.delete(_text(args, "note_id", 64)).to_json()}
+
+    def _pin(self, args: Json, pinned: bool) -> Json:
+        return self._notebook.pin(_text(args, "note_id", 64), pinned).to_json()
+
+    def _import(self, args: Json) -> Json:
+        rows = args.get("notes")
+        if not isinstance(rows, list) or len(rows) > MOST_IMPORTED:
+            raise UsageError(f"`notes` is a list of at most {MOST_IMPORTED}.")
+        if not all(isinstance(row, dict) for row in rows):
+            raise UsageError("`notes` is a list of objects.")
+        return self._notebook.take_in(rows, own=args.get("own") is True)
+
+    # ---------------------------------------------------------------------------------- forgetting
+
+    def forget(self, args: Json) -> Json:
+        """Take a session, a note or some words out of all that is kept; `dry_run` only says what
+        that means. Raises `UsageError` while a turn is under way where something changes.
+        """
+        session_id, note_id = _text(args, "session_id", 200, ""), _text(args, "note_id", 64, "")
+        words = " ".join(_text(args, "matching", 1000, "").split())
+        if len(list(filter(None, (session_id, note_id, words)))) != 1:
+            raise UsageError("Name one: a session, a note, or the words to be forgotten.")
+        if session_id:
+            session_id = self._store.find_session(session_id).session_id
+        elif note_id:
+            self._store.note(note_id)
+        elif len(words) < LEAST_WORDS:
+            raise UsageError(
+                f"{words!r} stands in too much.", remedy=f"Name at least {LEAST_WORDS} characters."
+            )
+        forget = partial(self._store.forget, session_id=session_id, note_id=note_id, words=words)
+        looked = forget(dry=True)
+        if args.get("dry_run"):
+            return _report(looked, done=False)
+        with contextlib.ExitStack() as stack:
+            for touched_id in looked.touched:
+                stack.enter_context(self._hub.at_rest(touched_id))
+                self._runtime.context.settled(touched_id)
+
+            def check(touched: Sequence[str]) -> None:
+                if not set(touched) <= set(looked.touched):
+                    raise UsageError(
+                        "Something was said meanwhile that would be forgotten too.",
+                        remedy="Do it again.",
+                    )
+
+            found = forget(at_rest=check)
+            for touched_id in looked.touched:
+                self._runtime.conversations.forget(touched_id)
+                self._hub.live(touched_id).forget()
+        self._memory.catch_up()
+        self._store.empty_log()
+        return {**_report(found, done=True), "outputs_deleted": self._drop_outputs(found)}
+
+    def _drop_outputs(self, found: Forgotten) -> int:
+        """Delete the saved whole of results that were forgotten."""
+        count = 0
+        for name in dict.fromkeys(found.outputs):
+            try:
+                self._workspace.delete(outputs.path_of(name))
+            except (ToolError, NotFoundError):
+                continue  # it was short, or had to make room
+            count += 1
+        return count
+
+
+def _report(found: Forgotten, *, done: bool) -> Json:
+    texts, room = [], MOST_TEXTS
+    for text in found.texts:
+        if len(text) <= room:
+            texts.append(text)
+            room -= len(text)
+    return {
+        "forgotten": done,
+        "sessions": found.sessions,
+        "notes": found.notes,
+        "messages": found.messages,
+        "calls": found.calls,
+        "summaries": found.summaries,
+        "others": found.others,
+        "files": len(found.files),
+        "touched": found.touched,
+        "kept": found.kept,
+        "texts": texts,
+    }
+
+
+def _text(args: Json, name: str, most: int, usual: str | None = None) -> str:
+    value = args.get(name)
+    if value in (None, "") and usual is not None:
+        return usual
+    if not isinstance(value, str) or not 1 <= len(value) <= most:
+        raise UsageError(f"{name!r} is a text of 1 to {most} characters.")
+    return value
+
+
+def _number(args: Json, name: str, usual: int, most: int) -> int:
+    value = args.get(name)
+    if value is None:
+        return usual
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise UsageError(f"{name!r} is a whole number up to {most}.")
+    return value
+
+
+def _tags(args: Json) -> tuple[str, ...] | None:
+    tags = args.get("tags")
+    if tags is None:
+        return None
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise UsageError("`tags` is a list of words.")
+    return check_tags(tags)
