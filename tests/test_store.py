@@ -14,7 +14,7 @@ import pytest
 
 from oxydra.errors import NotFoundError, StoreError, StoreFullError, UsageError
 from oxydra.store import MIGRATIONS, Store
-from oxydra.types import CallState, Message, ToolCall, TurnState
+from oxydra.types import ASIDE, CallState, Message, ToolCall, TurnState
 
 
 @pytest.fixture
@@ -144,6 +144,13 @@ def test_a_sessions_title_is_the_beginning_of_its_first_message(store):
     (found,) = [s for s in store.sessions() if s.session_id == turn.session_id]
     assert found.title == ("Where did I put 漢字? " * 50)[:80]
     assert store.find_session(turn.session_id) == found
+
+
+def test_what_oxydra_said_is_no_title(store):
+    session = store.create_session()
+    turn, _ = store.accept_turn(session.session_id, "t1", "r1", "[a word] of mine")
+    store.start_turn(turn, Message("user", f"{ASIDE}recalled from memory.]"))
+    assert store.find_session(session.session_id).title == "[a word] of mine"
 
 
 def test_sessions_are_found_by_prefix_and_by_name(store):

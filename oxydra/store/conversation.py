@@ -28,6 +28,7 @@ from oxydra.frames import (
 from oxydra.store.database import Database, Row, as_text, clean, placeholders, timestamp
 from oxydra.store.files import Files
 from oxydra.types import (
+    ASIDE,
     DELEGATED,
     RECALLED,
     SCHEDULED,
@@ -43,6 +44,7 @@ from oxydra.types import (
 )
 
 TITLE_CHARS = 80
+_ASIDES = f"[[]{ASIDE[1:]}*"  # what Oxydra said in a person's place
 _TURN_MOVES = {
     TurnState.RUNNING: ("queued",),
     TurnState.COMPLETED: ("running",),
@@ -163,9 +165,10 @@ class ConversationTables(Database):
             rows: list[Row] = db.execute(
                 "SELECT session_id, agent_name, display_name, channel_origin, created_at,"
                 " last_active_at, archived, substr((SELECT message ->> 'content' FROM events"
-                " WHERE events.session_id = sessions.session_id ORDER BY sequence LIMIT 1), 1, ?)"
+                " WHERE events.session_id = sessions.session_id AND message ->> 'role' = 'user'"
+                " AND message ->> 'content' NOT GLOB ? ORDER BY sequence LIMIT 1), 1, ?)"
                 f" FROM sessions {clause}",
-                (TITLE_CHARS, *values),
+                (_ASIDES, TITLE_CHARS, *values),
             ).fetchall()
         return [Session(*(*row[:6], bool(row[6]), str(row[7] or ""))) for row in rows]
 
