@@ -2,9 +2,9 @@
 
 `python tests/faulty.py start …` is `oxydra-runner` with a guest that is this file again: the real
 program, with the store's transactions counted from outside: those that a message and its turn make,
-for the scheduler's come when they like. A file `internal/fault` that says `7 before` or `7 after`
-makes it kill itself at the seventh commit from then on; it counts into `internal/commits`. Nothing
-of this is in the product.
+or those of a schedule and its turn. A file `internal/fault` that says `7 before message` or `7
+after schedule` makes it kill itself at the seventh commit from then on; it counts into
+`internal/commits`. Nothing of this is in the product.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COUNTED = ("oxydra-requests", "oxydra-turn-")  # the threads whose commits are a turn's
+COUNTED = {  # the threads whose commits are counted
+    "message": ("oxydra-requests", "oxydra-turn-"),
+    "schedule": ("oxydra-scheduler", "oxydra-turn-"),
+}
 
 
 def main():
@@ -45,24 +48,25 @@ def guest():
     from oxydra.store.database import Database
 
     whole = Database._transaction
-    trap = {"at": 0, "when": "", "count": 0}
+    trap = {"at": 0, "when": "", "count": 0, "of": "message"}
 
     def die(now):
         if trap["count"] == trap["at"] and trap["when"] == now:
             os.kill(os.getpid(), signal.SIGKILL)
 
     @contextlib.contextmanager
-    def transaction(store):
-        if not threading.current_thread().name.startswith(COUNTED):
-            with whole(store) as db:
-                yield db
-            return
+    def transaction(store, **how):
         armed = store.path.parent / "fault"
         with contextlib.suppress(FileNotFoundError):
-            at, when = armed.read_text().split()
-            armed.unlink()
-            trap.update(at=int(at), when=when, count=0)
-        with whole(store) as db:
+            at, when, of = armed.read_text().split()
+            if threading.current_thread().name.startswith(COUNTED[of]):
+                armed.unlink()
+                trap.update(at=int(at), when=when, count=0, of=of)
+        if not threading.current_thread().name.startswith(COUNTED[trap["of"]]):
+            with whole(store, **how) as db:
+                yield db
+            return
+        with whole(store, **how) as db:
             yield db
             trap["count"] += 1
             die("before")
@@ -98,8 +102,10 @@ class FaultyDaemon:
         self._process.terminate()
         self._process.communicate(timeout=60)
 
-    def arm(self, commit, when):
-        (self.workspace / "internal" / "fault").write_text(f"{commit} {when}")
+    def arm(self, commit, when, of="message"):
+        armed = self.workspace / "internal" / "fault"
+        armed.with_suffix(".new").write_text(f"{commit} {when} {of}")
+        armed.with_suffix(".new").rename(armed)
 
     def commits(self):
         return int((self.workspace / "internal" / "commits").read_text())

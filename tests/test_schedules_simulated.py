@@ -215,5 +215,5 @@ def test_some_schedules_are_accounted_for_through_a_year(tmp_path):
 
 @pytest.mark.slow
 def test_a_thousand_schedules_are_accounted_for_through_a_year(tmp_path):
-    world, states = simulate(tmp_path / "db", 2, 1000, 80)
+    world, states = simulate(tmp_path / "db", 2, 1000, 60)
     print(f"{sum(states.values())} due times, {world.crashes} crashes, {dict(states)}")

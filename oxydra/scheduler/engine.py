@@ -181,7 +181,8 @@ class Engine:
         self._store.forget_future(now)
         schedules = self._store.waiting_schedules(now)
         found = [(self.cadence(one).after(now), one.schedule_id, one.next_due) for one in schedules]
-        self._store.set_next([each for each in found if each[0] != each[2]])
+        if changed := [each for each in found if each[0] != each[2]]:
+            self._store.set_next(changed)
 
     def cadence(self, schedule: Schedule) -> cadence.Cadence:
         """Its limits were checked when it was made."""
