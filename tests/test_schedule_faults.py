@@ -1,5 +1,5 @@
-"""The agent guest of a real daemon is killed at the commits of a scheduled run: between due, claimed
-and ran, and in the turn. It runs once, does what it does once, and its person is told once.
+"""The agent guest of a real daemon is killed at the commits of a scheduled run: between due,
+claimed and ran, and in the turn. It runs once, does what it does once, and its person is told once.
 """
 
 from __future__ import annotations
