@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,11 @@ def test_a_cancelled_token_lets_nothing_begin() -> None:
 def test_what_was_done_is_told_in_lines(content: str, expected: str) -> None:
     result = Message("tool", content, tool_call_id="c", name="memory_save")
     assert present([result]) == f"It is noted:\n\n{expected}"
+
+
+def test_what_is_remembered_is_told_by_day() -> None:
+    row = {"session": "s", "time": "2026-01-02T03:04:05+00:00", "role": "note", "text": "a\nb"}
+    result = Message("tool", f"Quotations.\n{json.dumps(row)}", name="memory_search")
+    assert present([result]) == "Here is what I remember:\n\n- 2026-01-02, note: a b"
+    nothing = replace(result, content="Nothing was found.")
+    assert present([nothing]) == "Nothing was found."

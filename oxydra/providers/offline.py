@@ -57,7 +57,6 @@ _SHOWN_AS = {
     "file_read": "Here is what the file says:",
     "file_search": "Here is what I found:",
     "shell_exec": "The command answered:",
-    "memory_search": "Here is what I remember:",
 }
 _DONE = {"memory_save": "It is noted:", "schedule_create": "It is scheduled:"}
 _DIRECTIVE = re.compile(r"\[\[script\s+(?=[\[{])")
@@ -168,6 +167,8 @@ def present(results: Sequence[Message]) -> str:
     for result in results:
         if result.is_error:
             parts.append(f"{result.name} did not work:\n\n{result.content}")
+        elif result.name == "memory_search":
+            parts.append(_remembered(result.content))
         elif result.name in _SHOWN_AS:
             parts.append(f"{_SHOWN_AS[result.name]}\n\n{result.content or '(nothing)'}")
         elif result.name in _DONE:
@@ -175,6 +176,20 @@ def present(results: Sequence[Message]) -> str:
         else:
             parts.append(result.content or "Done.")
     return "\n\n".join(parts)
+
+
+def _remembered(content: str) -> str:
+    """The passages that were found, an item each."""
+    told = []
+    for line in content.split("\n"):
+        try:
+            row = parse(line)
+        except FrameError:
+            continue  # what is said about them
+        if isinstance(row, dict) and row.get("text"):
+            text = " ".join(str(row["text"]).split())
+            told.append(f"- {str(row.get('time'))[:10]}, {row.get('role')}: {text}")
+    return "\n".join(["Here is what I remember:", "", *told]) if told else content
 
 
 def _fields(content: str) -> str:
