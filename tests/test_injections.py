@@ -25,15 +25,17 @@ from urllib.parse import unquote
 import pytest
 
 from oxydra.approvals import Approvals, Rule, Rules, digest, shown
-from oxydra.config import RuntimeConfig, WebSearchConfig
+from oxydra.config import MemoryConfig, RetrievalConfig, RuntimeConfig, WebSearchConfig
 from oxydra.config.schema import ShellConfig
+from oxydra.memory import ModelNotebook, Retrieval
 from oxydra.policy import parse_virtual
 from oxydra.policy.network import Egress
-from oxydra.runtime import Runtime
+from oxydra.runtime import Recall, Runtime
 from oxydra.store import Store
 from oxydra.threads import CancelToken
 from oxydra.tools.confine import Workspace
 from oxydra.tools.gate import Gate
+from oxydra.tools.memory import memory_tools
 from oxydra.tools.registry import ToolRegistry
 from oxydra.tools.shell import ShellTool
 from oxydra.tools.web import Web
@@ -72,6 +74,7 @@ class World:
         self.shell: Any = None
         self.level = ""
         self.mode = ATTENDED
+        self.remembers = False
         self.nameserver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.nameserver.bind(("127.0.0.1", 0))
         self.nameserver.setblocking(False)
@@ -150,10 +153,20 @@ class World:
             config = ShellConfig(allow=("*",), command_timeout_secs=20)
             named = self.level.startswith("bwrap")
             extra = [ShellTool(config, named_paths=named, contained=contained)]
+        notes, recall = ModelNotebook(self.store, MemoryConfig()), None
+        if self.remembers:
+            memory = Retrieval(self.store)
+            services |= {"memory": memory, "notes": notes}
+            extra += memory_tools(MemoryConfig())
+            recall = Recall(self.store, memory, RetrievalConfig())
         registry = ToolRegistry(extra=extra)
         private = [parse_virtual(path) for path in rules.private]
         gate = Gate(registry, services, approve=approve, private=private)
-        runtime = Runtime(self.store, self.model, MODEL, gate, registry.specs, RuntimeConfig())
+        config = RuntimeConfig()
+        runtime = Runtime(
+            self.store, self.model, MODEL, gate, registry.specs, config, recall=recall
+        )
+        notes.attach(lambda turn: runtime.run_of(turn).marks())
         session = session or self.store.create_session().session_id
         self.turns += 1
         turn, _ = self.store.accept_turn(
