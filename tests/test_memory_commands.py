@@ -153,6 +153,9 @@ def test_notes_by_the_command_line_until_they_are_forgotten(home, tmp_path):  # 
     home.run("memory", "pin", note_id)
     found = json.loads(home.run("memory", "search", "zanzibarius", "--notes", "--json"))
     assert [row["note_id"] for row in found] == [note_id]
+    explained = home.run("explain", "recall", "Where is the zanzibarius?")
+    assert "is in the elm" in explained and "tokens, estimated" in explained
+    assert "Nothing would" in home.run("explain", "recall", "What about the weather?")
     answer = home.run("ask", "tell me about the zanzibarius in the elm")
     assert answer
     export = tmp_path / "notes.md"

@@ -292,6 +292,10 @@ def _add_configuration(commands: Commands) -> None:
     prompt = _command(subjects, "prompt", "oxydra.cli.prompt:explain", text)
     prompt.add_argument("--agent", metavar="NAME", help="of this agent; default: the general one")
     prompt.add_argument("--json", action="store_true", help="print JSON")
+    text = "what memory would tell a new session's model before this message"
+    recall = _command(subjects, "recall", "oxydra.cli.prompt:recall", text)
+    recall.add_argument("text", metavar="MESSAGE")
+    recall.add_argument("--json", action="store_true", help="print JSON")
     catalog = _command(commands, "catalog", f"{module}:catalog_show", "what is known of models")
     actions = catalog.add_subparsers(dest="action", required=True)
     show = actions.add_parser("show", help="models with their limits and prices")

@@ -1,7 +1,7 @@
-"""`explain prompt`: what the model is told before a person says anything, and what that takes.
+"""`explain`: what the model is told besides what a person says, and what that takes.
 
-A running daemon says what it sends. Without one it is worked out from the configuration, as a start
-would find it.
+`explain recall` is what memory has for a message. Of the prompt, a running daemon says what it
+sends; without one it is worked out from the configuration, as a start would find it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,23 @@ def explain(options: argparse.Namespace) -> int:
     tools = found["tools"]
     print(f"{tools['count']} tools ({tools['tokens']} tokens)")
     print(f"in all {found['total_tokens']} tokens, estimated for {printable(found['model'])}")
+    return 0
+
+
+def recall(options: argparse.Namespace) -> int:
+    """What would be recalled for a message; needs a running daemon."""
+    from oxydra.tui.answer import desk
+
+    workspace = workspace_of(load(options))
+    with desk(lambda: locate(workspace), workspace.user) as asked:
+        found = asked.command("recall", text=options.text)
+    if options.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    elif found["message"]:
+        print(printable(found["message"]))
+        print(f"{found['tokens']} tokens, estimated")
+    else:
+        print("Nothing would be recalled.")
     return 0
 
 

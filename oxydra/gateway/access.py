@@ -84,6 +84,7 @@ COMMANDS: dict[str, Need] = {
     "pin": CHAT,
     "pins": CHAT,
     "prompt": CHAT,
+    "recall": CHAT,
     "rename": CHAT,
     "replay": CHAT,
     "schedules": CHAT,

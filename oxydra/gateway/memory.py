@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from oxydra.budget import estimate_message
 from oxydra.config import MemoryConfig
 from oxydra.errors import NotFoundError, ToolError, UsageError
 from oxydra.gateway.hub import Hub
@@ -58,7 +59,12 @@ class MemoryCommands:
         }
 
     def table(self) -> dict[str, Callable[[Json], Json]]:
-        return {"memory": self.search, "notes": self.notes, "forget": self.forget}
+        return {
+            "memory": self.search,
+            "notes": self.notes,
+            "forget": self.forget,
+            "recall": self.recall,
+        }
 
     # ----------------------------------------------------------------------------------- searching
 
@@ -79,6 +85,16 @@ class MemoryCommands:
         hits = self._memory.search(query[:MAX_QUERY], most, scope)
         notes = self._store.notes_named([hit.chunk.note_id for hit in hits if hit.chunk.note_id])
         return {"found": [quotation(hit, notes) for hit in hits]}
+
+    def recall(self, args: Json) -> Json:
+        """What a new session's first message `text` would have recalled for it."""
+        text = _text(args, "text", MAX_QUERY)
+        recall, model = self._runtime.recall, self._runtime.agents.get("default").model
+        message = None if recall is None else recall.found(text, model)
+        if message is None:
+            return {"message": "", "tokens": 0, "from_strangers": False}
+        tokens = estimate_message(message, model)
+        return {"message": message.content, "tokens": tokens, "from_strangers": message.tainted}
 
     # --------------------------------------------------------------------------------------- notes
 

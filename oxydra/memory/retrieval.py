@@ -104,8 +104,8 @@ class Retrieval:
     ) -> list[Found]:
         """At most `top_k` chunks within `scope` that fit `query`, best first; no text twice. A
         score is above 0, and near 1 where all of the question is met.
-        `fresh`: index what came since first, all of it, else only where that is little. Raises
-        `Cancelled`.
+        `fresh`: index what came since first, all of it, else only where that is little, and ask no
+        backend that costs money. Raises `Cancelled`.
         """
         if fresh or self._store.to_index() <= AT_ONCE:
             self.catch_up(token)
@@ -116,7 +116,8 @@ class Retrieval:
         found = self._by_words(query, chosen(words, counts, total), scope)
         most = max((one.words for one in found.values()), default=0.0)
         fits = [most / (BEST * sum(rarity))] if sum(rarity) else []
-        if self._embedder is not None and words:
+        asks = self._embedder is not None and (fresh or not self._embedder.metered)
+        if self._embedder is not None and asks and words:
             weighed = list(zip(words, rarity, strict=True))
             self._by_meaning(self._embedder, found, query, weighed, scope, token)
             fits += [one.meaning for one in found.values()]

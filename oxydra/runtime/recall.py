@@ -25,6 +25,7 @@ from oxydra.types import (
     ASIDE,
     ASKED_ONCE,
     DELEGATED,
+    EVERYWHERE,
     SCHEDULED,
     Found,
     Marks,
@@ -68,25 +69,38 @@ class Recall:
         What the conversation holds word for word is not recalled, nor what it was told before.
         """
         origin = session.channel_origin
-        if not self._config.recall_tokens or origin in _ALONE or origin.startswith(ASKED_ONCE):
+        if origin in _ALONE or origin.startswith(ASKED_ONCE):
             return None
-        query = turn.prompt[:QUERY_CHARS]
         scope = Scope(unless_of=session.session_id, after=conversation.base)
         try:
-            hits = self._memory.search(query, self._config.top_k, scope, token=token, fresh=False)
-            return self._told([hit for hit in hits if fits(query, hit)], conversation, model)
+            return self.found(turn.prompt, model, scope, conversation.messages, token)
         except OxydraError as error:
             token.check()
             log.warning("nothing was recalled: %s", error)
             return None
 
+    def found(
+        self,
+        text: str,
+        model: ModelSpec,
+        scope: Scope = EVERYWHERE,
+        messages: Sequence[Message] = (),
+        token: CancelToken | None = None,
+    ) -> Message | None:
+        """What is told before `text` where `messages` are what was said so far. Raises
+        `OxydraError`, `Cancelled`.
+        """
+        if not self._config.recall_tokens:
+            return None
+        query = text[:QUERY_CHARS]
+        hits = self._memory.search(query, self._config.top_k, scope, token=token, fresh=False)
+        return self._told([hit for hit in hits if fits(query, hit)], messages, model)
+
     def _told(
-        self, hits: Sequence[Found], conversation: Conversation, model: ModelSpec
+        self, hits: Sequence[Found], messages: Sequence[Message], model: ModelSpec
     ) -> Message | None:
         notes = self._store.notes_named([hit.chunk.note_id for hit in hits if hit.chunk.note_id])
-        before = [
-            m.content for m in conversation.messages if m.content.startswith((HEAD, SEARCHED))
-        ]
+        before = [m.content for m in messages if m.content.startswith((HEAD, SEARCHED))]
         of = family(model)
         left = self._config.recall_tokens - estimate_text(HEAD, of)
         lines, marks = [HEAD], Marks(sensitive=True)
