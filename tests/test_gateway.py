@@ -213,7 +213,7 @@ def test_a_wrong_hello_ends_the_connection(running, hello, code):
     assert client.receive()["type"] == "error"
     opcode, data = client.ws.recv_data()
     assert (opcode, int.from_bytes(data[:2], "big")) == (websocket.ABNF.OPCODE_CLOSE, code)
-    client.ws.close()
+    client.ws.shutdown()
 
 
 def test_nothing_is_done_before_hello(running):
@@ -226,7 +226,7 @@ def test_nothing_is_done_before_hello(running):
         client.send(kind, **said, approval_id="a", decision="deny")
         assert client.receive()["payload"]["code"] == "protocol"
         assert client.ws.recv_data()[0] == websocket.ABNF.OPCODE_CLOSE
-        client.ws.close()
+        client.ws.shutdown()
     assert gateway.store.sessions() == []
 
 

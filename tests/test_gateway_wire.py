@@ -50,6 +50,71 @@ def test_request_body_is_read_to_its_length_and_the_rest_is_kept() -> None:
 
 
 HOST = b"Host: x\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: Chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("split", [0, 1, 2, 3, 7, 1000])
+def test_a_body_in_chunks_is_one_body(split: int) -> None:
+    data = CHUNKED + b"3\r\nabc\r\n0A;a=b\r\n0123456789\r\n1 ;x\r\n\n\r\n"
+    data += b"0\r\nX-Trailer: read past\r\n\r\n"
+    request = read_request(data, split, max_body=14)
+    assert request is not None
+    assert request.body == b"abc0123456789\n"
+
+
+@given(st.lists(st.binary(min_size=1, max_size=300), max_size=8), st.data())
+def test_chunks_are_read_however_they_are_cut(parts: list[bytes], data: st.DataObject) -> None:
+    sent = CHUNKED + b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    sent += b"0\r\n\r\nrest"
+    reader, request = RequestReader("", 10_000), None
+    while sent and request is None:
+        size = data.draw(st.integers(1, len(sent)))
+        request = reader.feed(sent[:size])
+        sent = sent[size:]
+    assert request is not None
+    assert request.body == b"".join(parts)
+    assert reader.rest + sent == b"rest"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"b\r\n", 413),
+        (b"6\r\nabcdef\r\n5\r\n", 413),
+        (b"ffffffff\r\n", 413),
+        (b"fffffffff\r\n", 400),
+        (b"-1\r\n", 400),
+        (b"+1\r\n", 400),
+        (b"0x1\r\n", 400),
+        (b" 1\r\n", 400),
+        (b"\r\n", 400),
+        (b"1\nab", 400),
+        (b"1\r\nab\r\n", 400),
+        (b"1\r\na\n\r0\r\n", 400),
+        (b"1;\x00\r\n", 400),
+        (b"1" * 2000, 400),
+        (b"0\r\nno trailer\r\n", 400),
+        (b"0\r\n folded: x\r\n", 400),
+        (b"0\r\n" + b"A: b\r\n" * 5000, 431),
+        (
+            (b"1;" + b"x" * 900 + b"\r\na\r\n") * 9
+            + b"0\r\n"
+            + (b"X: " + b"y" * 900 + b"\r\n") * 12,
+            431,
+        ),
+    ],
+)
+@pytest.mark.parametrize("split", [0, 1])
+def test_what_is_no_chunk_is_refused(body: bytes, expected: int, split: int) -> None:
+    with pytest.raises(RefusedError) as caught:
+        read_request(CHUNKED + body + b"\r\n" * 2000, split, max_body=10)
+    assert caught.value.response.status == expected
+
+
+def test_a_body_in_chunks_is_not_taken_where_none_is() -> None:
+    with pytest.raises(RefusedError) as caught:
+        read_request(CHUNKED + b"0\r\n\r\n")
+    assert caught.value.response.status == 413
 
 
 @pytest.mark.parametrize(
@@ -76,7 +141,8 @@ HOST = b"Host: x\r\n"
         (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 11\r\n\r\n", 413),
-        (b"GET / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n", 501),
+        (b"GET / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip\r\n\r\n", 501),
+        (b"GET / HTTP/1.0\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n", 501),
         (b"GET /" + b"a" * 9000, 414),
         (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414),
         (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 65 + b"\r\n", 431),

@@ -276,6 +276,38 @@ def test_a_failing_turn_is_an_error_in_openais_shape(door):
     assert "The model is down" in error["message"] and error["type"] == "server_error"
 
 
+@pytest.mark.parametrize(("wait", "said"), [(7.2, "8"), (None, "10")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_limited_rate_is_a_429(door, wait, said, stream):
+    from oxydra.errors import ProviderError
+
+    gateway = door(Scripted(ProviderError("Slow down.", code="rate_limited", retry_after=wait)))
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+    messages = [{"role": "user", "content": "hi"}]
+    body = json.dumps({"model": "oxydra", "messages": messages, "stream": stream})
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    connection.request("POST", "/v1/chat/completions", body=body, headers=headers)
+    answer = connection.getresponse()
+    error = json.loads(answer.read())["error"]
+    connection.close()
+    assert (answer.status, answer.headers["Retry-After"]) == (429, said)
+    assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limited")
+
+
+def test_a_body_in_chunks(door):
+    gateway = door(Scripted("fine"))
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+    messages = [{"role": "user", "content": "hi" * 5000}]
+    body = json.dumps({"model": "oxydra", "messages": messages}).encode()
+    parts = (body[at : at + 999] for at in range(0, len(body), 999))
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    connection.request("POST", "/v1/chat/completions", body=parts, headers=headers)
+    answer = connection.getresponse()
+    assert (answer.status, content(json.loads(answer.read()))) == (200, "fine")
+    connection.close()
+    assert gateway.provider.requests[0].messages[-1].content == "hi" * 5000
+
+
 def test_a_turn_that_fails_after_it_spoke_ends_its_stream_with_an_error(door):
     from oxydra.errors import ProviderError
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from oxydra.errors import Cancelled, ConfigError, ProviderError
+from oxydra.errors import Cancelled, ConfigError, ProviderError, TransportError
 from oxydra.providers import PROVIDERS, ProviderSettings, create, credential
-from oxydra.providers.failures import retry_after
+from oxydra.providers.failures import from_transport, retry_after
 from oxydra.threads import CancelToken, Deadline
 from oxydra.transport import Credential, DirectTransport
 from oxydra.types import Completed, Message, ModelRequest, Provider, TextDelta, ToolCall
@@ -335,6 +335,13 @@ def test_statuses(
     assert (error.status, error.code, error.retryable) == (status, kind, retryable)
     assert words in error.message
     assert f"(HTTP {status}): it said [key] ␛[31mno." in error.message
+
+
+@pytest.mark.parametrize("kind", ["limit", "busy"])
+def test_our_own_brokers_limit_is_one_of_the_rate(kind: str) -> None:
+    settings = ProviderSettings("mine", "openai", "http://127.0.0.1:1/v1")
+    error = from_transport(settings, "fake-1", TransportError("Too many.", kind=kind))
+    assert (error.code, error.unsent) == ("rate_limited", True)
 
 
 def test_a_wrong_key_and_a_missing_one(fake: FakeModel) -> None:

@@ -20,9 +20,11 @@ from oxydra.errors import FrameError
 MAX_LINE = 8 << 10  # bytes of the request line
 MAX_HEAD = 16 << 10  # bytes of the request line and all headers
 MAX_HEADERS = 64
+MAX_CHUNK_LINE = 1 << 10  # bytes of the line before a chunk, and of a line behind the last one
 
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.([01])")
 _HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t -~\x80-\xff]*)")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t -~\x80-\xff]*)?")
 _END = b"\r\n\r\n"
 # Twice one of these means that somebody hopes we and a proxy read different ones.
 _ONCE = {"authorization", "content-length", "content-type", "host", "origin", "transfer-encoding"}
@@ -104,7 +106,8 @@ class RequestReader:
     """Bytes to one request. After `feed` has returned it, `rest` holds what followed it.
 
     `feed` raises `RefusedError` as soon as the bytes can't become a request any more. A body is
-    taken up to `max_body` bytes, by Content-Length only; `admit`, if given, says instead how many.
+    taken up to `max_body` bytes, by its Content-Length or in chunks; `admit`, if given, says
+    instead how many.
     """
 
     def __init__(self, peer: str, max_body: int, admit: Admit | None = None) -> None:
@@ -114,6 +117,7 @@ class RequestReader:
         self._buffer = bytearray()
         self._head: Request | None = None
         self._length = 0
+        self._chunks: ChunkReader | None = None
 
     def feed(self, data: bytes) -> Request | None:
         """The request, or None while it is incomplete."""
@@ -126,10 +130,16 @@ class RequestReader:
                 return None
             self._head = self._parse(bytes(self._buffer[:end]))
             del self._buffer[: end + len(_END)]
-        if len(self._buffer) < self._length:
+        if self._chunks is not None:
+            if not self._chunks.take(self._buffer):
+                return None
+            body = bytes(self._chunks.body)
+        elif len(self._buffer) < self._length:
             return None
-        head, body = self._head, bytes(self._buffer[: self._length])
-        del self._buffer[: self._length]
+        else:
+            body = bytes(self._buffer[: self._length])
+            del self._buffer[: self._length]
+        head = self._head
         return Request(
             head.method, head.path, head.query, head.headers, head.peer, head.version, body
         )
@@ -160,14 +170,86 @@ class RequestReader:
         headers = _parse_headers(lines)
         if "host" not in headers and version == "1.1":
             raise RefusedError(400, "The Host header is missing.")
-        self._length = _body_length(headers)
+        chunked = _is_chunked(headers, version)
+        self._length = 0 if chunked else _body_length(headers)
         request = Request(method, path, query, headers, self._peer, version)
         limit = self._max_body
-        if self._length and self._admit is not None:
+        if (self._length or chunked) and self._admit is not None:
             limit = self._admit(request)
-        if self._length > limit:
+        if self._length > limit or (chunked and not limit):
             raise RefusedError(413, f"The body is over {limit} bytes.")
+        if chunked:
+            self._chunks = ChunkReader(limit)
         return request
+
+
+class ChunkReader:
+    """A body in chunks (RFC 9112 section 7.1), of at most `limit` bytes in all. Extensions and
+    trailers are read past. `take` raises `RefusedError`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.body = bytearray()
+        self._limit = limit
+        self._left = 0  # bytes of the current chunk, with the CRLF behind it
+        self._trailing = False
+        self._beside = 0  # bytes that were no part of the body
+
+    def take(self, buffer: bytearray) -> bool:
+        """Take what is there of it off the buffer's front; True at its end."""
+        while True:
+            if self._left:
+                if not self._data(buffer):
+                    return False
+                continue
+            line = self._line(buffer)
+            if line is None:
+                return False
+            if self._trailing:
+                if not line:
+                    return True
+                _parse_headers([line])
+            elif (size := _chunk_size(line)) == 0:
+                self._trailing = True
+            elif len(self.body) + size > self._limit:
+                raise RefusedError(413, f"The body is over {self._limit} bytes.")
+            else:
+                self._left = size + 2
+
+    def _data(self, buffer: bytearray) -> bool:
+        """Whether the current chunk is complete."""
+        piece = bytes(buffer[: max(0, self._left - 2)])
+        self.body += piece
+        del buffer[: len(piece)]
+        self._left -= len(piece)
+        if self._left > 2 or len(buffer) < 2:
+            return False
+        if buffer[:2] != b"\r\n":
+            raise RefusedError(400, "A chunk does not end where it says.")
+        del buffer[:2]
+        self._left = 0
+        return True
+
+    def _line(self, buffer: bytearray) -> bytes | None:
+        end = buffer.find(b"\r\n", 0, MAX_CHUNK_LINE)
+        if end < 0:
+            if len(buffer) >= MAX_CHUNK_LINE:
+                raise RefusedError(400, "A chunk's size is malformed.")
+            return None
+        line = bytes(buffer[:end])
+        del buffer[: end + 2]
+        if b";" in line or self._trailing:
+            self._beside += len(line)
+            if self._beside > MAX_HEAD:
+                raise RefusedError(431, f"What stands beside the body is over {MAX_HEAD} bytes.")
+        return line
+
+
+def _chunk_size(line: bytes) -> int:
+    match = _CHUNK.fullmatch(line)
+    if match is None:
+        raise RefusedError(400, "A chunk's size is malformed.")
+    return int(match[1], 16)
 
 
 def _parse_headers(lines: list[bytes]) -> dict[str, str]:
@@ -189,9 +271,19 @@ def _parse_headers(lines: list[bytes]) -> dict[str, str]:
     return headers
 
 
+def _is_chunked(headers: Mapping[str, str], version: str) -> bool:
+    """Whether the body comes in chunks; nothing that two readers could understand differently."""
+    coding = headers.get("transfer-encoding")
+    if coding is None:
+        return False
+    if coding.lower() != "chunked" or version != "1.1":
+        raise RefusedError(501, "The only Transfer-Encoding that is taken is chunked.")
+    if "content-length" in headers:
+        raise RefusedError(400, "A body has a length, or comes in chunks.")
+    return True
+
+
 def _body_length(headers: Mapping[str, str]) -> int:
-    if "transfer-encoding" in headers:
-        raise RefusedError(501, "Transfer-Encoding is not supported: send Content-Length.")
     text = headers.get("content-length", "0")
     if not re.fullmatch("[0-9]{1,18}", text):
         raise RefusedError(400, "Content-Length is malformed.")

@@ -257,9 +257,7 @@ class Exchange(Later):
                     message = "The turn was cancelled by somebody else."
                     self._fail(DoorError(message, status=409, code="cancelled"), again=False)
                 case "error":
-                    code = str(payload.get("code") or "")
-                    error = OxydraError(payload["message"], code=code)
-                    self._fail(wire.failure(error), again=False)
+                    self._fail(wire.ended_badly(payload), again=False)
 
     def _complete(self, response: Json) -> None:
         self._answer.finish(response["message"]["content"])

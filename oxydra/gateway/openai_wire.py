@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,14 @@ _STATUS = {
     "disk_full": 507,
     "provider_unavailable": 502,
     "unreachable": 502,
+    "rate_limited": 429,
+    "quota": 402,
+    "provider_auth": 502,
+    "bad_request": 502,
+    "timeout": 504,
+    "context_overflow": 400,
 }
+RETRY_SECONDS = 10.0  # said with 429 where nobody knows when it is over
 # What would change what the answer is, and can't be done here: said, not ignored.
 _REFUSED = ("tools", "functions", "logprobs", "audio", "prediction", "web_search_options")
 _FINISHES = ("stop", "length", "content_filter")
@@ -279,6 +287,14 @@ def session_key(token_name: str, wanted: Wanted) -> str:
 # ------------------------------------------------------------------------------------------ answers
 
 
+def ended_badly(payload: Json) -> DoorError:
+    """The `error` frame that ended a turn as this door's."""
+    code = str(payload.get("code") or "")
+    after = (payload.get("retry_after_ms") or 0) / 1000
+    status = _STATUS.get(code, 500)
+    return DoorError(payload["message"], status=status, code=code, retry_after=after)
+
+
 def failure(error: OxydraError) -> DoorError:
     """Any error as this door's."""
     if isinstance(error, DoorError):
@@ -291,8 +307,9 @@ def failure(error: OxydraError) -> DoorError:
 def error_response(error: DoorError, *, again: bool = True) -> Response:
     """`again`: whether a client may try by itself."""
     headers = {} if again else {"x-should-retry": "false"}
-    if error.retry_after:
-        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    after = error.retry_after or (RETRY_SECONDS if error.status == 429 else 0.0)
+    if after:
+        headers["Retry-After"] = str(max(1, math.ceil(after)))
     body = openai_error(error.status, str(error), error.code, error.param)
     return json_response(body, error.status, headers)
 

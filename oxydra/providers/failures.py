@@ -98,6 +98,8 @@ def from_transport(settings: ProviderSettings, model: str, error: TransportError
         code = "timeout"
     elif error.kind == "credential":
         code = "provider_auth"
+    elif error.kind in ("limit", "busy"):  # of our own broker
+        code = "rate_limited"
     return ProviderError(
         f"{_who(settings, model)}: {error.message}",
         remedy=remedy,

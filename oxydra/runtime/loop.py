@@ -552,7 +552,9 @@ class Run:
         return _Ending(TurnState.COMPLETED, "turn_completed", payload, message)
 
     def _failed(self, error: OxydraError) -> _Ending:
-        payload = {"message": str(error), "code": error.code}
+        payload: Json = {"message": str(error), "code": error.code}
+        if after := getattr(error, "retry_after", None):
+            payload["retry_after_ms"] = round(1000 * after)
         return _Ending(TurnState.FAILED, "error", payload, self._kept_partial("cut off"))
 
     def _kept_partial(self, why: str) -> Message | None:
