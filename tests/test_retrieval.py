@@ -136,8 +136,8 @@ def test_the_nearest_come_first(scan):
     scan.add(rows[:5])
     scan.add(rows[5:])
     assert len(scan) == 8
-    assert scan.nearest(rows[7][1], 3) == [8, 7, 6]
-    assert scan.nearest(rows[7][1], 100) == [8, 7, 6, 5, 4, 3, 2, 1]
+    assert [key for key, _ in scan.nearest(rows[7][1], 3)] == [8, 7, 6]
+    assert [key for key, _ in scan.nearest(rows[7][1], 100)] == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
 def test_a_text_has_one_vector_however_often_it_is_said_and_none_when_it_is_gone(store):

@@ -62,10 +62,16 @@ def numpy_installed() -> bool:
     return importlib.util.find_spec("numpy") is not None
 
 
-def numpy() -> ModuleType:
-    """numpy, told to start no threads of its own."""
+def single_threaded() -> None:
+    """Tell libraries that are not loaded yet to start no threads of their own."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def numpy() -> ModuleType:
+    """numpy, on the caller's thread only."""
+    single_threaded()
     return importlib.import_module("numpy")
 
 

@@ -56,6 +56,7 @@ class Indexer:
             try:
                 self._memory.catch_up(self._token)
                 self._memory.embed_rest(self._token)
+                self._memory.tend(self._token)
             except Cancelled:
                 return
             except OxydraError as error:  # the lists keep what is left, the next message wakes

@@ -66,16 +66,17 @@ def rank(
     """
     candidates = list(found)
     most = max((one.words for one in candidates), default=0.0) or 1.0
-    speakers = _named(candidates, query)
+    labels = [label_of(c.chunk.text) if c.chunk.role == "user" else "" for c in candidates]
+    speaker = _named(labels, query)
     when = _ASKS_WHEN.match(query.lower()) is not None
     scores: list[float] = []
     sessions: dict[str, list[float]] = defaultdict(list)
-    for one in candidates:
+    for one, label in zip(candidates, labels, strict=True):
         score = weights.words * one.words / most
         score += weights.meaning * MEANING_SCALE * max(0.0, one.meaning)
         chunk = one.chunk
         factor = 1.0
-        if chunk.role == "user" and label_of(chunk.text) in speakers:
+        if label and label == speaker:
             factor += SPEAKER
         if chunk.role in ("user", "assistant") and "?" in chunk.text:
             factor -= QUESTION
@@ -104,16 +105,15 @@ def label_of(text: str) -> str:
     return found[1].casefold() if found else ""
 
 
-def _named(candidates: Iterable[Candidate], query: str) -> set[str]:
-    """The one who said several of these and whom `query` names, unless it names more of them."""
-    said = Counter(label_of(one.chunk.text) for one in candidates if one.chunk.role == "user")
+def _named(labels: Sequence[str], query: str) -> str:
+    """The one who said several of these and whom `query` names; "" where it names more of them."""
     asked = set(_WORD.findall(query.casefold()))
-    named = {
+    named = [
         label
-        for label, often in said.items()
-        if label and often > 1 and _WORD.findall(label)[0] in asked
-    }
-    return named if len(named) == 1 else set()
+        for label, often in Counter(filter(None, labels)).items()
+        if often > 1 and _WORD.findall(label)[0] in asked
+    ]
+    return named[0] if len(named) == 1 else ""
 
 
 def _once(hits: Sequence[Found], top_k: int) -> list[Found]:

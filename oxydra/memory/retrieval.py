@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 OWN_WEIGHT, NEARBY_WEIGHT = 1.0, 0.4  # by measurement: `make bench-memory`
 BEST = 2.2  # of BM25 for each word, times its rarity: k1 + 1
 EMBEDDED = 256  # texts whose vectors are made at once
-CANDIDATES = 200  # by words
-NEAREST = 80  # by meaning
+CANDIDATES = 120  # by words
+NEAREST = 40  # by meaning
 COUNTED = 2000  # chunks that a word is looked for in to know how rare it is
 MATCHES = 6000  # chunks whose words are compared; rarer words come first
 SPREAD = 5  # chunks that a word finds for one that it stands in
@@ -46,6 +46,8 @@ class Retrieval:
         self._weights = weights or Weights()
         self._embedder = embedder if self._weights.meaning else None
         self._vectors = None if embedder is None else VectorIndex(store, embedder)
+        if self._vectors is not None:
+            store.on_erased(self._vectors.forget)
         self._failed = ""  # why the backend last failed
 
     def catch_up(self, token: CancelToken | None = None) -> int:
@@ -92,6 +94,11 @@ class Retrieval:
             if token is not None:
                 token.check()
         return done
+
+    def tend(self, token: CancelToken | None = None) -> bool:
+        """Build the index of vectors anew where that is due; whether it was. Raises `Cancelled`."""
+        vectors = self._vectors
+        return vectors is not None and vectors.due() and vectors.rebuild(token)
 
     def search(
         self,

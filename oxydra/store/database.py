@@ -52,6 +52,7 @@ class Database:
         self._pool_lock = threading.Lock()
         self._closed = False
         self._after_commit: Callable[[], None] = lambda: None
+        self._after_erasing: Callable[[], None] = lambda: None
         with explained(path):
             self._writer = self._open()
             self._migrate()
@@ -127,6 +128,20 @@ class Database:
             for index in WORD_INDEXES:
                 db.execute(f"INSERT INTO {index} ({index}) VALUES ('optimize')")
         self.empty_log()
+        for path in self.sidecars():
+            path.unlink(missing_ok=True)
+        self._after_erasing()
+
+    def sidecars(self) -> list[Path]:
+        """The files in which copies of its vectors are, oldest first."""
+        found = self.path.parent.glob(f"{self.path.stem}.vectors-*")
+        return sorted(found, key=lambda path: (len(path.name), path.name))
+
+    def on_erased(self, call: Callable[[], None]) -> None:
+        """Have `call` called when something was erased from the files: what is derived from them
+        and held elsewhere must forget it.
+        """
+        self._after_erasing = call
 
     def rewrite(self) -> None:
         """Write the whole file anew, so that no page holds what was on it before; takes as much

@@ -7,11 +7,25 @@ the list `to_embed` by that transaction, so that a kill loses none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from oxydra.store.database import Database, Row
 from oxydra.store.memory import COLUMNS, chunk_of, put_vector, within_sql
 from oxydra.types import EVERYWHERE, Chunk, Scope
+
+PORTION = 4096  # vectors read at once
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How many vectors there are, the id of the newest, and the hash of its text."""
+
+    count: int
+    last: int
+    hash: bytes
 
 
 class VectorTables(Database):
@@ -68,6 +82,51 @@ class VectorTables(Database):
             ).fetchall()
         return [(row[0], row[1]) for row in rows]
 
+    @contextlib.contextmanager
+    def vector_snapshot(self, model: str) -> Iterator[tuple[Snapshot, Iterator[list[Row]]]]:
+        """What there is of `model` at this moment, and its ids with their vectors, in their order
+        and in portions. It keeps nobody from writing.
+        """
+        with self._reading() as db:
+            db.execute("BEGIN")
+            try:
+                count, last = db.execute(
+                    "SELECT count(*), coalesce(max(vector_id), 0) FROM vectors WHERE model = ?",
+                    (model,),
+                ).fetchone() or (0, 0)
+                key = db.execute("SELECT hash FROM vectors WHERE vector_id = ?", (last,)).get
+                rows = db.execute(
+                    "SELECT vector_id, vector FROM vectors WHERE model = ? ORDER BY vector_id",
+                    (model,),
+                )
+                taken = iter(lambda: list(itertools.islice(rows, PORTION)), [])
+                try:
+                    yield Snapshot(int(count), int(last), bytes(key or b"")), taken
+                finally:
+                    rows.close(True)
+            finally:
+                db.execute("ROLLBACK")
+
+    def vector_hash(self, vector_id: int, model: str) -> bytes:
+        """Of which text a vector of `model` is; b"" where there is none."""
+        with self._reading() as db:
+            return bytes(
+                db.execute(
+                    "SELECT hash FROM vectors WHERE vector_id = ? AND model = ?", (vector_id, model)
+                ).get
+                or b""
+            )
+
+    def vectors_through(self, model: str, vector_id: int) -> int:
+        """How many vectors of `model` there are up to one."""
+        with self._reading() as db:
+            return int(
+                db.execute(
+                    "SELECT count(*) FROM vectors WHERE model = ? AND vector_id <= ?",
+                    (model, vector_id),
+                ).get
+            )
+
     def vector_count(self, model: str) -> int:
         with self._reading() as db:
             return int(db.execute("SELECT count(*) FROM vectors WHERE model = ?", (model,)).get)
@@ -79,7 +138,7 @@ class VectorTables(Database):
         within, values = within_sql(scope)
         named = ", ".join(map(str, ids))
         return self._with_vectors(
-            f"vector_id IN ({named}) AND model = ?" + (f" AND {within}" if within else ""),
+            f"vector_id IN ({named}) AND +model = ?" + (f" AND {within}" if within else ""),
             [model, *values],
         )
 
@@ -87,8 +146,8 @@ class VectorTables(Database):
         """The vectors of chunks by `chunk_id`, of those that have one of `model`."""
         with self._reading() as db:
             rows: list[Row] = db.execute(
-                "SELECT chunk_id, vector FROM chunks JOIN vectors USING (hash)"
-                f" WHERE chunk_id IN ({', '.join(map(str, ids))}) AND model = ?",
+                "SELECT chunk_id, vector FROM chunks CROSS JOIN vectors USING (hash)"
+                f" WHERE chunk_id IN ({', '.join(map(str, ids))}) AND +model = ?",
                 (model,),
             ).fetchall()
         return dict(rows)
@@ -104,7 +163,7 @@ class VectorTables(Database):
             ).fetchone()
         if more is not None:
             return None
-        return self._with_vectors(f"model = ? AND {within or '1'}", [model, *values])
+        return self._with_vectors(f"+model = ? AND {within or '1'}", [model, *values])
 
     def _with_vectors(self, where: str, values: Sequence[object]) -> list[tuple[Chunk, bytes]]:
         columns = COLUMNS.replace("chunk_id", "chunks.chunk_id")
