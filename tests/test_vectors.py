@@ -7,6 +7,7 @@ import random
 import apsw
 import pytest
 
+from oxydra.embed import similarities
 from oxydra.embed.base import packed
 from oxydra.embed.deterministic import Deterministic
 from oxydra.errors import Cancelled
@@ -59,6 +60,12 @@ def exact(store, query, most=10):
     return found
 
 
+def near_of(store, ids):
+    """How near these are: of two that are as near as each other either may come first."""
+    held = dict(store.vectors_after(BACKEND.model, 0))
+    return [round(near, 4) for near in similarities(question(), [held[key] for key in ids])]
+
+
 def question(word="box7919"):
     return BACKEND.query("", [(word, 1.0), ("aaaa", 0.5)])
 
@@ -105,7 +112,7 @@ def test_a_vector_of_another_length_is_refused_and_a_cancelled_build_leaves_noth
 def test_the_tail_behind_a_sidecar_is_compared_and_a_new_one_replaces_it(store):
     own = index(store)
     assert own.due() and own.rebuild() and not own.due()
-    assert own.nearest(question(), 10) == exact(store, question())
+    assert near_of(store, own.nearest(question(), 10)) == near_of(store, exact(store, question()))
     fill(store, range(MANY, MANY + 3))
     assert len(own.nearest(question(), 100)) == MANY + 3
     assert own.report()["compared_vectors"] == 3 and not own.due()
@@ -114,7 +121,7 @@ def test_the_tail_behind_a_sidecar_is_compared_and_a_new_one_replaces_it(store):
     assert own.due() and own.rebuild()
     [after] = store.sidecars()
     assert after != before
-    assert own.nearest(question(), 10) == exact(store, question())
+    assert near_of(store, own.nearest(question(), 10)) == near_of(store, exact(store, question()))
     assert own.report()["compared_vectors"] == 0
 
 
@@ -122,14 +129,14 @@ def test_a_sidecar_is_used_again_after_a_restart_unless_it_is_not_of_this_databa
     assert index(store).rebuild()
     [path] = store.sidecars()
     own = index(store)
-    assert len(own.nearest(question(), 100)) == MANY and len(own) == 0
+    assert len(own.nearest(question(), 100)) == MANY and own.report()["compared_vectors"] == 0
     assert store.sidecars() == [path]
     with store._transaction() as db:  # as a restored backup may have it
         db.execute(
             "UPDATE vectors SET hash = x'00' WHERE vector_id = (SELECT max(vector_id) FROM vectors)"
         )
     again = index(store)
-    assert len(again.nearest(question(), 100)) == MANY == len(again)
+    assert len(again.nearest(question(), 100)) == MANY
     assert store.sidecars() == []
 
 
@@ -150,9 +157,9 @@ def test_a_lost_sidecar_costs_nothing_but_time(store, how):
         case "half-built":
             path.rename(path.with_name(path.name + ".new"))
     own = index(store)
-    assert own.nearest(question(), 10) == exact(store, question())
+    assert near_of(store, own.nearest(question(), 10)) == near_of(store, exact(store, question()))
     assert own.rebuild() and len(store.sidecars()) == 1
-    assert own.nearest(question(), 10) == exact(store, question())
+    assert near_of(store, own.nearest(question(), 10)) == near_of(store, exact(store, question()))
 
 
 def test_what_is_gone_is_not_found_and_many_that_are_gone_make_a_new_one_due(store):
@@ -181,6 +188,7 @@ def test_what_was_erased_is_in_no_file_and_no_copy_from_before_is_taken(store):
 
     assert not own.rebuild(Erasing()) and store.sidecars() == []
     assert own.rebuild()
+    store.rewrite()
     for path in store.path.parent.iterdir():
         assert gone[0] not in path.read_bytes()
 
@@ -201,5 +209,5 @@ def test_a_sidecar_that_breaks_while_it_is_used_is_dropped(store, monkeypatch):
         raise apsw.CorruptError("broken")
 
     monkeypatch.setattr(own._sidecar, "nearest", broken)
-    assert own.nearest(question(), 10) == exact(store, question())
+    assert near_of(store, own.nearest(question(), 10)) == near_of(store, exact(store, question()))
     assert store.sidecars() == []
