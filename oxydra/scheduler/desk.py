@@ -25,6 +25,7 @@ STATUSES = ("active", "paused", "disabled", "done")
 MAX_GOAL = 16 * 1024  # characters
 MAX_NAME = 100
 MAX_SEEN = 1000
+LOOKED_AT = 1000  # due times that are not too close; minutes are the same every day
 KIND = "schedule"  # of the changes that undo takes back
 DEFINITION = ("name", "goal", "cadence_type", "cadence_value", "timezone", "notification")
 HELD = (
@@ -227,16 +228,18 @@ class Desk:
     def _first(self, kind: str, value: str, zone: str, now: int) -> int:
         cadence.zone_of(zone)
         when = cadence.parse(kind, value, zone, now, self._config.min_interval_secs)
-        first = cadence.upcoming(when, now, 12)
-        if not first:
+        first = when.after(now)
+        if first is None:
             raise UsageError("That time has passed.", remedy="Name one that is to come.")
-        apart = [late - early for early, late in pairwise(first)]
+        # on clocks that nobody changes: what is moved into an hour once a year may be closer
+        plain = cadence.parse(kind, value, "UTC", now)
+        apart = [late - early for early, late in pairwise(cadence.upcoming(plain, now, LOOKED_AT))]
         if apart and min(apart) < self._config.min_interval_secs:
             raise UsageError(
-                f"It would run every {min(apart)} seconds.",
+                f"It would run after {min(apart)} seconds again.",
                 remedy=f"[scheduler] min_interval_secs is {self._config.min_interval_secs}.",
             )
-        return first[0]
+        return first
 
     def _find(self, args: Json) -> Schedule:
         return self._store.schedule(_text(args, "schedule_id", 64))
