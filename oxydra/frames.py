@@ -15,6 +15,7 @@ newer. JSON from a stranger is read by `parse` and nothing else.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import math
@@ -86,7 +87,7 @@ CLIENT = {
         "switch_session": "request_id:str session_id:str",
         "history": "request_id:str session_id:str before_sequence?:int limit?:int",
         "approve": "request_id:str approval_id:str decision:str scope?:str",
-        "command": "request_id:str name:str args?:object",
+        "command": "request_id:str session_id?:str name:str args?:object",
     }.items()
 }
 
@@ -109,6 +110,7 @@ SERVER = {
         "turn_joined": _IN_TURN + "into:str",
         "scheduled_notification": "notice_id:int schedule_id:str schedule_name:str message:str "
         "tainted:bool",
+        "media_attachment": _IN_TURN + "attachment:object",
         "error": "request_id?:str session?:object turn?:object message:str code?:str "
         "retry_after_ms?:int",
         "health_status": "request_id:str healthy:bool session?:object active_turn?:object "
@@ -380,6 +382,18 @@ def attachments_json(attachments: Sequence[Attachment]) -> list[Json]:
         {"mime_type": a.mime_type, "sha256": a.sha256, "size": a.size, "name": a.name}
         for a in attachments
     ]
+
+
+def media_json(attachment: Attachment, file_path: str) -> Json:
+    """A file that was made, with its data: the `attachment` of `media_attachment`."""
+    kind = attachment.mime_type.partition("/")[0]
+    kinds = {"image": "photo", "audio": "audio", "video": "video"}
+    return {
+        "file_path": file_path,
+        "media_type": kinds.get(kind, "document"),
+        "data": base64.b64encode(attachment.data).decode(),
+        "file_name": attachment.name or file_path.rpartition("/")[2],
+    }
 
 
 def attachments_from_json(

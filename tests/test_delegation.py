@@ -49,6 +49,8 @@ class House(World):
     model = MODEL
     limits = DelegationConfig()
 
+    keep = None  # puts files that were made somewhere
+
     def tools(self):
         base = super().tools()
 
@@ -93,6 +95,7 @@ class House(World):
             ],
         )
         delegations.attach(runtime)
+        runtime.keep = self.keep
         return runtime
 
     def go(self, parent, helper, token=None, **options):
@@ -217,7 +220,10 @@ def test_files_that_a_child_made_are_told_to_the_parents_clients(house):
             yield Completed(Message("assistant", "here", attachments=(picture,)), "stop", Usage())
 
     parent = Scripted(calls(errand()), "fine")
+    house.keep = lambda _attachment: "/shared/made/it.png"
     house.go(parent, Draws())
+    (sent,) = [payload for kind, payload in house.frames if kind == "media_attachment"]
+    assert sent["attachment"]["file_path"] == "/shared/made/it.png"
     (told,) = [p for p in house.progress("delegation") if p["kind"]["of"] == "media"]
     assert told["kind"]["attachments"][0]["sha256"] == "ab" * 32
 

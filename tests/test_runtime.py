@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import threading
 from dataclasses import replace
@@ -386,3 +387,19 @@ def test_a_file_that_a_model_made_is_kept_and_named(world):
     assert world.terminal()[1]["response"]["message"]["content"] == text
     stored = world.store.messages(world.session.session_id)[-1]
     assert (stored.content, stored.attachments) == (text, (made,))
+    (frame,) = [payload for kind, payload in world.frames if kind == "media_attachment"]
+    assert frame["attachment"] == {
+        "file_path": "/shared/made/it.png",
+        "media_type": "photo",
+        "data": base64.b64encode(b"png").decode(),
+        "file_name": "it.png",
+    }
+
+
+def test_a_file_that_could_not_be_kept_is_not_sent(world):
+    made = Attachment("application/pdf", hashlib.sha256(b"%PDF").hexdigest(), b"%PDF")
+    runtime = world.runtime(Scripted(Message("assistant", "Here.", attachments=(made,))))
+    runtime.keep = lambda _attachment: "could not be saved: no room"
+    runtime.run_turn(world.turn(), CancelToken(), world.emit)
+    assert "no room" in world.terminal()[1]["response"]["message"]["content"]
+    assert not [kind for kind, _ in world.frames if kind == "media_attachment"]

@@ -57,6 +57,9 @@ def test_a_session_gets_a_name(gateway):
         for wrong in ("", "   ", "x" * (MAX_NAME + 1), 5, None):
             assert refusal(client, "rename", name=wrong)
         assert "no session" in refusal(client, "rename", session_id="nowhere", name="x")
+        asked = {"name": "rename", "session_id": client.session, "args": {"name": "Again"}}
+        frame = client.ask("command", **asked)  # the frame may say of which session
+        assert frame["payload"]["data"]["display_name"] == "Again"
 
 
 def test_a_fork_goes_on_from_what_was_said_and_parts(gateway):

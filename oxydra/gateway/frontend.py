@@ -258,6 +258,7 @@ class Gateway(Handler):
             "requests_waiting": len(self._inbox),
             "outbox_bytes": sum(conn.queued_bytes for conn in list(self._clients)),
             "approvals_waiting": waiting,
+            "memory_chunks": self._store.about_chunks(),
         }
         text = self._metrics.text(self._health(), gauges)
         return Response(200, text.encode(), CONTENT_TYPE, known=True)
@@ -449,7 +450,10 @@ class Gateway(Handler):
             raise UsageError(f"There is no command {name[:64]!r}.", remedy=f"There are: {known}.")
         client.identity.check(COMMANDS[name])
         reply = {"request_id": payload["request_id"], "name": name}
-        data = self._commands[name](payload.get("args") or {})
+        args = payload.get("args") or {}
+        if payload.get("session_id"):
+            args = {"session_id": payload["session_id"], **args}
+        data = self._commands[name](args)
         client.reply("command_result", reply | {"data": data})
 
     def _open_requests(self, _args: Json) -> Json:

@@ -117,6 +117,7 @@ _GAUGES = {
     "requests_waiting": "Frames and requests that wait to be acted on.",
     "outbox_bytes": "Bytes that wait for clients to read them.",
     "approvals_waiting": "Requests for approval that nobody has answered.",
+    "memory_chunks": "Passages that memory holds, about.",
 }
 
 

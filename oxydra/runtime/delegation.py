@@ -208,7 +208,7 @@ def _forward(emit: Emit, found: Delegation) -> Emit:
         emit("turn_progress", {"progress": {**progress, "kind": kind, "message": message}})
 
     def forward(frame_type: str, payload: Json) -> None:
-        if frame_type in ("approval_request", "approval_resolved"):
+        if frame_type in ("approval_request", "approval_resolved", "media_attachment"):
             emit(frame_type, payload)
         elif frame_type == "turn_progress":
             told(payload["progress"])

@@ -28,7 +28,7 @@ from oxydra.errors import (
     StoreBusyError,
     StoreFullError,
 )
-from oxydra.frames import message_json, turn_ref, usage_json
+from oxydra.frames import media_json, message_json, turn_ref, usage_json
 from oxydra.log import fields
 from oxydra.policy import VirtualPath
 from oxydra.runtime.agents import DEFAULT, Agent, Agents, Terms
@@ -445,7 +445,12 @@ class Run:
             return completed
         if marks := self.marks():
             self.mark_files([str(MADE)], marks)
-        said = [f"[{a.mime_type}: {self.runtime.keep(a)}]" for a in message.attachments]
+        said = []
+        for attachment in message.attachments:
+            where = self.runtime.keep(attachment)
+            said.append(f"[{attachment.mime_type}: {where}]")
+            if where.startswith("/"):  # else it says why it is nowhere
+                self.emit("media_attachment", {"attachment": media_json(attachment, where)})
         text = ("\n\n" if message.content else "") + "\n".join(said)
         self.unsent.append(text)
         self._show()

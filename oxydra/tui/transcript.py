@@ -43,6 +43,8 @@ def on_turn_frame(state: State, frame_type: str, payload: Json) -> Step:
                 return _gathered(_with_prompt(state, turn_id), _with_details, turn_id)
         case "turn_joined":
             return _joined(state, turn_id)
+        case "media_attachment":  # the answer's text says where it is
+            return state, ()
         case _:
             state = _ended(state, turn_id, frame_type, payload)
             step = _gathered(_with_prompt(state, turn_id), _with_details, turn_id)
