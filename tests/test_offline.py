@@ -181,6 +181,16 @@ def test_a_request_calls_the_tool_and_shows_its_result() -> None:
     assert answer.usage.cost_usd == 0
 
 
+def test_a_scheduled_task_is_done_and_a_reminder_tells_its_person() -> None:
+    note = "This is a scheduled run; nobody reads along."
+    asked = Talk().say(user(f"{note}\n\nlist the files in /shared"))
+    assert asked.message.tool_calls[0].name == "file_list"
+    wanted = understand("remind me in 10 minutes to call Ann", NOW)
+    assert wanted is not None
+    told = Talk().say(user(f"{note}\n\n{wanted.arguments['goal']}"))
+    assert told.message.content == "[NOTIFY] Reminder: call Ann"
+
+
 def test_a_failed_tool_is_said_to_have_failed() -> None:
     talk = Talk()
     asked = talk.say(user("read gone.txt"))

@@ -34,7 +34,7 @@ from oxydra.errors import ConfigError, FrameError, ProviderError
 from oxydra.frames import compact, parse
 from oxydra.providers.abilities import check_attachments
 from oxydra.providers.base import Assembly, PendingCall, ProviderSettings, count
-from oxydra.providers.phrases import fitted, understand
+from oxydra.providers.phrases import REMINDER, fitted, understand
 from oxydra.threads import CancelToken
 from oxydra.transport import Transport
 from oxydra.types import ASIDE, Message, ModelRequest, StreamEvent, ToolSpec, Usage
@@ -211,7 +211,11 @@ def _fields(content: str) -> str:
 
 def _plain(prompt: str, tools: Sequence[ToolSpec]) -> Step:
     """The one step with which a sentence is answered."""
-    wanted = understand(prompt, datetime.now().astimezone())
+    now = datetime.now().astimezone()
+    task = prompt.partition("\n\n")[2]  # of a scheduled run, below what is said about it
+    if task.startswith(REMINDER):
+        return {"text": f"[NOTIFY] Reminder: {task.removeprefix(REMINDER)}"}
+    wanted = understand(prompt, now) or understand(task, now)
     if wanted is None:
         return {"text": NO_MODEL}
     for tool in tools:

@@ -22,6 +22,7 @@ class Wanted:
     arguments: Json
 
 
+REMINDER = "Remind the user: "  # begins the goal of a schedule that only reminds
 MAX_SENTENCE = 4000  # characters; what is longer is no plain request
 
 # Other names a schema may have for an argument.
@@ -160,7 +161,7 @@ def _recall(match: re.Match[str], now: datetime) -> Wanted:
 
 
 def _remind(match: re.Match[str], now: datetime) -> Wanted:
-    goal = f"Remind the user: {match['goal'].strip().rstrip('.!')}"
+    goal = f"{REMINDER}{match['goal'].strip().rstrip('.!')}"
     if match.groupdict().get("unit"):
         word = match["n"].lower()
         number = 0.5 if word.startswith("half") else float(word) if word.isdigit() else 1.0
