@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from typing import Any
 
@@ -160,3 +161,15 @@ def test_a_heartbeat_says_how_long_calls_run_also_one_that_began_unseen(world: W
     world.turn("tool_event", turn, call=tool("shell_exec", "finished", summary="make"))
     world.turn("turn_progress", turn, progress=beat)  # that came late
     assert "✓ shell_exec  make" in screen(world.state)
+
+
+def test_a_file_that_the_model_made_is_a_name_and_a_size(world: World) -> None:
+    turn = world.send("draw it")
+    world.turn("turn_started", turn)
+    made = {"file_path": "/shared/made/cat.png", "media_type": "photo", "file_name": "cat.png"}
+    data = base64.b64encode(b"x" * 3400).decode()
+    world.turn("media_attachment", turn, attachment={**made, "data": data})
+    world.turn("assistant_delta", turn, delta="Here it is.")
+    world.turn("turn_completed", turn, response=completed("Here it is."))
+    seen = screen(world.state)
+    assert "oxydra ▸ Here it is." in seen and "▤ cat.png (3.4 KB)" in seen

@@ -43,8 +43,8 @@ def on_turn_frame(state: State, frame_type: str, payload: Json) -> Step:
                 return _gathered(_with_prompt(state, turn_id), _with_details, turn_id)
         case "turn_joined":
             return _joined(state, turn_id)
-        case "media_attachment":  # the answer's text says where it is
-            return state, ()
+        case "media_attachment":
+            state = _made(_running(state, turn_id), turn_id, payload["attachment"])
         case _:
             state = _ended(state, turn_id, frame_type, payload)
             step = _gathered(_with_prompt(state, turn_id), _with_details, turn_id)
@@ -112,6 +112,17 @@ def _delta(state: State, turn_id: str, text: str) -> State:
     if last is not None and last.state == "stale":
         state = replace(state, entries=tuple(e for e in state.entries if e.id != last.id))
     return state.append(Entry(0, "assistant", text, turn_id, "open"))
+
+
+def _made(state: State, turn_id: str, attachment: Json) -> State:
+    """A file that the model made stands with its answer, by name and size."""
+    last = _last_of(state, turn_id)
+    if last is None or last.kind != "assistant" or last.state != "open":
+        state = _delta(state, turn_id, "")
+        last = _last_of(state, turn_id)
+    data = str(attachment.get("data") or "")
+    row = {"name": attachment.get("file_name"), "size": len(data.rstrip("=")) * 3 // 4}
+    return state if last is None else state.change(replace(last, files=last.files + files([row])))
 
 
 def _reasoning(state: State, turn_id: str, text: str) -> State:
