@@ -257,6 +257,19 @@ def test_a_schedule_that_is_paused_or_deleted_does_not_run(desk):
         d.store.schedule(two.schedule_id)
 
 
+def test_a_schedule_is_found_by_id_name_or_the_beginning_of_its_id(desk):
+    d = desk()
+    one, two = d.add(schedule_id="aa1"), d.add(schedule_id="ab2", name="news")
+    three = d.add(schedule_id="b%3", name="aa1")  # nobody takes another's id
+    found = {wanted: d.store.find_schedule(wanted) for wanted in ("aa1", "news", "ab", "b%", "n")}
+    assert found == {"aa1": one, "news": two, "ab": two, "b%": three, "n": one}
+    with pytest.raises(UsageError, match="several schedules: aa1, ab2"):
+        d.store.find_schedule("a")
+    for wanted in ("", "%", "_", "new"):
+        with pytest.raises(NotFoundError):
+            d.store.find_schedule(wanted)
+
+
 def test_once_is_done_and_history_is_pruned(desk):
     d = desk(max_run_history=3)
     once = d.add("2026-03-01T00:00:00Z", "once")

@@ -242,7 +242,7 @@ class Desk:
         return first
 
     def _find(self, args: Json) -> Schedule:
-        return self._store.schedule(_text(args, "schedule_id", 64))
+        return self._store.find_schedule(_text(args, "schedule_id", MAX_NAME))
 
     def _change(self, found: Schedule, changes: Json, asker: Asker) -> Json:
         asker.note(found, replace(found, **changes))

@@ -15,7 +15,7 @@ from typing import Any
 
 import apsw
 
-from oxydra.errors import BusyError, NotFoundError
+from oxydra.errors import BusyError, NotFoundError, UsageError
 from oxydra.store.conversation import insert_session
 from oxydra.store.database import Database, Row, clean, placeholders, timestamp
 from oxydra.store.notices import Notice, insert_notice
@@ -195,6 +195,24 @@ class ScheduleTables(Database):
                 remedy="`oxydra-runner schedule list` shows them.",
             )
         return found[0]
+
+    def find_schedule(self, wanted: str) -> Schedule:
+        """The schedule with this id, else this name, else this beginning of an id.
+
+        Raises `NotFoundError` for none and `UsageError` for several.
+        """
+        if wanted:
+            for where in ("schedule_id = ?", "name = ?", "instr(schedule_id, ?) = 1"):
+                found = self._schedules(f"WHERE {where} ORDER BY schedule_id", (wanted,))
+                if len(found) == 1:
+                    return found[0]
+                if found:
+                    ids = ", ".join(one.schedule_id for one in found[:5])
+                    raise UsageError(
+                        f"{wanted[:64]!r} fits several schedules: {ids}.",
+                        remedy="Give the id of one.",
+                    )
+        return self.schedule(wanted)
 
     def schedules(self) -> list[Schedule]:
         """All of them, those due first first."""
