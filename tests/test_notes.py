@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import apsw
 import pytest
 
 from oxydra.config import MemoryConfig
@@ -253,4 +254,19 @@ def test_no_file_of_the_database_holds_a_deleted_note(tmp_path):
         data = file.read_bytes().lower()
         assert [word for word in words if word in data] == [], file
     assert store.note(kept.note_id).content == "Nothing of interest here."
+    store.close()
+
+
+def test_what_was_deleted_while_somebody_reads_leaves_the_log_with_a_later_write(tmp_path):
+    store = Store(tmp_path / "oxydra.db")
+    gone = note(store, "The secretword lies in the well.")
+    reader = apsw.Connection(str(store.path))
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM notes").get == 1
+    store.delete_note(gone.note_id)
+    holding = [f.name for f in tmp_path.iterdir() if b"secretword" in f.read_bytes()]
+    assert holding != []
+    reader.close()
+    note(store, "Something else.")
+    assert [f.name for f in tmp_path.iterdir() if b"secretword" in f.read_bytes()] == []
     store.close()

@@ -182,7 +182,8 @@ class MemoryCommands:
                 self._runtime.conversations.forget(touched_id)
                 self._hub.live(touched_id).forget()
         self._memory.catch_up()
-        self._store.empty_log()
+        if not self._store.empty_log():
+            found.kept.append("the database's log of writes, since it is being read: do it again")
         return {**_report(found, done=True), "outputs_deleted": self._drop_outputs(found)}
 
     def _drop_outputs(self, found: Forgotten) -> int:

@@ -25,6 +25,7 @@ from oxydra.types import Json
 
 BUSY_TIMEOUT_MS = 10_000
 WORD_INDEXES = ("chunk_words", "chunk_trigrams")
+SOON_MS = 200
 POOL = 16  # idle read connections kept
 
 Row: TypeAlias = tuple[Any, ...]
@@ -51,11 +52,14 @@ class Database:
         self._pool: list[apsw.Connection] = []
         self._pool_lock = threading.Lock()
         self._closed = False
+        self._log_owed = False  # what was erased is still in the log of writes
         self._after_commit: Callable[[], None] = lambda: None
         self._after_erasing: Callable[[], None] = lambda: None
         with explained(path):
             self._writer = self._open()
+            self._writer.execute("PRAGMA secure_delete = FAST")  # where that costs no more writing
             self._migrate()
+            self._empty_log(0)  # a process that was killed has left one
         if ballast is not None:
             ballast.hold()
 
@@ -114,7 +118,9 @@ class Database:
                 raise
             finally:
                 if erasing:
-                    db.execute("PRAGMA secure_delete = OFF")
+                    db.execute("PRAGMA secure_delete = FAST")
+            if self._log_owed:
+                self._empty_log(0)
         self._after_commit()
 
     @contextlib.contextmanager
@@ -127,7 +133,8 @@ class Database:
             yield db
             for index in WORD_INDEXES:
                 db.execute(f"INSERT INTO {index} ({index}) VALUES ('optimize')")
-        self.empty_log()
+        with self._write_lock, explained(self.path):
+            self._empty_log(SOON_MS)  # else with one of the next writes
         for path in self.sidecars():
             path.unlink(missing_ok=True)
         self._after_erasing()
@@ -157,7 +164,19 @@ class Database:
         no reader was in the way for long.
         """
         with self._write_lock, explained(self.path):
-            return not self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").get[0]
+            return self._empty_log(BUSY_TIMEOUT_MS)
+
+    def _empty_log(self, patience_ms: int) -> bool:
+        """Under the lock. What could not be done since somebody reads is owed."""
+        db = self._writer
+        db.set_busy_timeout(patience_ms)
+        try:
+            self._log_owed = bool(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").get[0])
+        except apsw.BusyError:
+            self._log_owed = True
+        finally:
+            db.set_busy_timeout(BUSY_TIMEOUT_MS)
+        return not self._log_owed
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[apsw.Connection]:
