@@ -27,6 +27,7 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
     "container": lambda daemon, server, runs: measures.container(server, runs),
     "egress": lambda daemon, server, runs: measures.egress(server),
     "tui": lambda daemon, server, runs: measures.alone("tests.bench.tui"),
+    "schedules": lambda daemon, server, runs: measures.alone("tests.bench.schedules"),
     "crowd": lambda daemon, server, runs: measures.crowd(daemon, runs),
     "door": lambda daemon, server, runs: measures.door(daemon, runs),
     "many": lambda daemon, server, runs: measures.many(daemon, runs),

@@ -110,6 +110,20 @@ GROUPS = (
         ),
     ),
     Group(
+        "10,000 schedules",
+        "the store and the scheduler in a process of their own, on disk; daily schedules in five "
+        "zones, none due soon. A look: all that the scheduler does each time it wakes, where "
+        "nothing is due. A start finds each next time anew. Rest: 5 s with its thread running; it "
+        "wakes when something is due, at the latest after `poll_interval_secs`",
+        (
+            Row("schedules_next_ms", "the next due time found", "ms", 1, 3),
+            Row("schedules_look_ms", "a look at all", "ms", None, 3),
+            Row("schedules_start_ms", "a start, CPU", "ms", None, 0),
+            Row("schedules_rest_cpu_ms", "CPU in 5 s of rest", "ms", 1, 1),
+            Row("schedules_rest_wakeups", "wake-ups in 5 s of rest", "", None, 0),
+        ),
+    ),
+    Group(
         "Cancels",
         "from a client's cancel to the frame that ends the turn, the slowest of "
         f"{TRIES} tries in each run; wall",
