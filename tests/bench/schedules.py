@@ -1,6 +1,6 @@
 """Ten thousand schedules by themselves, without a daemon: how the next due time is found, what a
-look costs that finds nothing, a start, and a rest. `python -m tests.bench.schedules` prints one JSON
-object, which `measures` reads. The store is on disk, in a temporary folder.
+look costs that finds nothing, a start, and a rest. `python -m tests.bench.schedules` prints one
+JSON object, which `measures` reads. The store is on disk, in a temporary folder.
 """
 
 from __future__ import annotations
