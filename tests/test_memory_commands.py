@@ -158,6 +158,8 @@ def test_notes_by_the_command_line_until_they_are_forgotten(home, tmp_path):  # 
     assert "Nothing would" in home.run("explain", "recall", "What about the weather?")
     answer = home.run("ask", "tell me about the zanzibarius in the elm")
     assert answer
+    sessions = [row["session_id"] for row in json.loads(home.run("session", "list", "--json"))]
+    assert "## Recalled · " in "".join(home.run("session", "export", one) for one in sessions)
     export = tmp_path / "notes.md"
     home.run("memory", "export", "--format", "markdown", "--output", str(export))
     assert "> The zanzibarius is in the elm." in export.read_text()

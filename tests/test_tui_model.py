@@ -252,6 +252,16 @@ def test_a_turn_that_ended_unseen_is_read_from_the_history(world: World) -> None
 # ------------------------------------------------------------------------------------------ history
 
 
+def test_what_was_recalled_is_a_notice_before_the_message(world: World) -> None:
+    (history,) = world.feed(Link(True, fresh=True))
+    events = [
+        stored(1, "recall-t1", "user", '[Oxydra: recalled…]\n{"text":"a"}\n{"text":"b"}'),
+        stored(2, "t1", "user", "what was it?"),
+    ]
+    world.reply(history, "session_history", session=SESSION, events=events, more=False)
+    assert world.shown == [("notice", "Recalled from memory: 2", ""), ("user", "what was it?", "")]
+
+
 def test_history_becomes_entries_with_calls_as_lines(world: World) -> None:
     (history,) = world.feed(Link(True, fresh=True))
     call = {"id": "c1", "name": "file_read", "arguments": '{"path": "/shared/a", "lines": 3}'}
