@@ -120,7 +120,8 @@ class AgentGuest:
             sandboxed=envelope.startup_status.get("sandbox_level") not in UNSANDBOXED,
         )
         self._memory = remembering(self._store, settings.memory)
-        self._indexer = Indexer(self._store, self._memory) if settings.memory.enabled else None
+        self._indexer = Indexer(self._store, self._memory)
+        self._indexing = settings.memory.enabled
         notes = ModelNotebook(self._store, settings.memory)
         found = settings.memory
         recall = Recall(self._store, self._memory, found.retrieval) if found.enabled else None
@@ -251,7 +252,8 @@ class AgentGuest:
     def _memory_commands(self, settings: GuestConfig) -> dict[str, Callable[[Json], Json]]:
         """Where memory is off, what was said can still be forgotten."""
         made = MemoryCommands(
-            self._hub, self._runtime, self._memory, self._workspace, settings.memory
+            *(self._hub, self._runtime, self._memory, self._indexer),
+            *(self._workspace, settings.memory),
         )
         return made.table() if settings.memory.enabled else {"forget": made.forget}
 
@@ -329,7 +331,7 @@ class AgentGuest:
         self._spending.recover()
         self._hub.start()
         self._scheduler.start()
-        if self._indexer is not None:
+        if self._indexing:
             self._indexer.start()
         self._gateway.start()
 
@@ -337,8 +339,7 @@ class AgentGuest:
         """Stop intake, leave running turns to be resumed, close the store."""
         self._gateway.stop(STOP_SECONDS / 4)
         self._scheduler.stop(STOP_SECONDS / 8)
-        if self._indexer is not None:
-            self._indexer.stop(STOP_SECONDS / 4)
+        self._indexer.stop(STOP_SECONDS / 4)
         self._hub.stop(STOP_SECONDS / 2)
         self._runtime.stop(STOP_SECONDS / 4)
         self._shell.close()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import apsw
 import pytest
@@ -189,54 +185,6 @@ def test_indexing_stops_when_it_is_cancelled_and_goes_on_later(store):
     with pytest.raises(Cancelled):
         memory.search("fox", 5, token=token)
     assert len(memory.search("fox", 5)) == 1
-
-
-INDEX = """
-import sys
-from pathlib import Path
-from oxydra.memory import Retrieval
-from oxydra.store import Store, memory
-memory.BATCH = 5
-store = Store(Path(sys.argv[1]))
-print("ready", flush=True)
-Retrieval(store).catch_up()
-"""
-
-
-@pytest.mark.parametrize(
-    "kills", [3, pytest.param(200, marks=pytest.mark.slow)], ids=lambda kills: f"{kills} kills"
-)
-def test_a_kill_while_indexing_loses_no_chunk_and_doubles_none(tmp_path, kills):
-    path = tmp_path / "oxydra.db"
-    store = Store(path)
-    session = store.create_session()
-    for number in range(60):
-        say(store, session, number, f"Item number{number} is in box{number}.")
-    store.close()
-    for turn in range(kills):
-        child = subprocess.Popen(
-            [sys.executable, "-c", INDEX, str(path)],
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).resolve().parent.parent,
-        )
-        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(turn * 0.001)  # somewhere in its work, or after it: all must hold
-        child.kill()
-        child.wait()
-        child.stdout.close()
-    store = Store(path)
-    memory = Retrieval(store)
-    for number in range(60):
-        found = texts(memory.search(f"box{number}", 60))
-        assert found.count(f"Item number{number} is in box{number}.") == 1
-    assert store.to_index() == 0
-    store.close()
-    db = apsw.Connection(str(path))
-    assert db.pragma("integrity_check") == "ok"
-    assert db.execute("SELECT count(*) FROM chunks").get == 60
-    assert db.execute("SELECT count(*) FROM chunk_words").get == 60
-    db.close()
 
 
 # ------------------------------------------------------------------------------------- tool

@@ -166,3 +166,8 @@ def test_what_was_said_is_found_from_the_command_line(running):  # noqa: F811
     assert "Nothing was found" in running.run("memory", "search", "zebra")
     assert "`top_k`" in running.fails("memory", "search", "boiler", "--top", "0")
     assert "what to look for" in running.fails("memory", "search", " ")
+    assert running.run("memory", "rebuild").splitlines()[-1].startswith("Done: 2 chunks")
+    assert json.loads(running.run("memory", "check", "--json")) == {"troubles": []}
+    stats = json.loads(running.run("memory", "stats", "--json"))
+    assert (stats["chunks"], stats["to_index"], stats["rebuilding"]) == (2, 0, False)
+    assert "2 chunks" in running.run("memory", "stats")

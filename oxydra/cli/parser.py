@@ -248,8 +248,15 @@ def _add_memory(commands: Commands) -> None:
     taken.add_argument(
         "--own", action="store_true", help="they are yours: do not count them as strangers' words"
     )
+    module = "oxydra.cli.memory:"
+    stats = _command(actions, "stats", module + "stats", "what is indexed, and by what it is found")
+    text = "whether the database and memory's indexes are right: exit code 1 if not"
+    check = _command(actions, "check", module + "check", text)
+    text = "make chunks, vectors and indexes anew, while what is there is searched"
+    rebuild = _command(actions, "rebuild", module + "rebuild", text)
+    rebuild.add_argument("--background", action="store_true", help="do not wait for the end")
     _add_forget(actions)
-    for action in (search, listed, show, save, edit, delete, pin, unpin, taken):
+    for action in (stats, check, search, listed, show, save, edit, delete, pin, unpin, taken):
         action.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -78,6 +78,7 @@ COMMANDS: dict[str, Need] = {
     "export": CHAT,
     "forget": ADMIN,
     "fork": CHAT,
+    "index": ADMIN,
     "memory": CHAT,
     "model": CHAT,
     "notes": CHAT,

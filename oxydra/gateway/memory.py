@@ -14,7 +14,7 @@ from oxydra.budget import estimate_message
 from oxydra.config import MemoryConfig
 from oxydra.errors import NotFoundError, ToolError, UsageError
 from oxydra.gateway.hub import Hub
-from oxydra.memory import Notebook, Retrieval
+from oxydra.memory import Indexer, Notebook, Retrieval
 from oxydra.memory.notebook import MAX_CONTENT, check_tags
 from oxydra.runtime import Runtime
 from oxydra.store.forget import Forgotten
@@ -38,6 +38,7 @@ class MemoryCommands:
         hub: Hub,
         runtime: Runtime,
         memory: Retrieval,
+        indexer: Indexer,
         workspace: Workspace,
         config: MemoryConfig,
     ) -> None:
@@ -45,6 +46,7 @@ class MemoryCommands:
         self._store = hub.store
         self._runtime = runtime
         self._memory = memory
+        self._indexer = indexer
         self._workspace = workspace
         self._notebook = Notebook(hub.store, config)
         self._actions: dict[str, Callable[[Json], Json]] = {
@@ -64,6 +66,7 @@ class MemoryCommands:
             "notes": self.notes,
             "forget": self.forget,
             "recall": self.recall,
+            "index": self.index,
         }
 
     # ----------------------------------------------------------------------------------- searching
@@ -95,6 +98,20 @@ class MemoryCommands:
             return {"message": "", "tokens": 0, "from_strangers": False}
         tokens = estimate_message(message, model)
         return {"message": message.content, "tokens": tokens, "from_strangers": message.tainted}
+
+    def index(self, args: Json) -> Json:
+        """`action`: `stats` of what is indexed, `check` whether it is right, `rebuild` it in the
+        background.
+        """
+        match args.get("action") or "stats":
+            case "stats":
+                return {**self._memory.report(), **self._indexer.report()}
+            case "check":
+                return {"troubles": self._memory.check()}
+            case "rebuild":
+                self._indexer.rebuild()
+                return {"started": True}
+        raise UsageError("There is no such action.", remedy="There are: stats, check, rebuild.")
 
     # --------------------------------------------------------------------------------------- notes
 

@@ -15,6 +15,7 @@ from oxydra.errors import Cancelled, OxydraError
 from oxydra.memory.retrieval import Retrieval
 from oxydra.store import Store
 from oxydra.threads import CancelToken, Service
+from oxydra.types import Json
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ class Indexer:
         self._quiet = quiet_seconds
         self._wake = threading.Event()
         self._token = CancelToken()
+        self._rebuild = threading.Event()
+        self._stage = ""
+        self._trouble = ""
         self._service = Service("indexer", self._run, wake=self._stop)
 
     def start(self) -> None:
@@ -39,6 +43,21 @@ class Indexer:
         if self._store.to_index() or self._memory.behind():
             self._wake.set()
         self._service.start()
+
+    def rebuild(self) -> None:
+        """Have everything that is derived made anew, in the background; once, however often this
+        is asked for meanwhile.
+        """
+        self._rebuild.set()
+        self._wake.set()
+
+    def report(self) -> Json:
+        """What is going on: a stage and how much of it is done, or what went wrong last."""
+        return {
+            "rebuilding": self._rebuild.is_set(),
+            "stage": self._stage,
+            "trouble": self._trouble,
+        }
 
     def stop(self, timeout: float = 5.0) -> bool:
         return self._service.stop(timeout)
@@ -50,14 +69,25 @@ class Indexer:
     def _run(self, service: Service) -> None:
         while not service.stopping.is_set():
             self._wake.wait()
-            if service.stopping.wait(self._quiet):
+            if not self._rebuild.is_set() and service.stopping.wait(self._quiet):
                 return
             self._wake.clear()
+            rebuilding = self._rebuild.is_set()
             try:
+                if rebuilding:
+                    self._memory.rebuild(self._token, self._at)
                 self._memory.catch_up(self._token)
                 self._memory.embed_rest(self._token)
                 self._memory.tend(self._token)
+                self._trouble = ""
             except Cancelled:
                 return
             except OxydraError as error:  # the lists keep what is left, the next message wakes
+                self._trouble = str(error)
                 log.warning("what was said could not be indexed: %s", error)
+            self._stage = ""
+            if rebuilding:
+                self._rebuild.clear()
+
+    def _at(self, stage: str, done: int) -> None:
+        self._stage = f"{stage}: {done:,}"

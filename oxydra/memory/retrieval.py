@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from oxydra.embed import Embedder, similarities
 from oxydra.errors import OxydraError
@@ -18,8 +18,9 @@ from oxydra.memory import chunks
 from oxydra.memory.ranking import Candidate, Weights, rank
 from oxydra.memory.vectors import VectorIndex
 from oxydra.store import Store
+from oxydra.store.upkeep import REBUILT
 from oxydra.threads import CancelToken
-from oxydra.types import EVERYWHERE, Chunk, Found, Scope
+from oxydra.types import EVERYWHERE, Chunk, Found, Json, Scope
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +78,14 @@ class Retrieval:
         """How many texts are still without a vector that can be compared."""
         return 0 if self._embedder is None else self._store.embed_later(self._embedder.model)
 
-    def embed_rest(self, token: CancelToken | None = None) -> int:
+    def embed_rest(self, token: CancelToken | None = None, *, metered: bool = False) -> int:
         """Make the vectors that are missing, after a change of the backend those of all that there
-        is; returns how many. Raises `OxydraError`, `Cancelled`.
+        is; returns how many. `metered`: also where that may cost money. Raises `OxydraError`,
+        `Cancelled`.
         """
         done = 0
         embedder = self._embedder
-        while embedder is not None and not embedder.metered:
+        while embedder is not None and (metered or not embedder.metered):
             texts = self._store.unembedded(EMBEDDED)
             if not texts:
                 break
@@ -94,6 +96,55 @@ class Retrieval:
             if token is not None:
                 token.check()
         return done
+
+    def rebuild(
+        self, token: CancelToken | None = None, at: Callable[[str, int], None] = lambda *_: None
+    ) -> None:
+        """Make everything that is derived anew, while what is there is searched: chunks and their
+        words, the vectors that are missing, the index of vectors. `at` is told of each stage and of
+        how much of it is done. Raises `OxydraError`, `Cancelled`.
+        """
+        store = self._store
+        if store.mend_word_indexes():
+            at("listed anew", store.to_index())
+        place: tuple[str, int] | None = ("", 0)
+        done = 0
+        while place is not None:
+            place = store.reindex_batch(place, chunks.split, chunks.spaceless)
+            done += REBUILT
+            at("messages and notes", done)
+            if token is not None:
+                token.check()
+        self.catch_up(token)
+        embedder = self._embedder
+        store.drop_orphans(
+            *(("", 0) if embedder is None else (embedder.model, embedder.dimensions))
+        )
+        self.behind()
+        at("vectors", store.to_embed())
+        self.embed_rest(token, metered=True)
+        if self._vectors is not None:
+            at("index of vectors", 0)
+            self._vectors.forget()
+            self._vectors.rebuild(token)
+
+    def check(self) -> list[str]:
+        """What is wrong with the database, the indexes in it and the index of vectors."""
+        found = self._store.index_troubles()
+        if self._embedder is not None:
+            found += self._store.vector_troubles(self._embedder.model, self._embedder.dimensions)
+        return found + (self._vectors.check() if self._vectors is not None else [])
+
+    def report(self) -> Json:
+        """How much is held, and by what it is searched."""
+        embedder = self._embedder
+        return {
+            **self._store.index_sizes(),
+            "backend": "" if embedder is None else embedder.model,
+            "dimensions": 0 if embedder is None else embedder.dimensions,
+            "failed": self._failed,
+            **({} if self._vectors is None else self._vectors.report()),
+        }
 
     def tend(self, token: CancelToken | None = None) -> bool:
         """Build the index of vectors anew where that is due; whether it was. Raises `Cancelled`."""

@@ -66,11 +66,11 @@ class MemoryTables(Database):
         with self._transaction() as db:
             touched: set[tuple[str, int]] = set()
             for session_id, sequence in rows:
-                _replace(db, session_id, sequence, split, model, vectors)
+                replace_chunks(db, session_id, sequence, split, model, vectors)
                 reach = range(sequence - NEIGHBOURS, sequence + NEIGHBOURS + 1)
                 touched |= {(session_id, one) for one in reach}
             for session_id, sequence in sorted(touched):
-                _index(db, session_id, sequence, spaceless)
+                index_event(db, session_id, sequence, spaceless)
             db.executemany("DELETE FROM to_index WHERE session_id = ? AND sequence = ?", rows)
         return len(rows)
 
@@ -179,7 +179,7 @@ def _new_texts(
     return {key: text for key, text in texts.items() if key not in known}
 
 
-def _replace(
+def replace_chunks(
     db: apsw.Connection,
     session_id: str,
     sequence: int,
@@ -256,7 +256,7 @@ def _noted(db: apsw.Connection, name: str) -> Row | None:
     return found
 
 
-def _index(
+def index_event(
     db: apsw.Connection, session_id: str, sequence: int, spaceless: Callable[[str], bool]
 ) -> None:
     """The entries of an event's chunks, with what now stands around it."""

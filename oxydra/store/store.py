@@ -16,6 +16,7 @@ from oxydra.store.notices import NoticeTables
 from oxydra.store.schedules import ScheduleTables
 from oxydra.store.spend import SpendTables
 from oxydra.store.summaries import SummaryTables
+from oxydra.store.upkeep import UpkeepTables
 from oxydra.store.vectors import VectorTables
 
 
@@ -32,5 +33,6 @@ class Store(
     MemoryTables,
     NoteTables,
     VectorTables,
+    UpkeepTables,
 ):
     """The database, with the methods of all its tables."""

@@ -127,6 +127,15 @@ class VectorTables(Database):
                 ).get
             )
 
+    def vector_troubles(self, model: str, dimensions: int) -> list[str]:
+        """What is wrong with the vectors of `model`, which have so many `dimensions`."""
+        with self._reading() as db:
+            count = db.execute(
+                "SELECT count(*) FROM vectors WHERE model = ? AND length(vector) <> ?",
+                (model, 4 * dimensions),
+            ).get
+        return [f"{count:,} vectors of another length"] if count else []
+
     def vector_count(self, model: str) -> int:
         with self._reading() as db:
             return int(db.execute("SELECT count(*) FROM vectors WHERE model = ?", (model,)).get)
