@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
 from hashlib import sha256
+from pathlib import Path
 
+import apsw
 import pytest
 
 from oxydra.frames import compact
@@ -32,6 +37,11 @@ class Place:
         self.store = Store(path / "oxydra.db")
         self.memory = Retrieval(self.store)
         self.count = 0
+
+    def reopen(self):
+        self.store = Store(self.store.path)
+        self.memory = Retrieval(self.store)
+        return self.store
 
     def say(self, text, answer=FILLER, session=None, calls=(), results=(), recalled=None, **rest):
         session = session or self.store.create_session()
@@ -68,9 +78,9 @@ class Place:
 @pytest.fixture
 def place(tmp_path):
     place = Place(tmp_path)
-    for number in range(60):  # so that pages are split and indexes have several segments
+    for number in range(30):  # so that pages are split and indexes have several segments
         place.say(f"Remark {number}. {FILLER * 5}")
-        if number % 20 == 0:
+        if number % 10 == 0:
             place.memory.catch_up()
     yield place
     place.store.close()
@@ -114,7 +124,7 @@ def test_a_session_is_gone_from_all_files_with_its_copies(place):
     assert len(looked.notes) == 1 and place.texts("zanzibarius")
     found = store.forget(session_id=session.session_id)
     assert (found.messages, found.notes) == (looked.messages, looked.notes)
-    assert "turn61-c1" in found.outputs and SECRET in found.texts
+    assert "turn31-c1" in found.outputs and SECRET in found.texts
     assert place.texts("zanzibarius") == []
     assert place.holding("zanzibar") == []
     assert session.session_id not in [one.session_id for one in store.sessions()]
@@ -133,7 +143,7 @@ def test_a_note_is_gone_with_what_called_for_it_and_what_quoted_it(place):
         calls=[ToolCall("c1", "memory_save", compact({"content": SECRET}))],
         results=['{"note_id":"n1"}'],
     )
-    origin = Origin("model", session.session_id, "turn61", 1, "c1")
+    origin = Origin("model", session.session_id, "turn31", 1, "c1")
     noted = store.add_note(SECRET, ("gold",), Marks(), origin, most=9)
     store.update_note(noted.note_id, "It was zanzibarius two, in the end.", None, Marks(), origin)
     place.say("Where?", recalled=Message("user", quote("s", SECRET, note_id=noted.note_id)))
@@ -183,6 +193,47 @@ def test_what_is_not_at_rest_is_left_whole(place):
     with pytest.raises(RuntimeError, match=session.session_id):
         place.store.forget(words="zanzibarius", at_rest=refuse)
     assert SECRET in place.texts("zanzibarius")
+
+
+FORGET = """
+import sys
+from pathlib import Path
+from oxydra.store import Store
+store = Store(Path(sys.argv[1]))
+print("ready", flush=True)
+store.forget(words="zanzibarius")
+"""
+
+
+@pytest.mark.parametrize(
+    "kills", [2, pytest.param(40, marks=pytest.mark.slow)], ids=lambda kills: f"{kills} kills"
+)
+def test_a_kill_while_forgetting_leaves_all_or_nothing_and_is_made_up_for(place, kills):
+    store = place.store
+    for turn in range(kills):
+        session = place.say(SECRET)
+        noted = store.add_note(SECRET, (), Marks(), Origin(), most=99)
+        place.memory.catch_up()
+        store.close()
+        child = subprocess.Popen(
+            [sys.executable, "-c", FORGET, str(store.path)],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).resolve().parent.parent,
+        )
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(turn * 0.002)  # somewhere in its work, or after it: all must hold
+        child.kill()
+        child.wait()
+        child.stdout.close()
+        store = place.reopen()
+        said = SECRET in [m.content for m in store.messages(session.session_id)]
+        assert said is bool(store.notes_named([noted.note_id]))
+        store.forget(words="zanzibarius")
+        assert place.texts("zanzibarius") == [] and place.holding("zanzibar") == []
+    assert place.texts("remark 7")
+    with contextlib.closing(apsw.Connection(str(store.path))) as db:
+        assert db.pragma("integrity_check") == "ok"
 
 
 def test_what_was_recalled_is_told_by_its_turn(place):

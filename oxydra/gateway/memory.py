@@ -48,6 +48,7 @@ class MemoryCommands:
         self._memory = memory
         self._indexer = indexer
         self._workspace = workspace
+        self._config = config
         self._notebook = Notebook(hub.store, config)
         self._actions: dict[str, Callable[[Json], Json]] = {
             "list": self._list,
@@ -198,7 +199,8 @@ class MemoryCommands:
             for touched_id in looked.touched:
                 self._runtime.conversations.forget(touched_id)
                 self._hub.live(touched_id).forget()
-        self._memory.catch_up()
+        if self._config.enabled:
+            self._memory.catch_up()
         if not self._store.empty_log():
             found.kept.append("the database's log of writes, since it is being read: do it again")
         return {**_report(found, done=True), "outputs_deleted": self._drop_outputs(found)}

@@ -24,6 +24,7 @@ from oxydra.runtime.spending import directly
 from oxydra.store import Store
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, Service
 from oxydra.types import (
+    ASIDE,
     Completed,
     Marks,
     Message,
@@ -314,7 +315,7 @@ def extract(material: Material) -> str:
         for call in message.tool_calls:
             called[call.name] = called.get(call.name, 0) + 1
         if message.role != "tool" and message.content.strip():
-            who = "The person" if message.role == "user" else "The assistant"
+            who = _speaker(message, "The person", "The assistant")
             text = " ".join(message.content.split())
             parts.append(f"{who}: {_ends(text, EXTRACT_CHARS)}")
     used = ", ".join(f"{name} ({count})" for name, count in sorted(called.items()))
@@ -326,12 +327,19 @@ def extract(material: Material) -> str:
     return text.strip() or "(nothing was said)"
 
 
+def _speaker(message: Message, person: str, assistant: str) -> str:
+    """Whose words these are: what was recalled nobody said."""
+    if message.role != "user":
+        return assistant
+    return "Told beside it" if message.content.startswith(ASIDE) else person
+
+
 def _said(message: Message) -> list[str]:
     """The entries of a message in a transcript."""
     if message.role == "tool":
         failed = " failed" if message.is_error else ""
         return [f"Result of {message.name}{failed}: {message.content}"]
-    who = "Person" if message.role == "user" else "Assistant"
+    who = _speaker(message, "Person", "Assistant")
     files = "".join(f" [file {a.name} ({a.mime_type})]" for a in message.attachments)
     said = [f"{who}: {message.content}{files}"] if message.content.strip() or files else []
     return said + [f"Assistant calls {call.name} {call.arguments}" for call in message.tool_calls]
