@@ -18,6 +18,7 @@ from oxydra.store import Store
 from oxydra.store.notes import Origin, Scrap
 from oxydra.types import (
     RECALLED,
+    SCHEDULED,
     Attachment,
     CallState,
     Marks,
@@ -173,6 +174,15 @@ def test_words_are_gone_in_whatever_case_and_place(place):
     said = [m.content for m in store.messages(session.session_id)]
     assert said == ["[forgotten]", "[forgotten]", "Look at this.", FILLER]
     assert store.messages(session.session_id)[2].attachments == ()
+
+
+def test_the_session_of_a_schedule_is_emptied_and_stays(place):
+    session = place.store.create_session(channel_origin=SCHEDULED)
+    place.say(SECRET, session=session)
+    place.store.forget(session_id=session.session_id)
+    assert place.store.messages(session.session_id) == []
+    assert place.holding("zanzibar") == []
+    place.say("It goes on.", session=place.store.session(session.session_id))
 
 
 def test_looking_changes_nothing(place):

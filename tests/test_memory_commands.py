@@ -166,6 +166,10 @@ def test_notes_by_the_command_line_until_they_are_forgotten(home, tmp_path):  # 
     backup = tmp_path / "backups"
     backup.mkdir()
     (backup / "old.db").write_bytes(b"...zanzibarius...")
+    outputs = home.workspace / "tmp" / "outputs"
+    outputs.mkdir(mode=0o700, exist_ok=True)
+    (outputs / "long.txt").write_text("what was left out: zanzibarius")
+    (outputs / "other.txt").write_text("something else")
     looked = home.run("memory", "forget", "--matching", "Zanzibarius", "--dry-run")
     assert "Would be forgotten" in looked and "1 note" in looked
     refused = home.command("memory", "forget", "--matching", "Zanzibarius")
@@ -180,5 +184,6 @@ def test_notes_by_the_command_line_until_they_are_forgotten(home, tmp_path):  # 
         if file.is_file() and b"zanzibarius" in file.read_bytes().lower()
     ]
     assert holding == []
+    assert [file.name for file in outputs.iterdir()] == ["other.txt"]
     assert "no note" in home.run("memory", "list")
     assert home.run("ask", "hello again")

@@ -13,11 +13,12 @@ from functools import partial
 from oxydra.budget import estimate_message
 from oxydra.config import MemoryConfig
 from oxydra.errors import NotFoundError, ToolError, UsageError
+from oxydra.frames import compact
 from oxydra.gateway.hub import Hub
 from oxydra.memory import Indexer, Notebook, Retrieval
 from oxydra.memory.notebook import MAX_CONTENT, check_tags
 from oxydra.runtime import Runtime
-from oxydra.store.forget import Forgotten
+from oxydra.store.forget import LEAST_CHARS, Forgotten
 from oxydra.store.notes import moment
 from oxydra.tools import outputs
 from oxydra.tools.confine import Workspace
@@ -25,6 +26,7 @@ from oxydra.tools.memory import MAX_QUERY, MAX_RESULTS, quotation
 from oxydra.types import Json, Scope
 
 LEAST_WORDS = 4  # characters that can be forgotten wherever they stand
+MOST_SOUGHT = 200  # texts, the longest, that saved outputs are searched for
 MOST_LISTED = 500
 MOST_IMPORTED = 500
 MOST_TEXTS = 1 << 19  # characters of what was forgotten that are told, to be looked for in files
@@ -203,18 +205,42 @@ class MemoryCommands:
             self._memory.catch_up()
         if not self._store.empty_log():
             found.kept.append("the database's log of writes, since it is being read: do it again")
-        return {**_report(found, done=True), "outputs_deleted": self._drop_outputs(found)}
+        return {**_report(found, done=True), "outputs_deleted": self._drop_outputs(found, words)}
 
-    def _drop_outputs(self, found: Forgotten) -> int:
-        """Delete the saved whole of results that were forgotten."""
+    def _drop_outputs(self, found: Forgotten, words: str) -> int:
+        """Delete the saved whole of results that were forgotten, or of which only what was left
+        out said it.
+        """
+        named = {outputs.path_of(name).name for name in found.outputs}
+        holds = _holder(found.texts, words)
         count = 0
-        for name in dict.fromkeys(found.outputs):
+        try:
+            saved = list(self._workspace.scan(outputs.FOLDER))
+        except ToolError:
+            return 0  # nothing was ever saved
+        for entry in saved:
+            path = outputs.FOLDER.child(entry.name)
             try:
-                self._workspace.delete(outputs.path_of(name))
+                with self._workspace.open(path) as file:
+                    text = file.read().decode("utf-8", "ignore")
+                if entry.name in named or holds(text):
+                    self._workspace.delete(path)
+                    count += 1
             except (ToolError, NotFoundError):
-                continue  # it was short, or had to make room
-            count += 1
+                continue  # it had to make room meanwhile, or is no file
         return count
+
+
+def _holder(texts: Sequence[str], words: str) -> Callable[[str], bool]:
+    """Whether a text holds these words, in whatever case, or else one of `texts`, as it is or as
+    JSON writes it.
+    """
+    if words:
+        wanted = words.casefold()
+        return lambda text: wanted in " ".join(text.casefold().split())
+    long = sorted(filter(lambda text: len(text) >= LEAST_CHARS, texts), key=len)[-MOST_SOUGHT:]
+    forms = [form for text in long for form in {text, compact(text)[1:-1]}]
+    return lambda text: any(form in text for form in forms)
 
 
 def _report(found: Forgotten, *, done: bool) -> Json:

@@ -22,7 +22,7 @@ from oxydra.store.database import WORD_INDEXES, Row, as_text, clean
 from oxydra.store.files import Files
 from oxydra.store.memory import NEIGHBOURS
 from oxydra.store.notes import NoteTables, erase_note
-from oxydra.types import Json
+from oxydra.types import SCHEDULED, Json
 
 GONE = "[forgotten]"
 LEAST_CHARS = 12  # of a note or a message whose copies are looked for elsewhere
@@ -216,7 +216,10 @@ class _Forgetting:
             db.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,))
         db.execute("DELETE FROM turns WHERE session_id = ?", (session_id,))
         db.execute("DELETE FROM to_index WHERE session_id = ?", (session_id,))
-        db.execute("DELETE FROM sessions WHERE session_id = ?", (session_id,))
+        db.execute(  # a schedule goes on in its session
+            "DELETE FROM sessions WHERE session_id = ? AND channel_origin <> ?",
+            (session_id, SCHEDULED),
+        )
 
     def _drop_unnamed(self) -> None:
         """Attachments that nothing has any more."""
