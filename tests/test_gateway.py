@@ -397,6 +397,50 @@ def test_everybody_on_a_session_sees_it_and_nobody_else(running):
         assert [f["type"] for f in other.seen] == ["hello_ack", "health_status"]
 
 
+def test_who_is_in_the_same_process_takes_the_same_way(running):
+    """Submits, hears, cancels and lists as a client does, and each sees what the other did."""
+
+    class Ear:
+        def __init__(self):
+            self.heard = []
+            self.ended = threading.Event()
+
+        def hear(self, frame_type, payload):
+            self.heard.append((frame_type, payload))
+            if frame_type in ("turn_completed", "turn_cancelled"):
+                self.ended.set()
+
+    provider = Held("par", "tial")
+    gateway = running(provider)
+    with gateway.client() as client:
+        ear = Ear()
+        leave = gateway.hub.subscribe(client.session, ear)
+        turn, created = gateway.hub.submit(client.session, "t1", "mine", "hi")
+        assert created and turn.turn_id == "t1"
+        assert provider.asked.acquire(timeout=60)
+        assert gateway.hub.submit(client.session, "t1", "mine", "hi") == (
+            gateway.store.turn("t1"),
+            False,
+        )
+        client.turn("after it", "t2")
+        client.until("turn_started")
+        gateway.hub.cancel(client.session, "t1")
+        assert client.until("turn_cancelled")["payload"]["request_id"] == "mine"
+        assert ear.ended.wait(60)
+        ear.ended.clear()
+        provider.release.set()
+        client.until("turn_completed")
+        assert ear.ended.wait(60)
+        told = [(f["type"], f["payload"]) for f in client.seen if "seq" in f]
+        assert ear.heard == told
+        leave()
+        client.turn("unheard", "t3")
+        client.until("turn_completed")
+        assert ear.heard == told
+        rows = client.ask("list_sessions")["payload"]["sessions"]
+        assert [s.session_id for s in gateway.hub.sessions()] == [r["session_id"] for r in rows]
+
+
 def test_turns_of_many_sessions_run_side_by_side_up_to_the_limit(running):
     provider = Held()
     gateway = running(provider, max_concurrent_turns_per_user=2)

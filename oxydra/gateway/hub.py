@@ -31,7 +31,7 @@ from oxydra.errors import (
     UsageError,
 )
 from oxydra.frames import session_ref, turn_ref
-from oxydra.gateway.live import Active, Live, Soon, Subscriber
+from oxydra.gateway.live import Active, Listener, Live, Soon, Subscriber
 from oxydra.runtime import Context, Runtime, Terms, internal_error
 from oxydra.store import Store
 from oxydra.store.conversation import new_session
@@ -111,6 +111,14 @@ class Hub:
         with self._lock:
             lives = [live for live in self._live.values() if session_id in ("", live.session_id)]
         return list(dict.fromkeys(client for live in lives for client in live.followers))
+
+    def subscribe(self, session_id: str, listener: Listener) -> Callable[[], None]:
+        """Let somebody in this process hear every frame of a session from now on, as a client does;
+        returns what ends that.
+        """
+        live = self.live(session_id)
+        live.listen(listener)
+        return partial(live.unlisten, listener)
 
     def sessions(
         self, *, include_archived: bool = False, include_delegated: bool = False

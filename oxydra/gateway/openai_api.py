@@ -89,7 +89,7 @@ class Door:
         turn = exchange.turn
         if turn is None:
             return
-        self._hub.live(turn.session_id).unlisten(exchange)
+        exchange.leave()
         try:
             if cancel:
                 self._hub.cancel(turn.session_id, turn.turn_id)
@@ -124,7 +124,7 @@ class Door:
             session, fresh = self._session(name, wanted)
             exchange.own_session = not wanted.user
             prompt = wanted.opening() if fresh else wanted.prompt
-        self._hub.live(session.session_id).listen(exchange)
+        exchange.leave = self._hub.subscribe(session.session_id, exchange)
         try:
             turn, _ = self._hub.submit(
                 session.session_id,
@@ -136,7 +136,7 @@ class Door:
                 opens=session if fresh else None,
             )
         except BaseException:
-            self._hub.live(session.session_id).unlisten(exchange)
+            exchange.leave()
             raise
         exchange.accepted(turn)
 
@@ -164,6 +164,7 @@ class Exchange(Later):
         self.own_session = False
         self.late = False  # the turn was there before: what it said so far was not heard
         self.over = False
+        self.leave: Callable[[], None] = lambda: None  # stop hearing the session
         key = request.headers.get("idempotency-key", "")
         fresh = f"door-{secrets.token_hex(16)}"
         self.turn_id = wire.turn_id_of(identity.token_name, key) if key else fresh
