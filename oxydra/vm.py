@@ -23,13 +23,16 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 from oxydra import cage, config, embed, log
 from oxydra.approvals import Approvals, Rules
-from oxydra.budget import Caps
+from oxydra.budget import Account, Caps
 from oxydra.config import GuestConfig, MemoryConfig
 from oxydra.disk import Ballast, Quota, shortage
 from oxydra.errors import FrameError, OxydraError, ToolError, UsageError
@@ -72,12 +75,13 @@ from oxydra.tools.shell import ShellTool
 from oxydra.tools.shell_client import ShellClient
 from oxydra.tools.web import Web
 from oxydra.transport import BrokeredTransport
-from oxydra.types import Attachment, Folder, Json, ModelSpec, Provider, Tool
+from oxydra.types import Attachment, Folder, Json, Meter, ModelSpec, Provider, Tool
 from oxydra.worker import Workers
 
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 8.0
+EMBEDDED_TOKENS = 1 << 20  # more than a request for vectors can have
 CONTROL_SECONDS = 20.0  # that the runner may take to open its channel
 # of root's: to hand files to their owner and to read them, to become nobody in a tool worker
 KEPT_CAPABILITIES = ("chown", "dac_override", "fowner", "kill", "setgid", "setuid")
@@ -119,7 +123,8 @@ class AgentGuest:
             rules,
             sandboxed=envelope.startup_status.get("sandbox_level") not in UNSANDBOXED,
         )
-        self._memory = remembering(self._store, settings.memory)
+        keys = envelope.runtime_policy.get("keys", ())
+        self._memory = remembering(self._store, settings.memory, self._embedding(settings, keys))
         self._indexer = Indexer(self._store, self._memory)
         self._indexing = settings.memory.enabled
         notes = ModelNotebook(self._store, settings.memory)
@@ -134,7 +139,6 @@ class AgentGuest:
         )
         schedules = ModelDesk()
         self._tools = tools
-        keys = envelope.runtime_policy.get("keys", ())
         self._spending = Spending(
             self._store,
             caps_of(envelope),
@@ -309,6 +313,37 @@ class AgentGuest:
         """What makes summaries, where that is not each agent's own model."""
         models = settings.summary_models
         return (self._provider(models, settings, keys), models[0]) if models else None
+
+    def _embedding(self, settings: GuestConfig, keys: Collection[str]) -> embed.Service | None:
+        """What makes memory's vectors, where that is not done here. It is paid for like a turn of
+        its own, in a session for each day.
+        """
+        memory = settings.memory
+        if not memory.enabled or memory.embedding_backend != "openai_compatible":
+            return None
+        name = memory.embedding_provider
+        entry = registry.settings(name, settings.providers.registry[name])
+        free = Decimal(0) if memory.embedding_price is not None else None
+        spec = ModelSpec(
+            *(name, memory.embedding_model, EMBEDDED_TOKENS, 1),
+            tools=False,
+            price_input=memory.embedding_price,
+            price_output=free,
+        )
+
+        def meter() -> Meter:
+            day = f"memory-{datetime.now(UTC):%Y-%m-%d}"
+            return self._spending.meter(Account(f"{day}-{uuid4().hex}", day, purpose="embedding"))
+
+        return embed.Service(
+            registry.embeddings_url(entry),
+            spec,
+            memory.embedding_dimensions,
+            self._transport,
+            meter,
+            credential=name if name in keys else "",
+            headers=entry.extra_headers,
+        )
 
     def _provider(
         self, models: Sequence[ModelSpec], settings: GuestConfig, keys: Collection[str]
@@ -578,12 +613,14 @@ def caps_of(envelope: Envelope) -> Caps:
         raise FrameError(f"bootstrap: runtime_policy.budget is broken: {error}.") from None
 
 
-def remembering(store: Store, settings: MemoryConfig) -> Retrieval:
+def remembering(
+    store: Store, settings: MemoryConfig, service: embed.Service | None = None
+) -> Retrieval:
     """What searches, with the backend that is configured. Raises `ConfigError`."""
     if not settings.enabled:
         return Retrieval(store)
     weights = Weights(settings.retrieval.fts_weight, settings.retrieval.vector_weight)
-    return Retrieval(store, embed.create(settings.embedding_backend), weights)
+    return Retrieval(store, embed.create(settings.embedding_backend, service), weights)
 
 
 def scrubber_of(envelope: Envelope) -> GuestScrubber:

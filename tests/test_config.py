@@ -413,6 +413,7 @@ def test_the_commented_examples_show_the_defaults() -> None:
     text = "\n".join(line[2:] if is_setting(line) else line for line in lines[start:end])
     shown = tomli.loads(text)
     assert shown["runtime"].pop("max_cost") == 1.0  # an example: there is no cap by default
+    assert shown["memory"].pop("embedding_price") == 0.02  # and no price
     defaults = dump(AgentConfig(), for_guest=False)
     for section, values in shown.items():
         assert values == defaults[section], section

@@ -98,6 +98,7 @@ def test_a_rebuild_makes_the_vectors_of_a_metered_backend_and_nothing_else_does(
     memory = Retrieval(store, Metered())
     fill(store)
     memory.catch_up()
+    damage(store, "UPDATE to_embed SET fresh = 0")  # as a change of the backend has it
     assert memory.embed_rest() == 0 and store.to_embed() == SAID + 1
     memory.rebuild()
     assert store.to_embed() == 0

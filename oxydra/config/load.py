@@ -487,6 +487,7 @@ def _check_together(config: Config) -> None:
             _check_provider(values, (*path, "fallback"), choice.provider, agent)
     if (named := agent.runtime.summarization.provider) != "auto":
         _check_provider(values, ("runtime", "summarization", "provider"), named, agent)
+    _check_embedding(config)
     for provider in config.user.credential_refs:
         _check_provider(config.values["user"], ("credential_refs", provider), provider, agent)
     _check_shell(config)
@@ -511,6 +512,28 @@ def _check_provider(values: Values, path: KeyPath, name: str, agent: AgentConfig
         f"{dotted(path)}: there is no provider {name[:64]!r}.",
         f"{did_you_mean(name, agent.providers.registry)} {known}".strip(),
     )
+
+
+def _check_embedding(config: Config) -> None:
+    """What `openai_compatible` needs."""
+    memory, values = config.agent.memory, config.values["agent"]
+    if memory.embedding_backend != "openai_compatible":
+        return
+    path: KeyPath = ("memory", "embedding_provider")
+    if not memory.embedding_provider or not memory.embedding_model:
+        raise values.fail(
+            ("memory", "embedding_backend"),
+            "memory.embedding_backend is openai_compatible, which needs memory.embedding_provider"
+            " and memory.embedding_model.",
+        )
+    _check_provider(values, path, memory.embedding_provider, config.agent)
+    kind = config.agent.providers.registry[memory.embedding_provider].provider_type
+    if kind not in ("openai", "openai_responses"):
+        raise values.fail(
+            path,
+            f"memory.embedding_provider: {memory.embedding_provider!r} is of the type {kind}, which"
+            " has no /v1/embeddings.",
+        )
 
 
 def _check_shell(config: Config) -> None:

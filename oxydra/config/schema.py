@@ -203,10 +203,21 @@ class MemoryConfig(Section):
 
     enabled: bool = key(True, "Whether anything is recalled or noted.")
     max_notes: int = key(10_000, "Notes that there may be.", least=1, most=100_000)
-    embedding_backend: Literal["auto", "wordllama", "deterministic"] = key(
+    embedding_backend: Literal["auto", "wordllama", "deterministic", "openai_compatible"] = key(
         "auto",
         "What makes vectors of text; `auto`: `wordllama` where the extra `embeddings` is "
         "installed, else `deterministic`.",
+    )
+    embedding_provider: str = key(
+        "", "Entry of providers.registry that `openai_compatible` asks for /v1/embeddings."
+    )
+    embedding_model: str = key("", "The id of its model.")
+    embedding_dimensions: int = key(1536, "Numbers of its vectors.", least=1, most=8192)
+    embedding_price: Decimal | None = key(
+        None,
+        "USD for a million tokens of it, 0 on a server of your own; unset: not known, so that a"
+        " budget refuses it.",
+        least=0,
     )
     retrieval: RetrievalConfig = key(RetrievalConfig, "")
 

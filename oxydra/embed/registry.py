@@ -7,11 +7,13 @@ import importlib.util
 from collections.abc import Callable
 
 from oxydra.embed.base import Embedder
+from oxydra.embed.openai_compatible import Service
 from oxydra.errors import ConfigError
 
 BACKENDS = {
     "wordllama": "oxydra.embed.wordllama:WordLlama",
     "deterministic": "oxydra.embed.deterministic:Deterministic",
+    "openai_compatible": "oxydra.embed.openai_compatible:OpenAICompatible",
 }
 NEEDS = {"wordllama": ("wordllama", "numpy", "tokenizers")}
 
@@ -35,8 +37,10 @@ def chosen(name: str) -> str:
     return name
 
 
-def create(name: str) -> Embedder:
-    """The backend `name`, or the one that `auto` means; its module is imported now."""
+def create(name: str, service: Service | None = None) -> Embedder:
+    """The backend `name`, or the one that `auto` means; its module is imported now. `service` is
+    what `openai_compatible` asks.
+    """
     module, _, what = BACKENDS[chosen(name)].partition(":")
-    make: Callable[[], Embedder] = getattr(importlib.import_module(module), what)
-    return make()
+    make: Callable[..., Embedder] = getattr(importlib.import_module(module), what)
+    return make() if service is None else make(service)

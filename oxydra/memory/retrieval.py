@@ -80,13 +80,14 @@ class Retrieval:
 
     def embed_rest(self, token: CancelToken | None = None, *, metered: bool = False) -> int:
         """Make the vectors that are missing, after a change of the backend those of all that there
-        is; returns how many. `metered`: also where that may cost money. Raises `OxydraError`,
-        `Cancelled`.
+        is; returns how many. Where that may cost money, only what is new, or all if `metered`.
+        Raises `OxydraError`, `Cancelled`.
         """
         done = 0
         embedder = self._embedder
-        while embedder is not None and (metered or not embedder.metered):
-            texts = self._store.unembedded(EMBEDDED)
+        while embedder is not None:
+            fresh = embedder.metered and not metered
+            texts = self._store.unembedded(EMBEDDED, fresh=fresh)
             if not texts:
                 break
             vectors = embedder.embed([text for _, text in texts], token)

@@ -98,6 +98,22 @@ def route(settings: ProviderSettings, key: str = "") -> Route | None:
     return Route(settings.name, origin_of(address), path, credential=sent)
 
 
+def embeddings_url(settings: ProviderSettings) -> str:
+    """Where a provider of OpenAI's wires makes vectors: beside where it answers."""
+    from oxydra.providers.openai import completions_url
+
+    base = settings.base_url or BASE_URLS[settings.provider_type]
+    base = re.sub(r"/(?:responses|embeddings)/*$", "", base.strip())
+    return completions_url(base).replace("/chat/completions", "/embeddings")
+
+
+def embeddings_route(settings: ProviderSettings, key: str = "") -> Route:
+    """Where its requests for vectors may go, and nowhere else."""
+    url = embeddings_url(settings)
+    sent = credential(settings, key) if key else None
+    return Route(settings.name, origin_of(url), re.escape(urlsplit(url).path), credential=sent)
+
+
 def credential(settings: ProviderSettings, key: str) -> Credential:
     """How the transport must send `key` for this provider: bound to the origin of its address."""
     kind = provider_type(settings.provider_type)

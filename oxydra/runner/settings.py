@@ -73,6 +73,7 @@ def from_config(settings: Config) -> RunnerSettings:
         route = registry.route(registry.settings(selection.provider, entry), key)
         if route is not None:
             routes.append(route)
+    routes += _embedding_routes(settings)
     keys = [route.name for route in routes if route.credential is not None]
     if (found := config.search_key(settings)) is not None:
         from oxydra.tools.web import search_routes
@@ -94,6 +95,18 @@ def from_config(settings: Config) -> RunnerSettings:
         isolation=isolation,
         git_tokens={host: token.value for host, token in config.git_tokens(settings).items()},
     )
+
+
+def _embedding_routes(settings: Config) -> list[Route]:
+    """Where memory's vectors are made, if that is not here. Raises `ConfigError`."""
+    memory = settings.agent.memory
+    if not memory.enabled or memory.embedding_backend != "openai_compatible":
+        return []
+    name = memory.embedding_provider
+    entry = settings.agent.providers.registry[name]
+    found = config.resolve_credential(name, entry, settings)
+    key = found.value if found is not None else ""
+    return [registry.embeddings_route(registry.settings(name, entry), key)]
 
 
 def _address(settings: Config) -> str:

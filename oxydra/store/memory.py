@@ -217,7 +217,7 @@ def replace_chunks(
         if key in vectors:
             put_vector(db, model, key, vectors[key])
         elif key not in known_hashes(db, model, [key]):
-            db.execute("INSERT OR IGNORE INTO to_embed VALUES (?)", (key,))
+            db.execute("INSERT OR IGNORE INTO to_embed VALUES (?, 1)", (key,))
 
 
 def _content(db: apsw.Connection, session_id: str, sequence: int) -> Row | None:

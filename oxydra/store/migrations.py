@@ -485,6 +485,11 @@ def m015_vectors(db: apsw.Connection) -> None:
     db.create_scalar_function("digest_of", None, 1)
 
 
+def m017_fresh_texts(db: apsw.Connection) -> None:
+    """Whether a text without a vector is new, or waits since another backend was chosen."""
+    db.execute("ALTER TABLE to_embed ADD COLUMN fresh INTEGER NOT NULL DEFAULT 0")
+
+
 def digest(text: object) -> bytes:
     """What a chunk's text is known by: never changed, since it is stored."""
     return hashlib.blake2b(str(text).encode("utf-8", "replace"), digest_size=16).digest()
@@ -514,5 +519,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m014_notices,
     m015_vectors,
     m016_files,
+    m017_fresh_texts,
 )
 """In order, append-only: a migration that was released is never changed."""

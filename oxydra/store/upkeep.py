@@ -149,6 +149,6 @@ class UpkeepTables(Database):
             )
             db.execute("DELETE FROM vectors WHERE hash NOT IN (SELECT hash FROM chunks)")
             db.execute(
-                "INSERT OR IGNORE INTO to_embed SELECT hash FROM chunks"
+                "INSERT OR IGNORE INTO to_embed SELECT hash, 0 FROM chunks"
                 " WHERE hash NOT IN (SELECT hash FROM vectors)"
             )

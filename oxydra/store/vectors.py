@@ -47,18 +47,18 @@ class VectorTables(Database):
         if other:
             with self._transaction() as db:
                 db.execute(
-                    "INSERT OR IGNORE INTO to_embed SELECT hash FROM vectors WHERE model <> ?",
+                    "INSERT OR IGNORE INTO to_embed SELECT hash, 0 FROM vectors WHERE model <> ?",
                     (model,),
                 )
         return self.to_embed()
 
-    def unembedded(self, limit: int) -> list[tuple[bytes, str]]:
-        """Some texts of the list, by their hashes."""
+    def unembedded(self, limit: int, *, fresh: bool = False) -> list[tuple[bytes, str]]:
+        """Some texts of the list, by their hashes; `fresh`: only those that are new."""
         with self._reading() as db:
             rows: list[Row] = db.execute(
                 "SELECT hash, (SELECT text FROM chunks WHERE chunks.hash = to_embed.hash)"
-                " FROM to_embed LIMIT ?",
-                (limit,),
+                " FROM to_embed WHERE fresh >= ? LIMIT ?",
+                (int(fresh), limit),
             ).fetchall()
         return [(row[0], row[1]) for row in rows]
 
