@@ -59,11 +59,17 @@ def health(workspace: Workspace) -> list[Check]:
         detail = f"The agent was restarted {status['guest_restarts']} times;"
         detail += f" it last ended with: {status.get('last_guest_end', '?')}. See logs/runtime.log."
         checks.append(Check(user, "restarts", "degraded", detail))
-    if (status.get("scheduler") or {}).get("stalled"):
-        detail = "Nothing that is due runs. See logs/runtime.log, and restart the daemon."
-        checks.append(Check(user, "scheduler", "degraded", detail))
+    if status.get("scheduler"):
+        checks.append(_scheduler(user, status["scheduler"]))
     checks.append(_disk(workspace))
     return checks
+
+
+def _scheduler(user: str, state: Json) -> Check:
+    if state.get("stalled"):
+        detail = "Nothing that is due runs. See logs/runtime.log, and restart the daemon."
+        return Check(user, "scheduler", "degraded", detail)
+    return Check(user, "scheduler", "healthy")
 
 
 def _gateway(user: str, endpoint: str) -> Check:

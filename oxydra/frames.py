@@ -108,8 +108,8 @@ SERVER = {
         "turn_completed": _IN_TURN + "response:object",
         "turn_cancelled": _IN_TURN,
         "turn_joined": _IN_TURN + "into:str",
-        "scheduled_notification": "notice_id:int schedule_id:str schedule_name:str message:str "
-        "tainted:bool",
+        "scheduled_notification": "notice_id:int schedule_id:str schedule_name:str due:str "
+        "message:str tainted:bool",
         "media_attachment": _IN_TURN + "attachment:object",
         "error": "request_id?:str session?:object turn?:object message:str code?:str "
         "retry_after_ms?:int",

@@ -20,8 +20,8 @@ from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
 from oxydra.types import Completed, SafetyTier, Usage
 from tests.conftest import eventually
+from tests.schedule_kit import House, notices
 from tests.scripted import MODEL, Scripted, calls
-from tests.test_scheduler import House, notices
 
 EVERY = {"goal": "again", "cadence_type": "interval", "cadence_value": "600"}
 

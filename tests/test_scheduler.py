@@ -1,7 +1,6 @@
 """The ledger of due times: a simulated clock, restarts, steps of the clock, and real turns."""
 
 import json
-import queue
 import threading
 from dataclasses import replace
 from decimal import Decimal
@@ -10,17 +9,12 @@ import pytest
 
 from oxydra import cadence
 from oxydra.budget import Account, Caps, Limit
-from oxydra.config import SchedulerConfig
 from oxydra.errors import BudgetError, BusyError, NotFoundError, PolicyDenied, UsageError
 from oxydra.runtime import Spending
 from oxydra.runtime.undo import Undo
-from oxydra.scheduler import Desk as Counter
-from oxydra.scheduler import Engine, ModelDesk, Outcome, Scheduler
 from oxydra.scheduler.desk import PERSON, Asker
 from oxydra.scheduler.engine import CATCH_UP, RETRIES
 from oxydra.store import Store
-from oxydra.store import notices as notices_store
-from oxydra.store.schedules import Schedule
 from oxydra.store.spend import Entry
 from oxydra.tools.confine import Workspace
 from oxydra.tools.schedule import schedule_tools
@@ -35,66 +29,10 @@ from oxydra.types import (
     TurnState,
 )
 from tests.conftest import eventually
+from tests.schedule_kit import NOW, Desk, House, notices
 from tests.scripted import MODEL, Scripted, calls
-from tests.test_gateway import Running
 
-NOW = 1_770_000_000
 NOW_UTC = "2026-02-02T02:40:00.000+00:00"
-
-
-class Desk:
-    """A store with an engine over it, whose runs end when they are told to."""
-
-    def __init__(self, path, **config):
-        self.path, self.config = path, SchedulerConfig(**config)
-        self.begun, self.told, self.store = [], [], Store(path)
-        self.refusal = ""
-        self.restart()
-
-    def restart(self):
-        self.store.close()
-        self.store = Store(self.path)
-        self.begun.clear()
-        self.engine = Engine(
-            self.store,
-            self.config,
-            lambda schedule, fire: self.begun.append((schedule, fire)),
-            lambda notice: self.told.append(
-                (notice.payload["schedule_name"], notice.payload["message"])
-            ),
-            lambda schedule: self.refusal,
-        )
-
-    def add(self, value="600", kind="interval", zone="UTC", now=NOW, most=100_000, **more):
-        when = cadence.parse(kind, value, zone, now)
-        usual = Schedule(
-            schedule_id="",
-            name="n",
-            goal="g",
-            cadence_type=kind,
-            cadence_value=value,
-            timezone=zone,
-            notification="never",
-            status="active",
-            reason="",
-            anchor=now,
-            next_due=when.after(now),
-            failures=0,
-            tainted=False,
-            sensitive=False,
-            origin="s",
-            created_at="",
-        )
-        return self.store.add_schedule(replace(usual, **more), most)
-
-    def end_all(self, now, **outcome):
-        begun, self.begun[:] = list(self.begun), []
-        for _, fire in begun:
-            self.engine.ended(fire, Outcome(**{"ok": True, **outcome}), now)
-
-    def states(self, schedule):
-        fires = reversed(self.store.fires(schedule.schedule_id, 10_000))
-        return [(fire.due_at, fire.state) for fire in fires]
 
 
 @pytest.fixture
@@ -301,38 +239,6 @@ def test_there_is_a_bound_on_schedules(desk):
 # --------------------------------------------------------------------------------- real turns
 
 
-class House(Running):
-    """A gateway whose hub runs schedules, with the tools for them."""
-
-    def __init__(self, path, provider, **scheduler):
-        self.scheduler_config = SchedulerConfig(**scheduler)
-        self.now = float(NOW)
-        super().__init__(path, provider, tools=schedule_tools())
-
-    def start(self, port=0):
-        self.schedules = ModelDesk()
-        super().start(port)
-        self.scheduler = Scheduler(
-            self.store, self.scheduler_config, self.hub, clock=lambda: self.now
-        )
-        self.hub.terms_of = self.scheduler.terms_of
-        self.hub.unattended = self.scheduler.runs
-        self.hub.on_follow = self.scheduler.post.followed
-        runtime = self.hub._runtime
-        self.schedules.attach(self.scheduler, lambda turn: runtime.run_of(turn).marks())
-        runtime.gate._services["schedules"] = self.schedules
-        self.counter = Counter(self.scheduler)
-        self.scheduler.start()
-
-    def stop(self):
-        assert self.scheduler.stop(10)
-        super().stop()
-
-    def create(self, goal="Say hello.", **args):
-        usual = {"cadence_type": "interval", "cadence_value": "600"}
-        return self.counter.command({"action": "create", "goal": goal, **usual, **args})
-
-
 @pytest.fixture
 def house(tmp_path):
     made = []
@@ -344,11 +250,6 @@ def house(tmp_path):
     yield make
     for each in made:
         each.stop()
-
-
-def notices(client):
-    frame = client.until("scheduled_notification")
-    return frame["payload"]["message"]
 
 
 def test_a_due_goal_runs_as_a_turn_and_who_made_it_is_told(house):
@@ -624,80 +525,3 @@ def test_a_run_that_takes_too_long_ends_and_says_so(house):
         h.now += 600
         h.scheduler.wake()
         assert "[scheduler] timeout_secs" in notices(client)
-
-
-# ------------------------------------------------------------------------------------- being told
-
-
-def test_what_was_made_on_the_command_line_is_told_to_all_that_are_connected(house):
-    h = house("Hello.")
-    with h.client() as one, h.client() as other:
-        h.create(notification="always")
-        h.now += 600
-        h.scheduler.wake()
-        first, second = (each.until("scheduled_notification") for each in (one, other))
-        assert first["payload"] == second["payload"]
-        assert first["payload"]["tainted"] is False
-
-
-def test_a_client_gets_a_notice_once_however_often_it_changes_sessions(house):
-    h = house("Hello.")
-    with h.client() as client:
-        h.create(notification="always")
-        h.now += 600
-        h.scheduler.wake()
-        assert notices(client) == "Hello."
-        other = h.hub.create_session().session_id
-        client.send("switch_session", session_id=other)
-        client.until("session_switched")
-        done = threading.Event()
-        h.scheduler._do(done.set)  # behind what the switch asked for
-        assert done.wait(60)
-        client.send("health_check")
-        client.until("health_status")
-    kinds = [frame["type"] for frame in client.seen]
-    assert kinds.count("scheduled_notification") == 1
-
-
-def test_a_channel_takes_its_own_notices_and_is_tried_again(house):
-    h = house("Hello.")
-    taken, settle = [], queue.SimpleQueue()
-
-    def courier(notice, settled):
-        taken.append((notice.context, notice.payload["message"]))
-        settle.put(settled)
-
-    h.scheduler.post.add("chat", courier)
-    session = h.hub.create_session(channel_origin="chat:42:7").session_id
-    h.create(session_id=session, notification="always")
-    h.now += 600
-    h.scheduler.wake()
-    settle.get(timeout=60)("It is down.")
-    eventually(lambda: [notice.attempts for notice in h.store.owed_notices()] == [1])
-    with h.client() as client:  # it is not the gateway's
-        client.send("health_check")
-        client.until("health_status")
-        assert "scheduled_notification" not in [frame["type"] for frame in client.seen]
-    (notice,) = h.store.owed_notices()
-    assert notice.not_before == h.now + 30
-    h.now += 30
-    h.scheduler.wake()
-    settle.get(timeout=60)("")
-    eventually(lambda: not h.store.owed_notices())
-    assert taken == [("42:7", "Hello.")] * 2
-
-
-def test_what_nobody_has_seen_is_bounded_and_its_numbers_are_new(desk):
-    d = desk()
-    one = d.add(notification="always")
-    for times in range(1, notices_store.KEPT + 10):
-        d.engine.step(NOW + 600 * times)
-        d.end_all(NOW + 600 * times, output=f"run {times}")
-    owed = d.store.owed_notices()
-    assert len(owed) == notices_store.KEPT
-    assert owed[-1].payload["message"] == f"run {notices_store.KEPT + 9}"
-    d.store.notices_seen([notice.notice_id for notice in owed])
-    d.engine.step(NOW + 86_400)
-    d.end_all(NOW + 86_400, output="more")
-    (new,) = d.store.owed_notices()
-    assert new.notice_id > owed[-1].notice_id and new.schedule_id == one.schedule_id

@@ -235,18 +235,20 @@ def test_what_is_new_since_a_session_was_in_sight_is_marked(world: World) -> Non
 
 def test_a_scheduled_message_is_shown_and_rings(world: World) -> None:
     payload = {"notice_id": 7, "schedule_id": "s1", "schedule_name": "news", "tainted": False}
+    payload["due"] = "2026-11-26T09:00:00+01:00"
     bell, seen = world.frame("scheduled_notification", **payload, message="Nothing\nnew.")
     assert bell == Bell()
     assert seen.payload["args"] == {"action": "seen", "notice_ids": [7]}
     world.reply(seen, "command_result", name="schedules", data={"seen": 1})
-    assert world.texts == ["Scheduled, news: Nothing\n  new."]
+    assert world.texts == ["Scheduled, news, 2026-11-26 09:00: Nothing\n  new."]
     (again,) = world.frame("scheduled_notification", **payload, message="Nothing\nnew.")
     world.reply(again, "error", message="The store is full.")
-    assert world.texts == ["Scheduled, news: Nothing\n  new."]
+    assert world.texts == ["Scheduled, news, 2026-11-26 09:00: Nothing\n  new."]
     world.frame(
         "scheduled_notification", **payload | {"notice_id": 8, "tainted": True}, message="x"
     )
-    assert world.texts[1:] == ["Scheduled, news (it has read what strangers wrote): x"]
+    strangers = "it has read what strangers wrote"
+    assert world.texts[1:] == [f"Scheduled, news, 2026-11-26 09:00 ({strangers}): x"]
 
 
 # -------------------------------------------------------------------------------- sessions, context

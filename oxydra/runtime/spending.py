@@ -172,6 +172,9 @@ class Spending:
             sessions = self.store.sessions(include_archived=True)
             titles = {session.session_id: session.display_name for session in sessions}
             rows = [{**row, "title": titles.get(row["name"], "")} for row in rows]
+        if by == "schedule":
+            names = {one.schedule_id: one.name for one in self.store.schedules()}
+            rows = [{**row, "title": names.get(row["name"], "(deleted)")} for row in rows]
         local = since.astimezone(ZoneInfo(self.zone)).isoformat(timespec="seconds")
         return {"by": by, "since": local, "rows": rows}
 

@@ -184,7 +184,8 @@ class Desk:
     def run_now(self, args: Json, asker: Asker) -> Json:
         if not asker.person:
             raise PolicyDenied("Only a person may do that.")
-        return self._run(self._scheduler.asked_for(self._find(args).schedule_id))
+        found = self._find(args)
+        return self._run(self._scheduler.asked_for(found.schedule_id), found)
 
     def delete(self, args: Json, asker: Asker) -> Json:
         """What runs of it is cancelled."""
@@ -201,7 +202,9 @@ class Desk:
         found = self._find(args)
         limit = min(_number(args, "limit", 20, 1), self._config.max_run_history)
         fires = self._store.fires(found.schedule_id, limit)
-        return {"schedule_id": found.schedule_id, "runs": [self._run(fire) for fire in fires]}
+        rows = [self._run(fire, found) for fire in fires]
+        times = {"next_runs": self._next(found)}
+        return {"schedule_id": found.schedule_id, "runs": rows, **times}
 
     def output(self, args: Json, _asker: Asker) -> Json:
         fire = self._store.fire(_number(args, "run_id", 0, 0))
@@ -213,7 +216,9 @@ class Desk:
             )
         offset, most = _number(args, "offset", 0, 0), _number(args, "max_chars", 8000, 1)
         part = fire.output[offset : offset + most]
-        return {**self._run(fire), "output": part, "total_chars": len(fire.output)}
+        schedule = self._store.schedule(fire.schedule_id)
+        whole = {"output": part, "total_chars": len(fire.output)}
+        return {**self._run(fire, schedule), **whole, "next_runs": self._next(schedule)}
 
     def seen(self, args: Json, asker: Asker) -> Json:
         """A client has shown notices: they are owed no more."""
@@ -287,15 +292,19 @@ class Desk:
 
     def _told(self, schedule: Schedule) -> Json:
         """With its next three times, on the clocks of its zone."""
-        zone = cadence.zone_of(schedule.timezone)
-        times = self._scheduler.upcoming(schedule) if schedule.status == "active" else []
-        return {**schedule.to_json(), "next_runs": [cadence.local(at, zone) for at in times]}
+        return {**schedule.to_json(), "next_runs": self._next(schedule)}
 
-    def _run(self, fire: Fire) -> Json:
+    def _next(self, schedule: Schedule) -> list[str]:
+        if schedule.status != "active":
+            return []
+        zone = cadence.zone_of(schedule.timezone)
+        return [cadence.local(at, zone) for at in self._scheduler.upcoming(schedule)]
+
+    def _run(self, fire: Fire, schedule: Schedule) -> Json:
         found = fire.to_json()
-        zone = cadence.zone_of(self._config.default_timezone)
+        due = cadence.local(fire.due_at, cadence.zone_of(schedule.timezone))
         found["cost_usd"] = float(usd(found.pop("cost")))
-        return {"run_id": found.pop("fire_id"), **found, "due": cadence.local(fire.due_at, zone)}
+        return {"run_id": found.pop("fire_id"), **found, "due": due}
 
 
 class ModelDesk:

@@ -134,6 +134,7 @@ class Engine:
             payload: Json = {
                 "schedule_id": schedule.schedule_id,
                 "schedule_name": schedule.name,
+                "due": cadence.local(fire.due_at, cadence.zone_of(schedule.timezone)),
                 "message": message[:MAX_NOTICE],
                 "tainted": tainted or schedule.tainted,
             }

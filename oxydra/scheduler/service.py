@@ -183,6 +183,7 @@ class Scheduler:
             except InboxClosed:
                 return
             if job is not None:
+                self._round = Deadline.after(STALLED)
                 try:
                     job()
                 except OxydraError as error:  # its fire stays claimed, and is looked at again

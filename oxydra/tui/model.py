@@ -297,8 +297,9 @@ def _scheduled(state: State, payload: Json) -> Step:
         return state, seen
     name = one_line(str(payload["schedule_name"] or payload["schedule_id"]))
     strangers = " (it has read what strangers wrote)" if payload["tainted"] else ""
+    due = one_line(str(payload["due"]))[:16].replace("T", " ")
     said = str(payload["message"]).replace("\n", "\n  ")  # no line of it begins like another notice
-    state = state.say("notice", f"Scheduled, {name}{strangers}: {said}")
+    state = state.say("notice", f"Scheduled, {name}, {due}{strangers}: {said}")
     return replace(state, notices=state.notices | {notice_id}), (Bell(), *seen)
 
 
