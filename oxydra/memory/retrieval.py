@@ -166,7 +166,7 @@ class Retrieval:
         `fresh`: index what came since first, all of it, else only where that is little, and ask no
         backend that costs money. Raises `Cancelled`.
         """
-        if fresh or self._store.to_index() <= AT_ONCE:
+        if fresh or 0 < self._store.to_index(besides=scope.unless_of) <= AT_ONCE:
             self.catch_up(token)
         words = chunks.words(query)
         counts = self._store.counts(words, COUNTED)

@@ -38,10 +38,11 @@ class Embeds(Protocol):
 class MemoryTables(Database):
     """`to_index`, `chunks`, `chunk_words` and `chunk_trigrams`."""
 
-    def to_index(self) -> int:
-        """How many events are still to be indexed."""
+    def to_index(self, besides: str = "") -> int:
+        """How many events are still to be indexed, but for those of the session `besides`."""
         with self._reading() as db:
-            return int(db.execute("SELECT count(*) FROM to_index").get)
+            sql = "SELECT count(*) FROM to_index WHERE session_id <> ?"
+            return int(db.execute(sql, (besides,)).get)
 
     def index_batch(
         self,
@@ -144,7 +145,7 @@ class MemoryTables(Database):
             rows: list[Row] = db.execute(
                 f"SELECT {COLUMNS}, score FROM (SELECT * FROM ("
                 " SELECT rowid AS found, -bm25(chunk_words, ?, ?) AS score FROM chunk_words"
-                f" WHERE chunk_words MATCH ?{_only(within)} ORDER BY rowid DESC LIMIT ?)"
+                f" WHERE chunk_words MATCH ?{_only(within, 'chunk_words')} ORDER BY rowid DESC LIMIT ?)"
                 " ORDER BY score DESC LIMIT ?)"
                 " JOIN chunks ON chunk_id = found ORDER BY score DESC, chunk_id",
                 (*weights, matching, *values, most, limit),
@@ -161,7 +162,7 @@ class MemoryTables(Database):
         with self._reading() as db:
             rows: list[Row] = db.execute(
                 f"SELECT {COLUMNS}, score FROM (SELECT rowid AS found, -bm25(chunk_trigrams)"
-                f" AS score FROM chunk_trigrams WHERE chunk_trigrams MATCH ?{_only(within)}"
+                f" AS score FROM chunk_trigrams WHERE chunk_trigrams MATCH ?{_only(within, 'chunk_trigrams')}"
                 " ORDER BY score DESC LIMIT ?)"
                 " JOIN chunks ON chunk_id = found ORDER BY score DESC, chunk_id",
                 (" OR ".join(map(_term, trigrams)), *values, limit),
@@ -309,8 +310,12 @@ def within_sql(scope: Scope) -> tuple[str, list[object]]:
     return " AND ".join(sql for sql, _ in found), [value for _, more in found for value in more]
 
 
-def _only(within: str) -> str:
-    return f" AND rowid IN (SELECT chunk_id FROM chunks WHERE {within})" if within else ""
+def _only(within: str, index: str) -> str:
+    """The same for the rows of an index: asked of each match, for `rowid IN` would have the index
+    asked anew for each chunk that there is.
+    """
+    mine = f"SELECT 1 FROM chunks WHERE chunk_id = {index}.rowid AND {within}"
+    return f" AND EXISTS ({mine})" if within else ""
 
 
 def _term(word: str, own: bool = False) -> str:
