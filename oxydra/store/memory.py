@@ -140,12 +140,13 @@ class MemoryTables(Database):
         if not words:
             return []
         within, values = within_sql(scope)
+        only = _only(within, "chunk_words")
         matching = " OR ".join(_term(word, own=not nearby) for word, nearby in words)
         with self._reading() as db:
             rows: list[Row] = db.execute(
                 f"SELECT {COLUMNS}, score FROM (SELECT * FROM ("
                 " SELECT rowid AS found, -bm25(chunk_words, ?, ?) AS score FROM chunk_words"
-                f" WHERE chunk_words MATCH ?{_only(within, 'chunk_words')} ORDER BY rowid DESC LIMIT ?)"
+                f" WHERE chunk_words MATCH ?{only} ORDER BY rowid DESC LIMIT ?)"
                 " ORDER BY score DESC LIMIT ?)"
                 " JOIN chunks ON chunk_id = found ORDER BY score DESC, chunk_id",
                 (*weights, matching, *values, most, limit),
@@ -159,10 +160,11 @@ class MemoryTables(Database):
         if not trigrams:
             return []
         within, values = within_sql(scope)
+        only = _only(within, "chunk_trigrams")
         with self._reading() as db:
             rows: list[Row] = db.execute(
                 f"SELECT {COLUMNS}, score FROM (SELECT rowid AS found, -bm25(chunk_trigrams)"
-                f" AS score FROM chunk_trigrams WHERE chunk_trigrams MATCH ?{_only(within, 'chunk_trigrams')}"
+                f" AS score FROM chunk_trigrams WHERE chunk_trigrams MATCH ?{only}"
                 " ORDER BY score DESC LIMIT ?)"
                 " JOIN chunks ON chunk_id = found ORDER BY score DESC, chunk_id",
                 (" OR ".join(map(_term, trigrams)), *values, limit),
