@@ -73,6 +73,8 @@ class Recall:
             return None
         scope = Scope(unless_of=session.session_id, after=conversation.base)
         try:
+            if not conversation.base and not self._store.holds_besides(session.session_id):
+                return None
             return self.found(turn.prompt, model, scope, conversation.messages, token)
         except OxydraError as error:
             token.check()

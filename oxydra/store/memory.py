@@ -44,6 +44,17 @@ class MemoryTables(Database):
             sql = "SELECT count(*) FROM to_index WHERE session_id <> ?"
             return int(db.execute(sql, (besides,)).get)
 
+    def holds_besides(self, session_id: str) -> bool:
+        """Whether anything is, or will be, found but what one session said."""
+        with self._reading() as db:
+            return any(
+                db.execute(
+                    f"SELECT 1 FROM {table} WHERE session_id {side} ? LIMIT 1", (session_id,)
+                ).fetchone()
+                for table in ("chunks", "to_index")
+                for side in ("<", ">")  # each by its index, which `<>` would not use
+            )
+
     def index_batch(
         self,
         split: Callable[[str], list[str]],
