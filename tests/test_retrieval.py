@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from oxydra import embed
 from oxydra.embed import similarities, unpacked
@@ -22,7 +24,7 @@ from oxydra.memory.retrieval import MATCHES, chosen
 from oxydra.memory.vectors import Matrix, Signs
 from oxydra.store import Store
 from oxydra.types import CallState, Chunk, Marks, Message, Scope, ToolCall
-from tests.test_memory import say, texts
+from tests.test_memory import HOSTILE, say, texts
 
 PATIENCE = 120
 ROOT = Path(__file__).resolve().parent.parent
@@ -295,3 +297,75 @@ def test_the_indexer_sleeps_until_something_is_stored_and_ends_with_what_is_left
     finally:
         assert again.stop(PATIENCE)
     assert sorted(counting.asked) == ["Bread needs flour.", "The fox sleeps."]
+
+
+# ---------------------------------------------------------------------------------- any question
+
+
+SYNTAX = [
+    '"',
+    "'",
+    "AND",
+    "OR",
+    "NOT",
+    "NEAR(",
+    ")",
+    "^",
+    "*",
+    "-",
+    "+",
+    ":",
+    "{",
+    "}",
+    ",",
+    "text",
+]
+SYNTAX += ["nearby :", "\0", "🦊", "狐狸在公园里", "أين", "fox", "\ud800", "\x1b[2J", "%"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(SYNTAX),
+            st.text(max_size=20),
+        ),
+        max_size=12,
+    ).map(" ".join)
+)
+def test_no_question_is_an_error_whatever_is_in_it(asked, query):
+    for top_k in (1, 5):
+        hits = asked.search(query, top_k)
+        assert len(hits) <= top_k and all(0 < hit.score < 10 for hit in hits)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def asked(request, tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("asked") / "oxydra.db")
+    session = store.create_session(display_name='"AND" {text} : 狐')
+    say(store, session, 1, "The fox \0 sleeps. 狐狸在公园里 🦊", "Ok \ud800 NEAR(a b)")
+    say(store, session, 2, 'Ann: "where" is (it) * ^ text : fox?', "أين ينام الثعلب")
+    yield Retrieval(store, embed.create(request.param))
+    store.close()
+
+
+@pytest.mark.parametrize("query", HOSTILE, ids=lambda query: repr(query[:12]))
+def test_no_hostile_question_is_an_error(asked, query):
+    assert all(hit.score > 0 for hit in asked.search(query, 5))
+
+
+def test_a_turn_does_without_meaning_while_the_backend_is_not_ready(store):
+    class Slow(Counting):
+        ready = False
+
+        def query(self, text, words, token=None):
+            self.asked.append(text)
+            return super().query(text, words)
+
+    say(store, store.create_session(), 1, "The fox sleeps.")
+    backend = Slow()
+    memory = Retrieval(store, backend)
+    memory.catch_up()
+    backend.asked.clear()
+    assert texts(memory.search("fox", 5, fresh=False)) == ["The fox sleeps."] and not backend.asked
+    assert texts(memory.search("fox", 5)) == ["The fox sleeps."] and backend.asked == ["fox"]

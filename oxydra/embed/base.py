@@ -27,6 +27,7 @@ class Embedder(Protocol):
     """`model` names what its vectors can be compared with; `dimensions` is their length, of which
     the first `scanned` are enough to choose candidates by; `trust` scales their weight in the
     ranking. `metered`: a call may cost money, so nothing is embedded again but by a command.
+    `ready`: a question takes no time worth mentioning, so that a turn need not do without.
     Any thread may call it.
     """
 
@@ -44,6 +45,9 @@ class Embedder(Protocol):
 
     @property
     def metered(self) -> bool: ...
+
+    @property
+    def ready(self) -> bool: ...
 
     def embed(self, texts: Sequence[str], token: CancelToken | None = None) -> list[bytes]:
         """A vector for each text. Raises `OxydraError`, `Cancelled`."""

@@ -26,6 +26,7 @@ class Deterministic:
     scanned = DIMENSIONS
     trust = 0.25  # by measurement: more of it finds less
     metered = False
+    ready = True
 
     def embed(self, texts: Sequence[str], token: CancelToken | None = None) -> list[bytes]:
         return [_vector((word, 1.0) for word in _WORD.findall(text.lower())) for text in texts]

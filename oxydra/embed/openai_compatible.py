@@ -54,6 +54,7 @@ class OpenAICompatible:
 
     trust = 1.0
     metered = True
+    ready = False  # it is another machine, and may be away
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -40,6 +40,10 @@ class WordLlama:
         self._lock = threading.Lock()
         self._loaded: tuple[Any, Any] | None = None
 
+    @property
+    def ready(self) -> bool:
+        return self._loaded is not None
+
     def embed(self, texts: Sequence[str], token: CancelToken | None = None) -> list[bytes]:
         found: list[bytes] = []
         for start in range(0, len(texts), BATCH):

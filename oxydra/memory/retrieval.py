@@ -51,14 +51,16 @@ class Retrieval:
             store.on_erased(self._vectors.forget)
         self._failed = ""  # why the backend last failed
 
-    def catch_up(self, token: CancelToken | None = None) -> int:
+    def catch_up(self, token: CancelToken | None = None, *, quick: bool = False) -> int:
         """Index what is on the list; returns how many events that were. Raises `Cancelled`.
 
-        The vectors of a metered backend are made later, by `oxydra.memory.indexer`.
+        The vectors of a metered backend, and of one that is not ready where this is to be `quick`,
+        are made later, by `oxydra.memory.indexer`.
         """
         done = 0
         embedder = self._embedder
-        local = None if embedder is None or embedder.metered else embedder
+        later = embedder is None or embedder.metered or (quick and not embedder.ready)
+        local = None if later else embedder
         while count := self._index_some(local):
             done += count
             if token is not None:
@@ -163,11 +165,11 @@ class Retrieval:
     ) -> list[Found]:
         """At most `top_k` chunks within `scope` that fit `query`, best first; no text twice. A
         score is above 0, and near 1 where all of the question is met.
-        `fresh`: index what came since first, all of it, else only where that is little, and ask no
-        backend that costs money. Raises `Cancelled`.
+        `fresh`: index what came since first, all of it, else only where that is little, and look
+        at meaning only where the backend is ready for it. Raises `Cancelled`.
         """
         if fresh or 0 < self._store.to_index(besides=scope.unless_of) <= AT_ONCE:
-            self.catch_up(token)
+            self.catch_up(token, quick=not fresh)
         words = chunks.words(query)
         counts = self._store.counts(words, COUNTED)
         total = self._store.about_chunks()
@@ -175,8 +177,7 @@ class Retrieval:
         found = self._by_words(query, chosen(words, counts, total), scope)
         most = max((one.words for one in found.values()), default=0.0)
         fits = [most / (BEST * sum(rarity))] if sum(rarity) else []
-        asks = self._embedder is not None and (fresh or not self._embedder.metered)
-        if self._embedder is not None and asks and words:
+        if self._embedder is not None and words and (fresh or self._embedder.ready):
             weighed = list(zip(words, rarity, strict=True))
             self._by_meaning(self._embedder, found, query, weighed, scope, token)
             fits += [one.meaning for one in found.values()]

@@ -338,8 +338,11 @@ def _term(word: str, own: bool = False) -> str:
 
 def chunk_of(row: Row) -> Chunk:
     chunk_id, session_id, sequence, turn_id, role, text, tainted, sensitive, created_at = row[:9]
-    marks = Marks(bool(tainted), bool(sensitive))
+    marks = _MARKS[2 * tainted + sensitive]
     return Chunk(chunk_id, session_id, sequence, turn_id, role, text, marks, created_at)
+
+
+_MARKS = [Marks(), Marks(sensitive=True), Marks(tainted=True), Marks(True, True)]
 
 
 def known_hashes(db: apsw.Connection, model: str, keys: Sequence[bytes]) -> set[bytes]:
