@@ -167,7 +167,9 @@ def test_words_are_gone_in_whatever_case_and_place(place):
     tagged = store.add_note("With a tag.", ("zanzibarius",), Marks(), Origin(), most=9)
     file = attached(b"the plan zanzibarius")
     place.say("Look at this.", session=session, attachments=(file,))
+    store.mark_files(["/shared/zanzibarius/zanzibarius.txt"], Marks(tainted=True))
     found = store.forget(words="zanzibarius")
+    assert store.marks_of(["/shared/zanzibarius/zanzibarius.txt"]) == Marks(tainted=True)
     assert len(found.notes) == 2 and tagged.note_id in found.notes
     assert place.holding("zanzibar") == [] and place.texts("zanzibarius") == []
     assert store.note(kept.note_id).content == "About nothing."
@@ -183,6 +185,12 @@ def test_the_session_of_a_schedule_is_emptied_and_stays(place):
     assert place.store.messages(session.session_id) == []
     assert place.holding("zanzibar") == []
     place.say("It goes on.", session=place.store.session(session.session_id))
+
+
+def test_the_name_of_a_root_folder_takes_no_marks_away(place):
+    place.store.mark_files(["/shared", "/shared/a"], Marks(tainted=True))
+    place.store.forget(words="shared")
+    assert place.store.marks_of(["/shared/b"]) == Marks(tainted=True)
 
 
 def test_looking_changes_nothing(place):

@@ -243,6 +243,7 @@ class _Forgetting:
         self._calls()
         self._names()
         self._rows()
+        self._paths()
 
     def _events(self) -> None:
         rows = self._db.execute("SELECT session_id, sequence, message FROM events")
@@ -404,6 +405,24 @@ class _Forgetting:
                 self._drop("notices", ("notice_id",), (notice_id,))
         for where in self._holding("summaries", ("session_id",), "content"):
             self._drop_summaries(str(where[0]))
+
+    def _paths(self) -> None:
+        """Marks of files whose names hold it: the folder gets them, which stands for all in it."""
+        for path, *marks in self._read("SELECT path, tainted, sensitive FROM file_marks"):
+            if path.count("/") == 1 or not self._holds(path):
+                continue
+            while path.count("/") > 1 and self._holds(path):
+                path = path.rpartition("/")[0]
+            self._db.execute(
+                "INSERT INTO file_marks VALUES (?, ?, ?) ON CONFLICT (path) DO UPDATE SET"
+                " tainted = max(tainted, excluded.tainted),"
+                " sensitive = max(sensitive, excluded.sensitive)",
+                (path, *marks),
+            )
+            self._found.others += 1
+        for (path,) in self._read("SELECT path FROM file_marks"):
+            if path.count("/") > 1 and self._holds(path):
+                self._db.execute("DELETE FROM file_marks WHERE path = ?", (path,))
 
     def _holding(self, table: str, keys: Iterable[str], column: str) -> list[Row]:
         """The keys of the rows whose `column` holds it."""
