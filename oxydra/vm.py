@@ -19,6 +19,7 @@ import mimetypes
 import os
 import queue
 import resource
+import secrets
 import signal
 import socket
 import sys
@@ -33,6 +34,7 @@ from uuid import uuid4
 from oxydra import cage, config, embed, log
 from oxydra.approvals import Approvals, Rules
 from oxydra.budget import Account, Caps
+from oxydra.channels.registry import Chats, channel
 from oxydra.config import GuestConfig, MemoryConfig
 from oxydra.disk import Ballast, Quota, shortage
 from oxydra.errors import FrameError, OxydraError, ToolError, UsageError
@@ -42,7 +44,7 @@ from oxydra.gateway.hub import Hub
 from oxydra.gateway.memory import MemoryCommands
 from oxydra.memory import Indexer, ModelNotebook, Retrieval, Weights
 from oxydra.mux import Channel, Mux
-from oxydra.policy import parse_virtual
+from oxydra.policy import VirtualPath, parse_virtual
 from oxydra.policy.network import Egress
 from oxydra.providers import registry
 from oxydra.providers.metered import Metered
@@ -56,6 +58,7 @@ from oxydra.runtime import (
     Runtime,
     Spending,
     SystemPrompt,
+    Terms,
     prompt,
 )
 from oxydra.runtime.replay import Replay
@@ -75,13 +78,14 @@ from oxydra.tools.shell import ShellTool
 from oxydra.tools.shell_client import ShellClient
 from oxydra.tools.web import Web
 from oxydra.transport import BrokeredTransport
-from oxydra.types import Attachment, Folder, Json, Meter, ModelSpec, Provider, Tool
+from oxydra.types import Attachment, Folder, Json, Meter, ModelSpec, Provider, Tool, ToolSpec, Turn
 from oxydra.worker import Workers
 
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 8.0
 EMBEDDED_TOKENS = 1 << 20  # more than a request for vectors can have
+RECEIVED = VirtualPath("shared", ("received",))  # where files go that came by a channel
 CONTROL_SECONDS = 20.0  # that the runner may take to open its channel
 # of root's: to hand files to their owner and to read them, to become nobody in a tool worker
 KEPT_CAPABILITIES = ("chown", "dac_override", "fowner", "kill", "setgid", "setuid")
@@ -188,7 +192,7 @@ class AgentGuest:
         notes.attach(lambda turn: self._runtime.run_of(turn).marks())
         self._hub = Hub(self._store, self._runtime, settings.gateway, envelope.user_id)
         self._scheduler = Scheduler(self._store, settings.scheduler, self._hub, on_death=_die)
-        self._hub.terms_of = self._scheduler.terms_of
+        self._hub.terms_of = self._terms_of
         self._hub.unattended = self._scheduler.runs
         self._hub.on_follow = self._scheduler.post.followed
         schedules.attach(self._scheduler, lambda turn: self._runtime.run_of(turn).marks())
@@ -213,6 +217,38 @@ class AgentGuest:
             tools=[tool.name for tool in tools.specs],
         )
         stream.on_gateway = self._gateway.adopt
+        self._telegram = self._bot(tools.specs)
+
+    def _bot(self, tools: Sequence[ToolSpec]) -> Chats | None:
+        """The user's Telegram bot, where there is one."""
+        bots = config.channels(self._envelope.runtime_policy)
+        if not bots.telegram.enabled:
+            return None
+        made: Chats = channel("telegram")(
+            *(bots.telegram, self._transport, self._hub, self._store),
+            commands=self._gateway.commands,
+            health=self.health,
+            approvals=self._approvals,
+            keep=self._keep_received,
+            audit=self._store.path.parent / "sender_audit.log",
+            tools=[tool.name for tool in tools],
+            on_death=_die,
+        )
+        self._scheduler.post.add("telegram", made.courier)
+        return made
+
+    def _terms_of(self, turn: Turn) -> tuple[Account | None, Terms | None]:
+        """Who pays for a turn and what limits it, where that is not just as a person's."""
+        account, terms = self._scheduler.terms_of(turn)
+        if terms is None and self._telegram is not None:
+            terms = self._telegram.terms_of(turn)
+        return account, terms
+
+    def _keep_received(self, name: str, data: bytes) -> str:
+        """Put a file that came with a message into the workspace; returns where."""
+        path = RECEIVED.child(f"{secrets.token_hex(4)}-{name}")
+        self._workspace.write(path, data)
+        return str(path)
 
     def _keep(self, attachment: Attachment) -> str:
         """Put a file that a model made into the workspace; returns where, or why it is nowhere."""
@@ -373,6 +409,8 @@ class AgentGuest:
     def stop(self) -> None:
         """Stop intake, leave running turns to be resumed, close the store."""
         self._gateway.stop(STOP_SECONDS / 4)
+        if self._telegram is not None:
+            self._telegram.stop(STOP_SECONDS / 8)
         self._scheduler.stop(STOP_SECONDS / 8)
         self._indexer.stop(STOP_SECONDS / 4)
         self._hub.stop(STOP_SECONDS / 2)
@@ -394,6 +432,7 @@ class AgentGuest:
             "spending": self._spending.summary(),
             "estimates": self._runtime.context.estimates(),
             "scheduler": self._scheduler.state(),
+            **({"telegram": self._telegram.state()} if self._telegram is not None else {}),
             **self._hub.counts(),
         }
 
@@ -411,6 +450,8 @@ class AgentGuest:
         elif full := self._quota.over():
             detail = f"Commands and file tools write nothing: {full}. Delete what is not needed."
             reasons.append({"code": "workspace_full", "detail": detail})
+        if self._telegram is not None and (detail := self._telegram.state()["detail"]):
+            reasons.append({"code": "telegram", "detail": f"The Telegram bot: {detail}"})
         return {
             **said,
             "shell_available": bool(said["shell_available"]) and self._shell.alive,

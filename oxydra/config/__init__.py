@@ -8,6 +8,7 @@ thread.
 """
 
 from oxydra.config.agents import agent_models, summary_model
+from oxydra.config.channels import ChannelsConfig, SenderConfig, TelegramConfig
 from oxydra.config.create import template, write_default
 from oxydra.config.credentials import (
     Credential,
@@ -19,6 +20,7 @@ from oxydra.config.credentials import (
     resolve_credential,
     search_key,
     select,
+    telegram_token,
 )
 from oxydra.config.egress import EgressLimits, EgressPolicy, effective_egress
 from oxydra.config.files import (
@@ -31,7 +33,14 @@ from oxydra.config.files import (
     trust,
     write_private,
 )
-from oxydra.config.guest import GuestConfig, caps, effective, from_effective, runtime_policy
+from oxydra.config.guest import (
+    GuestConfig,
+    caps,
+    channels,
+    effective,
+    from_effective,
+    runtime_policy,
+)
 from oxydra.config.isolation import Isolation, Mount, Mounts, isolation, mounts
 from oxydra.config.load import Config, Row, Source, load
 from oxydra.config.schema import (
@@ -58,6 +67,7 @@ from oxydra.config.schema import (
 __all__ = [
     "AgentConfig",
     "AgentProfile",
+    "ChannelsConfig",
     "Config",
     "Credential",
     "DelegationConfig",
@@ -80,8 +90,10 @@ __all__ = [
     "SchedulerConfig",
     "Selection",
     "SelectionConfig",
+    "SenderConfig",
     "ShellConfig",
     "Source",
+    "TelegramConfig",
     "ToolsConfig",
     "UserConfig",
     "WebSearchConfig",
@@ -89,6 +101,7 @@ __all__ = [
     "agent_models",
     "answers",
     "caps",
+    "channels",
     "config_home",
     "effective",
     "effective_egress",
@@ -108,6 +121,7 @@ __all__ = [
     "select",
     "set_key",
     "summary_model",
+    "telegram_token",
     "template",
     "trust",
     "write_default",

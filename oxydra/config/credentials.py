@@ -146,6 +146,40 @@ def search_key(config: Config, env: Mapping[str, str] | None = None) -> Credenti
     return Credential(provider="web_search", source=label, value=value)
 
 
+def telegram_token(config: Config, env: Mapping[str, str] | None = None) -> Credential | None:
+    """The token of the user's bot; None where there is none to be.
+
+    Raises `ConfigError` if it is not there, or if a folder that may have come with a cloned
+    repository says which variable it is or where it goes.
+    """
+    telegram = config.user.channels.telegram
+    if not telegram.enabled:
+        return None
+
+    def refuse(name: str, message: str, remedy: str) -> ConfigError:
+        full = f"channels.telegram.{name}"
+        source = config.source(full, "user")
+        return ConfigError(message, remedy=remedy, file=source.file, line=source.line, key=full)
+
+    for name in ("enabled", "bot_token_env", "api_url"):
+        source = config.source(f"channels.telegram.{name}", "user")
+        if not source.own:
+            raise refuse(
+                name,
+                "The bot's token is not used: this file may have come with a cloned repository.",
+                f"If it is yours, run: oxydra-runner trust '{source.folder or source.file}'.",
+            )
+    variable = telegram.bot_token_env
+    value, label = _variable(variable, os.environ if env is None else env, config)
+    if not re.fullmatch(r"[0-9]{1,20}:[A-Za-z0-9_-]{16,200}", value):
+        raise refuse(
+            "bot_token_env",
+            f"{variable} holds no token of a Telegram bot.",
+            f"@BotFather gives one. Set it, or keep it: oxydra-runner key set {variable}.",
+        )
+    return Credential(provider="telegram", source=label, value=value)
+
+
 def git_tokens(config: Config, env: Mapping[str, str] | None = None) -> dict[str, Credential]:
     """The token of each git host that the user's commands may reach, by host.
 

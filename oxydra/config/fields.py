@@ -247,6 +247,16 @@ def is_refs(value: dict[str, str]) -> str:
     return ""
 
 
+def is_people(value: tuple[str, ...]) -> str:
+    wrong = [name for name in value if not re.fullmatch(r"[1-9][0-9]{0,18}", name)]
+    return f'holds {wrong[0][:64]!r}; a person\'s id is a number, like "12345678"' if wrong else ""
+
+
+def is_groups(value: tuple[str, ...]) -> str:
+    wrong = [name for name in value if not re.fullmatch(r"-[1-9][0-9]{0,18}", name)]
+    return f'holds {wrong[0][:64]!r}; a group\'s id is like "-1001234567890"' if wrong else ""
+
+
 def is_timezone(value: str) -> str:
     if value in ("", "UTC"):
         return ""

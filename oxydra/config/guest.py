@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from oxydra.config.channels import ChannelsConfig
 from oxydra.config.check import build, dotted, dump, find, read
 from oxydra.config.credentials import Selection
 from oxydra.config.fields import key, section
@@ -99,7 +100,7 @@ def runtime_policy(config: Config) -> dict[str, Any]:
     counts, so that a user's file can narrow and never widen. `exfiltration` and `expiry_secs` are
     the stricter of the two, `private` is what either names. `egress_allowlist` has the local
     services that web tools may reach; `budget` has the stricter of each cap. The workspace's own
-    folders hold `workspace_bytes` at most.
+    folders hold `workspace_bytes` at most. `channels` are the user's bots, without their tokens.
     """
     both = (config.runner.approvals, config.user.approvals)
     decisions = [a.exfiltration or "ask" for a in both[:1]]
@@ -115,7 +116,18 @@ def runtime_policy(config: Config) -> dict[str, Any]:
         "egress_allowlist": list(_allowed_services(config)),
         "budget": caps(config).to_json(),
         "workspace_bytes": config.user.resources.max_workspace_mib << 20,
+        "channels": dump(config.user.channels, for_guest=True),
     }
+
+
+def channels(policy: Mapping[str, Any]) -> ChannelsConfig:
+    """The user's bots, out of a `runtime_policy`. Raises `ConfigError`."""
+
+    def fail(path: KeyPath, message: str, remedy: str) -> ConfigError:
+        key = dotted(("channels", *path))
+        return ConfigError(message, remedy=remedy, file="bootstrap", key=key)
+
+    return build(ChannelsConfig, read(ChannelsConfig, policy.get("channels", {}), fail), fail)
 
 
 def caps(config: Config) -> Caps:

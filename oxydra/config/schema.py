@@ -11,6 +11,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Literal
 
+from oxydra.config.channels import ChannelsConfig
 from oxydra.config.fields import (
     Section,
     is_address,
@@ -687,6 +688,7 @@ class UserConfig(Section):
     egress: UserEgressConfig = key(UserEgressConfig, "")
     budget: UserBudgetConfig = key(UserBudgetConfig, "")
     approvals: ApprovalsConfig = key(ApprovalsConfig, "")
+    channels: ChannelsConfig = key(ChannelsConfig, "")
     credential_refs: dict[str, str] = key(
         dict,
         "Where a provider's key is, as `env:VARIABLE`; overrides every other place.",

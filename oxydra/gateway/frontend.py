@@ -142,13 +142,13 @@ class Gateway(Handler):
             "approve": self._approve,
             "command": self._command,
         }
-        self._commands: dict[str, Callable[[Json], Json]] = {
+        self.commands: dict[str, Callable[[Json], Json]] = {
             "approvals": self._open_requests,
             "tokens": self._list_tokens,
             **SessionCommands(hub).table(),
             **(commands or {}),
         }
-        if unknown := set(self._commands) - set(COMMANDS):
+        if unknown := set(self.commands) - set(COMMANDS):
             raise RuntimeError(f"gateway/access.py says of no scope for {sorted(unknown)}")
         self._door = Door(hub, self._inbox.put)
         self._metrics = Metrics(tools)
@@ -445,15 +445,15 @@ class Gateway(Handler):
 
     def _command(self, client: Client, payload: Json) -> None:
         name = payload["name"]
-        if name not in self._commands:
-            known = ", ".join(sorted(self._commands))
+        if name not in self.commands:
+            known = ", ".join(sorted(self.commands))
             raise UsageError(f"There is no command {name[:64]!r}.", remedy=f"There are: {known}.")
         client.identity.check(COMMANDS[name])
         reply = {"request_id": payload["request_id"], "name": name}
         args = payload.get("args") or {}
         if payload.get("session_id"):
             args = {"session_id": payload["session_id"], **args}
-        data = self._commands[name](args)
+        data = self.commands[name](args)
         client.reply("command_result", reply | {"data": data})
 
     def _open_requests(self, _args: Json) -> Json:

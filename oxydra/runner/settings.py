@@ -79,6 +79,10 @@ def from_config(settings: Config) -> RunnerSettings:
         from oxydra.tools.web import search_routes
 
         routes += search_routes(settings.agent.tools.web_search, found.value)
+    if (bot := config.telegram_token(settings)) is not None:
+        from oxydra.channels.route import telegram_route
+
+        routes.append(telegram_route(settings.user.channels.telegram, bot.value))
     notices: list[Json] = []
     if chain[0].provider == "offline":
         notices.append({"code": "no_model", "detail": chain[0].reason})

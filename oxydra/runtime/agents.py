@@ -51,7 +51,7 @@ class Terms:
     """What limits one turn besides its agent: `tools` are all that it may use (None: all that the
     agent may), `attended` says that a person may be asked, `asked_by` for whom, where work was
     delegated to it; `max_turns` model calls, None: as many as the agent may make. Without `recall`
-    nothing is recalled from other conversations.
+    nothing is recalled from other conversations, and without `vault` no tool reads from there.
     """
 
     tools: frozenset[str] | None = None
@@ -60,6 +60,7 @@ class Terms:
     asked_by: str = ""
     max_turns: int | None = None
     recall: bool = True
+    vault: bool = True
 
 
 class Agents:

@@ -140,6 +140,7 @@ class Delegations:
             attended=found.attended,
             asked_by=found.agent,
             recall=False,
+            vault=parent.terms.vault,
         )
         try:
             with context.token.child() as token:

@@ -489,6 +489,7 @@ class Run:
             tools=frozenset(tool.name for tool in self.tools),
             attended=self.terms.attended,
             asked_by=self.terms.asked_by,
+            vault=self.terms.vault,
         )
 
     def _execute(self, calls: Sequence[ToolCall]) -> None:

@@ -31,7 +31,7 @@ _STRUCTURE = frozenset({"role", "id", "type", "mime_type", "sha256", "state", "t
 # could be got round; so does the audit of what left the machine.
 _OF_SESSION = (
     *("chunks", "to_index", "scratchpad", "pins", "shortened", "summaries", "approvals"),
-    *("notices", "delegations", "events"),
+    *("notices", "delegations", "events", "channel_sessions", "outbox"),
 )
 
 

@@ -502,6 +502,47 @@ def m016_files(db: apsw.Connection) -> None:
     )
 
 
+def m018_channels(db: apsw.Connection) -> None:
+    """How far channels have read, which chat talks to which session, and what chats are owed."""
+    db.execute(
+        """
+        CREATE TABLE channel_offsets (
+            channel TEXT PRIMARY KEY,
+            next INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE TABLE channel_sessions (
+            channel TEXT NOT NULL,
+            chat INTEGER NOT NULL,
+            topic INTEGER NOT NULL,
+            session_id TEXT NOT NULL,
+            PRIMARY KEY (channel, chat, topic)
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE TABLE outbox (
+            item_id INTEGER PRIMARY KEY,
+            channel TEXT NOT NULL,
+            chat INTEGER NOT NULL,
+            topic INTEGER NOT NULL,
+            kind TEXT NOT NULL,
+            key TEXT NOT NULL,
+            sender INTEGER NOT NULL,
+            answers INTEGER NOT NULL,
+            session_id TEXT NOT NULL,
+            text TEXT NOT NULL,
+            state TEXT NOT NULL,
+            live INTEGER NOT NULL DEFAULT 0,
+            sent INTEGER NOT NULL DEFAULT 0,
+            sending INTEGER NOT NULL DEFAULT 0,
+            created_at TEXT NOT NULL,
+            UNIQUE (channel, kind, key)
+        ) STRICT;
+        CREATE INDEX outbox_open ON outbox (channel, item_id)
+            WHERE state IN ('waiting', 'ready');
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -520,5 +561,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m015_vectors,
     m016_files,
     m017_fresh_texts,
+    m018_channels,
 )
 """In order, append-only: a migration that was released is never changed."""

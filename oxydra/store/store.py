@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from oxydra.store.approvals import ApprovalTables
 from oxydra.store.changes import ChangeTables
+from oxydra.store.channels import ChannelTables
 from oxydra.store.delegation import DelegationTables
 from oxydra.store.forget import ForgetTables
 from oxydra.store.fork import ForkTables
@@ -34,5 +35,6 @@ class Store(
     NoteTables,
     VectorTables,
     UpkeepTables,
+    ChannelTables,
 ):
     """The database, with the methods of all its tables."""

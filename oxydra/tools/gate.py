@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
-from oxydra.errors import Cancelled, OxydraError, ToolError
+from oxydra.errors import Cancelled, OxydraError, PolicyDenied, ToolError
 from oxydra.policy import VirtualPath
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, parallel, pulse
@@ -94,7 +94,7 @@ class TurnScope:
 
     `attended` says that a person may be asked; `tainted` and `sensitive` that the conversation
     holds what strangers wrote, and private data. `tools` are all that may be called, None: any.
-    `asked_by` is the agent to which the turn was delegated.
+    `asked_by` is the agent to which the turn was delegated; without `vault` nothing is read there.
     """
 
     session_id: str
@@ -109,6 +109,7 @@ class TurnScope:
     sensitive: bool = False
     tools: frozenset[str] | None = None
     asked_by: str = ""
+    vault: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +262,10 @@ class Gate:
         try:
             tool = self._registry.get(call.name, scope.tools)
             given = _parse(call)
-            return _Planned(call, Wanted(call, tool, given, tool.validate(given)))
+            wanted = Wanted(call, tool, given, tool.validate(given))
+            if not scope.vault and any(path.startswith("/vault") for path in _named(wanted)):
+                raise PolicyDenied("The vault is for private conversations only.")
+            return _Planned(call, wanted)
         except Exception as error:
             return _Planned(call, refusal=self._scrubbed(failure(call.name[:64], error)))
 

@@ -21,7 +21,8 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A key as it goes out: the whole value of one header, for one origin (`scheme://host:port`).
+    """A key as it goes out: the whole value of one header, for one origin (`scheme://host:port`);
+    or, where a service wants it there, what takes the place of `placeholder` in the URL's path.
 
     Its value never shows in a repr, a log line or an error.
     """
@@ -29,6 +30,7 @@ class Credential:
     header: str
     value: str = field(repr=False)
     origin: str
+    placeholder: str = ""
 
 
 @dataclass(frozen=True, slots=True)

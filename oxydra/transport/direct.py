@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -88,6 +88,7 @@ class DirectTransport:
         token.check()
         origin = origin_of(request.url)
         headers, secret = self._headers(request, origin)
+        request = self._addressed(request)
         self.warm()
         from oxydra.transport.line import FAILURES, broken
 
@@ -187,8 +188,18 @@ class DirectTransport:
                 remedy="Look for a line break or a typographic quote that was pasted with it.",
                 kind="credential",
             )
-        headers[credential.header] = credential.value
+        if not credential.placeholder:
+            headers[credential.header] = credential.value
         return headers, credential.value
+
+    def _addressed(self, request: HttpRequest) -> HttpRequest:
+        """The request with its key in the URL, for services that take it there."""
+        credential = self._credentials.get(request.credential)
+        if credential is None or not credential.placeholder:
+            return request
+        parts = urlsplit(request.url)
+        path = parts.path.replace(credential.placeholder, credential.value, 1)
+        return replace(request, url=parts._replace(path=path).geturl())
 
     def _borrow(self, peer: Peer) -> Line:
         oldest = time.monotonic() - self._config.keep_seconds

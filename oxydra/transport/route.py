@@ -7,7 +7,7 @@ wanted of it. So a key is bound to a scheme, a host, a port, methods and paths.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ from oxydra.transport.base import Credential, HttpRequest, origin_of
 class Route:
     """One destination by `name`. `origin` is `scheme://host[:port]`; `path` a regular expression
     for the whole path, without the query; `credential` is None for a service that takes no key.
+    `check` looks at the rest of a request and raises `PolicyDenied`.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Route:
     path: str
     methods: tuple[str, ...] = ("POST",)
     credential: Credential | None = field(default=None, repr=False)
+    check: Callable[[HttpRequest], None] = lambda _request: None
 
     def leads_to(self, method: str, origin: str, path: str) -> bool:
         """Whether a request is one of this route's."""
@@ -60,6 +62,7 @@ class Routes:
         for route in self._routes:
             named = route.name == name if name else route.credential is None
             if named and route.leads_to(request.method, origin, path):
+                route.check(request)
                 return route
         known = [route for route in self._routes if route.name == name] if name else []
         what = f"The key {name} is not for" if known else "No route leads to"

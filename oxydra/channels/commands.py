@@ -1,0 +1,170 @@
+"""What a person may say to the bot besides messages for the agent: `/new`, `/sessions` and so on.
+
+They run on the thread that takes messages. What the gateway's table of commands has is asked there;
+sessions are made, listed and switched by the hub. In a group nothing is told of conversations that
+began elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from oxydra.errors import NotFoundError, OxydraError
+from oxydra.gateway.commands import Command
+from oxydra.gateway.hub import Hub
+from oxydra.store import Store
+from oxydra.types import Json, Session
+
+MENU = {
+    "new": "Begin a new conversation: /new [name]",
+    "sessions": "List the conversations",
+    "switch": "Go on with another one: /switch ID",
+    "cancel": "Stop what runs here",
+    "cancelall": "Stop everything that runs or waits",
+    "status": "How the agent is",
+    "cost": "What was spent",
+    "help": "What the bot understands",
+}
+PRIVATE = ("sessions", "switch", "cost")  # what would tell a group of its person's other talks
+LISTED = 20
+MAX_NAME = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A chat, or a topic of one (0: none)."""
+
+    chat: int
+    topic: int
+
+    @property
+    def private(self) -> bool:
+        return self.chat > 0
+
+
+class Commands:
+    """Of one bot."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        store: Store,
+        table: Mapping[str, Command],
+        health: Callable[[], Json],
+        channel: str,
+    ) -> None:
+        self._hub = hub
+        self._store = store
+        self._table = table
+        self._health = health
+        self._channel = channel
+        self._do: dict[str, Callable[[Place, str], str]] = {
+            "new": self._new,
+            "sessions": self._sessions,
+            "switch": self._switch,
+            "cancel": self._cancel,
+            "cancelall": self._cancel_all,
+            "status": self._status,
+            "cost": self._cost,
+            "help": self._help,
+            "start": self._help,
+        }
+
+    def run(self, place: Place, name: str, rest: str) -> str:
+        """What to answer."""
+        do = self._do.get(name)
+        if do is None:
+            return f"There is no command /{name[:32]}.\n\n{self._help(place, '')}"
+        if name in PRIVATE and not place.private:
+            return f"/{name} is answered in a private chat only."
+        try:
+            return do(place, rest)
+        except OxydraError as error:
+            return str(error)
+
+    def session(self, place: Place, name: str = "") -> str:
+        """The session that a chat talks to; a new one where there is none."""
+        found = self._store.channel_session(self._channel, place.chat, place.topic)
+        return found or self._begin(place, name).session_id
+
+    def rename(self, place: Place, name: str) -> None:
+        """A topic has a name now, and so has its session."""
+        found = self._store.channel_session(self._channel, place.chat, place.topic)
+        if found and name.strip():
+            self._store.rename_session(found, " ".join(name.split())[:MAX_NAME])
+
+    def _begin(self, place: Place, name: str) -> Session:
+        session = self._hub.create_session(
+            display_name=" ".join(name.split())[:MAX_NAME],
+            channel_origin=f"{self._channel}:{place.chat}:{place.topic}",
+        )
+        self._store.bind_session(self._channel, place.chat, place.topic, session.session_id)
+        return session
+
+    def _new(self, place: Place, rest: str) -> str:
+        session = self._begin(place, rest)
+        return f"A new conversation: {_called(session)}."
+
+    def _sessions(self, place: Place, _rest: str) -> str:
+        current = self._store.channel_session(self._channel, place.chat, place.topic)
+        rows = self._hub.sessions()
+        lines = [
+            f"{'→' if one.session_id == current else '•'} {_called(one)}" for one in rows[:LISTED]
+        ]
+        if len(rows) > LISTED:
+            lines.append(f"… and {len(rows) - LISTED} more")
+        return "\n".join(lines) or "There is no conversation yet."
+
+    def _switch(self, place: Place, rest: str) -> str:
+        session = self._store.find_session(rest.strip())
+        self._store.bind_session(self._channel, place.chat, place.topic, session.session_id)
+        return f"Going on with {_called(session)}."
+
+    def _cancel(self, place: Place, _rest: str) -> str:
+        found = self._store.channel_session(self._channel, place.chat, place.topic)
+        active = self._hub.active_turn(found) if found else None
+        if active is None:
+            raise NotFoundError("Nothing runs here.")
+        self._hub.cancel(found, active["turn_id"])
+        return "Stopping it."
+
+    def _cancel_all(self, _place: Place, _rest: str) -> str:
+        self._hub.cancel_all()
+        return "Stopping everything."
+
+    def _status(self, _place: Place, _rest: str) -> str:
+        health = self._health()
+        model, status = health.get("model") or {}, health.get("startup_status") or {}
+        lines = [
+            f"Running: {health.get('running_turns', 0)}, waiting: {health.get('queued_turns', 0)}"
+        ]
+        if model:
+            lines.append(f"Model: {model.get('provider')} {model.get('model')}")
+        lines += [f"⚠ {row.get('detail')}" for row in status.get("degraded_reasons") or ()]
+        return "\n".join(lines)
+
+    def _cost(self, place: Place, _rest: str) -> str:
+        if "cost" not in self._table:
+            raise NotFoundError("Nobody counts what is spent here.")
+        found = self._store.channel_session(self._channel, place.chat, place.topic)
+        summary = self._table["cost"]({"session_id": found})
+        named = {
+            "today": "today_usd",
+            "this month": "month_usd",
+            "this conversation": "session_usd",
+        }
+        lines = [f"{said}: {summary[n]} USD" for said, n in named.items() if n in summary]
+        for cap in summary.get("caps") or ():
+            left = f", {cap['left_usd']} left" if "left_usd" in cap else ""
+            lines.append(f"cap {cap['cap'].replace('_', ' ')}: {cap['limit_usd']} USD{left}")
+        return "\n".join(lines)
+
+    def _help(self, place: Place, _rest: str) -> str:
+        shown = {n: said for n, said in MENU.items() if place.private or n not in PRIVATE}
+        return "\n".join(f"/{name} - {said}" for name, said in shown.items())
+
+
+def _called(session: Session) -> str:
+    name = session.display_name or session.title or "without a name"
+    return f"{session.session_id[:8]} {name[:60]}"
