@@ -229,11 +229,20 @@ def test_once_is_done_and_history_is_pruned(desk):
     assert d.store.schedule(once.schedule_id).status == "done"
 
 
-def test_there_is_a_bound_on_schedules(desk):
+def test_there_is_a_bound_on_schedules_of_which_the_oldest_that_are_done_go(desk):
     d = desk()
-    d.add(most=1)
+    ids = []
+    for times in range(1, 5):
+        at = cadence.local(NOW + 600 * times, cadence.zone_of("UTC"))
+        ids.append(d.add(at, "once", now=NOW + times, most=2).schedule_id)
+        d.engine.step(NOW + 600 * times)
+        d.end_all(NOW + 600 * times)
+    assert [one.schedule_id for one in d.store.schedules()] == sorted(ids[1:])
+    for _ in range(2):
+        d.add(most=2)
     with pytest.raises(BusyError):
-        d.add(most=1)
+        d.add(most=2)
+    assert d.store.count_sessions() == 0  # theirs are not the person's
 
 
 # --------------------------------------------------------------------------------- real turns

@@ -87,7 +87,7 @@ def _text(found: Json) -> str:
 def _line(row: Json) -> str:
     following = row["next_runs"][0] if row["next_runs"] else "-"
     when = f"{row['cadence_type']} {row['cadence_value']} ({row['timezone']})"
-    name = row["name"] or "(no name)"
+    name = row["name"] or " ".join(row["goal"].split())[:60]
     return f"{row['schedule_id']}  {row['status']:8}  next {following}  {when}  {name}"
 
 

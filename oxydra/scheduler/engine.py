@@ -27,6 +27,7 @@ GRACE = 60  # seconds after which a due time counts as one that passed while not
 RETRIES = (60, 300)  # seconds before another attempt, where a provider did not answer
 OUTPUT = 64 * 1024  # characters kept of what a run answered
 MAX_NOTICE = 4000  # characters
+GOAL = 60  # characters of it stand for a name
 DOWN = "Nothing ran when it was due."
 CANCELLED = "cancelled"  # codes of ends that are no fault of the schedule
 CAPPED = "budget"
@@ -133,7 +134,7 @@ class Engine:
         if message:
             payload: Json = {
                 "schedule_id": schedule.schedule_id,
-                "schedule_name": schedule.name,
+                "schedule_name": schedule.name or " ".join(schedule.goal.split())[:GOAL],
                 "due": cadence.local(fire.due_at, cadence.zone_of(schedule.timezone)),
                 "message": message[:MAX_NOTICE],
                 "tainted": tainted or schedule.tainted,

@@ -156,9 +156,12 @@ class ConversationTables(Database):
                 db.execute(f"UPDATE sessions SET archived = 1 {where}", values)
 
     def count_sessions(self) -> int:
-        """How many sessions are not archived and work for no other."""
+        """How many sessions are not archived and work for no other; those of schedules have a bound
+        of their own.
+        """
+        where = f"{_OWN} AND channel_origin <> '{SCHEDULED}'"
         with self._reading() as db:
-            return int(db.execute(f"SELECT count(*) FROM sessions WHERE {_OWN}").get)
+            return int(db.execute(f"SELECT count(*) FROM sessions WHERE {where}").get)
 
     def _sessions(self, clause: str, values: Sequence[Any] = ()) -> list[Session]:
         with self._reading() as db:

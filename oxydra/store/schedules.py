@@ -143,10 +143,11 @@ class ScheduleTables(Database):
 
     def add_schedule(self, wanted: Schedule, most: int) -> Schedule:
         """Keep it with a session of its own, under its id or a new one. Raises `BusyError` where
-        there are `most`.
+        there are `most`; those that are done do not count, and the newest `most` of them stay.
         """
         with self._transaction() as db:
-            if int(db.execute("SELECT count(*) FROM schedules").get) >= most:
+            counted = "SELECT count(*) FROM schedules WHERE status <> 'done'"
+            if int(db.execute(counted).get) >= most:
                 raise BusyError(
                     f"There are already {most} schedules.",
                     remedy="Delete one, or raise [scheduler] max_schedules_per_user.",
@@ -166,6 +167,14 @@ class ScheduleTables(Database):
                 SCHEDULED,
                 f"scheduled:{schedule_id}",
             )
+            done: list[Row] = db.execute(
+                "SELECT schedule_id FROM schedules WHERE status = 'done' AND schedule_id NOT IN"
+                " (SELECT schedule_id FROM fires WHERE state IN ('due', 'claimed'))"
+                " ORDER BY anchor DESC, created_at DESC LIMIT -1 OFFSET ?",
+                (most,),
+            ).fetchall()
+            for (old,) in done:
+                _forget(db, old)
         return self.schedule(schedule_id)
 
     def restore_schedule(self, wanted: Schedule) -> None:
@@ -233,11 +242,9 @@ class ScheduleTables(Database):
 
     def delete_schedule(self, schedule_id: str) -> None:
         """With its ledger; its session is put away."""
-        session = self.schedule(schedule_id).session_id
+        self.schedule(schedule_id)
         with self._transaction() as db:
-            db.execute("DELETE FROM fires WHERE schedule_id = ?", (schedule_id,))
-            db.execute("DELETE FROM schedules WHERE schedule_id = ?", (schedule_id,))
-            db.execute("UPDATE sessions SET archived = 1 WHERE session_id = ?", (session,))
+            _forget(db, schedule_id)
 
     # ------------------------------------------------------------------------------------- ledger
 
@@ -439,6 +446,13 @@ class ScheduleTables(Database):
                 (schedule_id, since, besides),
             ).get
         return int(found)
+
+
+def _forget(db: apsw.Connection, schedule_id: str) -> None:
+    session = f"scheduled:{schedule_id}"
+    db.execute("DELETE FROM fires WHERE schedule_id = ?", (schedule_id,))
+    db.execute("DELETE FROM schedules WHERE schedule_id = ?", (schedule_id,))
+    db.execute("UPDATE sessions SET archived = 1 WHERE session_id = ?", (session,))
 
 
 def _set(db: apsw.Connection, schedule_id: str, values: Json) -> None:
