@@ -10,6 +10,8 @@ from oxydra.config import MemoryConfig
 from oxydra.errors import UsageError
 from oxydra.memory import Notebook, exchange
 from oxydra.store import Store
+from oxydra.tui.editor import REMEMBERED
+from oxydra.tui.past import Past
 from oxydra.types import Marks
 from tests.test_daemon import home  # noqa: F401
 
@@ -134,6 +136,16 @@ def test_a_broken_file_says_where_it_is_broken(text):
 @pytest.mark.parametrize("text", ["", "\n\n", "# Notes\n"])
 def test_an_empty_file_has_no_notes(text):
     assert exchange.read(text) == []
+
+
+def test_what_was_sent_is_forgotten_however_old_it_is(tmp_path):
+    past = Past(tmp_path / "sent-alice")
+    assert past.forget(bool) == 0
+    for text in ("the zanzibarius", *(f"line {n}" for n in range(2 * REMEMBERED))):
+        past.add(text)
+    assert past.forget(lambda text: "zanzi" in text) == 1
+    assert b"zanzi" not in (tmp_path / "sent-alice").read_bytes()
+    assert past.load()[-1] == f"line {2 * REMEMBERED - 1}"
 
 
 # ------------------------------------------------------------------------- by a real daemon

@@ -45,12 +45,13 @@ def forget(options: argparse.Namespace) -> int:
             found = asked.command("forget", **args)
     texts = sorted(found.pop("texts"), key=len, reverse=True)[:MOST_TEXTS]
     pattern = _pattern(texts, words=bool(options.matching))
-    found["sent_lines"] = 0
+    found |= {"sent_lines": 0, "held_by": []}
     if not options.dry_run and pattern is not None:
         history = past.Past(past.place(workspace.user))
-        found["sent_lines"] = history.forget(lambda text: bool(pattern.search(text.encode())))
-    places = [workspace.path, *options.look_in]
-    found["held_by"] = [] if pattern is None else list(_holding(places, pattern))
+        found["sent_lines"] = history.forget(
+            lambda text: bool(pattern.search(text.encode("utf-8", "replace")))
+        )
+        found["held_by"] = list(_holding([workspace.path, *options.look_in], pattern))
     if options.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
@@ -89,7 +90,7 @@ def _told(found: Json) -> list[str]:
     lines += [f"Left: {one}" for one in found["kept"]]
     if found["forgotten"]:
         lines += [
-            f"Still holds it, and is left as it is: {one}" for one in found.get("held_by", [])
+            f"Holds it still, and is left as it is: {one}" for one in found.get("held_by", [])
         ]
     return lines
 
@@ -109,17 +110,28 @@ def _pattern(texts: Iterable[str], *, words: bool) -> re.Pattern[bytes] | None:
 
 
 def _holding(folders: Iterable[Path], pattern: re.Pattern[bytes]) -> Iterator[str]:
-    """The files below `folders` that hold it."""
+    """The files below `folders` that hold it, and what could not be looked into."""
     from oxydra.walk import Walk, opened
 
     for folder in folders:
         try:
             with opened(folder) as top:
-                for entry in Walk(top):
-                    if entry.is_plain and _holds(entry.open(), pattern):
-                        yield str(folder / entry.path)
+                walk = Walk(top)
+                for entry in walk:
+                    if not entry.is_plain:
+                        continue
+                    try:
+                        if _holds(entry.open(), pattern):
+                            yield str(folder / entry.path)
+                    except FileNotFoundError:
+                        continue  # gone meanwhile
+                    except OSError as error:
+                        yield f"{folder / entry.path} (not looked into: {error.strerror})"
+                yield from (
+                    f"{folder / name} (not looked into: {why})" for name, why in walk.skipped
+                )
         except OSError as error:
-            raise UsageError(f"{folder} can't be looked into: {error.strerror}.") from None
+            yield f"{folder} (not looked into: {error.strerror})"
 
 
 def _holds(descriptor: int, pattern: re.Pattern[bytes]) -> bool:

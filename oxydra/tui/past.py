@@ -63,7 +63,12 @@ class Past:
 
     def forget(self, holds: Callable[[str], bool]) -> int:
         """Take out what was sent and `holds` says so of; returns how many texts that were."""
-        texts = self.load()
+        try:
+            texts = [
+                text for line in self._path.read_bytes().split(b"\n") if (text := _parsed(line))
+            ]
+        except FileNotFoundError:
+            return 0
         kept = [text for text in texts if not holds(text)]
         if len(kept) < len(texts):
             _put(self._path, b"".join(map(_line, kept)))
