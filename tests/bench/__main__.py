@@ -30,7 +30,7 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
     "schedules": lambda daemon, server, runs: measures.alone("tests.bench.schedules"),
     "crowd": lambda daemon, server, runs: measures.crowd(daemon, runs),
     "door": lambda daemon, server, runs: measures.door(daemon, runs),
-    "many": lambda daemon, server, runs: measures.many(daemon, runs),
+    "many": lambda daemon, server, runs: measures.many(server, runs),
 }
 
 

@@ -299,14 +299,17 @@ def egress(server: LoadServer) -> Figures:
     return alone("tests.bench.egress", server.base_url)
 
 
-def many(daemon: Daemon, runs: int) -> Figures:
-    """Connections that rest and connections that stream, by `tests/bench/many.py`."""
+def many(server: LoadServer, runs: int) -> Figures:
+    """Connections that rest and connections that stream, by `tests/bench/many.py`; each time in a
+    daemon that has just started, whose memory is the base.
+    """
     rows = []
     for _ in range(runs):
-        rows.append(alone("tests.bench.many", given=daemon.reached() | {"seconds": MANY_SECONDS}))
-    figures = {name: proc.median([row[name] for row in rows]) for name in rows[0]}
-    # later runs find the memory that the first one took
-    return figures | {"idle_rss_mb": max(row["idle_rss_mb"] for row in rows)}
+        with new_daemon(server.base_url) as daemon:
+            daemon.start()
+            given = daemon.reached() | {"seconds": MANY_SECONDS}
+            rows.append(alone("tests.bench.many", given=given))
+    return {name: proc.median([row[name] for row in rows]) for name in rows[0]}
 
 
 def alone(module: str, *words: str, given: Mapping[str, Any] | None = None) -> Figures:

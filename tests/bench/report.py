@@ -257,7 +257,8 @@ GROUPS = (
     ),
     Group(
         "Many clients",
-        f"{IDLE:,} idle connections: the guest's RSS above what it was without them. Streams: "
+        f"in a daemon that has just started. {IDLE:,} idle connections: the guest's RSS above what "
+        "it was without them. Streams: "
         f"{CLIENTS:,} connections, of which {FOLLOWERS} follow each of {SESSIONS} sessions that "
         f"stream a delta every {GAP_MS} ms for {MANY_SECONDS:g} s. Each client's text is compared "
         "with the stored one, the numbers of its frames are checked. Lag: of every delta, from its "
