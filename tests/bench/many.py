@@ -12,10 +12,12 @@ import contextlib
 import json
 import re
 import selectors
+import socket
 import sys
 from collections.abc import Iterator
 from time import monotonic, monotonic_ns
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests.bench import proc
 from tests.bench.client import STAMP, TERMINAL, TIMEOUT, Client, check, cut, frame_type
@@ -28,6 +30,7 @@ GAP_MS = 20  # between two deltas
 BEAT = 20.0  # seconds after which each client says that it is there: it parses no ping meanwhile
 PONG = b"\x8a\x80\0\0\0\0"
 NUMBERS = re.compile(rb'\{"type":"\w+","seq":(\d+)(?:,"first_seq":(\d+))?,')
+END = re.compile(rb'\{"type":"(?:%b)"' % "|".join(TERMINAL).encode())
 DELTA = re.compile(rb'"delta":"([^"\\]*)"\}')
 
 Chunks = list[tuple[int, bytes]]
@@ -70,6 +73,35 @@ def idle(given: dict[str, Any]) -> dict[str, float]:
         return {"idle_rss_mb": proc.rss_mb(given["guest"]) - before}
 
 
+class Bad:
+    """Three clients that should disturb nobody: one follows a session that streams and reads
+    nothing, one is silent, also when it is pinged, and one sends a byte a second.
+    """
+
+    def __init__(self, crowd: Connections, given: dict[str, Any], session: str, rest: str) -> None:
+        self.stalled = crowd.add(session)
+        self.stalled.socket.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.silent = crowd.add(rest)
+        url = urlsplit(given["endpoint"])
+        self._socket = socket.create_connection((url.hostname, url.port), TIMEOUT)
+        self._said = iter(b"GET /ws HTTP/1.1\r\nHost: localhost\r\nX-Slow: " + b"x" * 1000)
+
+    def tick(self) -> None:
+        with contextlib.suppress(OSError):  # it was cut off, as it must be
+            self._socket.send(bytes((next(self._said),)))
+
+    def read(self) -> Chunks:
+        """What the first one missed, once it reads again."""
+        chunks: Chunks = []
+        while not ended(chunks):
+            data = self.stalled.socket.sock.recv(1 << 16)
+            chunks.append((monotonic_ns(), data))
+            if not data:
+                raise RuntimeError("the client that did not read was sent away")
+        self._socket.close()
+        return chunks
+
+
 def streaming(given: dict[str, Any]) -> dict[str, float]:
     """`CLIENTS` connections, of which `FOLLOWERS` follow each of `SESSIONS` that stream."""
     deltas = int(given["seconds"] * 1000 / GAP_MS)
@@ -81,8 +113,10 @@ def streaming(given: dict[str, Any]) -> dict[str, float]:
         while len(crowd.clients) < CLIENTS:
             crowd.add(rest)
         before = proc.cpu_ms(given["guest"])
-        received, most = listen(given["guest"], crowd.clients, readers, speakers, deltas)
+        bad = Bad(crowd, given, speakers[0].session_id, rest)
+        received, most = listen(given["guest"], crowd.clients, readers, speakers, deltas, bad)
         cpu = proc.cpu_ms(given["guest"]) - before
+        understand(bad.read(), deltas, [])
     lags: list[float] = []
     frames = 0
     for chunks in received:
@@ -99,7 +133,12 @@ def streaming(given: dict[str, Any]) -> dict[str, float]:
 
 
 def listen(
-    guest: int, clients: list[Client], readers: list[Client], speakers: list[Client], deltas: int
+    guest: int,
+    clients: list[Client],
+    readers: list[Client],
+    speakers: list[Client],
+    deltas: int,
+    bad: Bad,
 ) -> tuple[list[Chunks], float]:
     """Let every speaker send its message and receive until every reader has its answer; returns
     what each of them got, and the most resident memory that the guest had.
@@ -119,10 +158,12 @@ def listen(
             now = monotonic()
             if now > looked + 1.0:
                 looked, most = now, max(most, proc.rss_mb(guest))
+                bad.tick()
             if now > last_beat + BEAT:
                 last_beat = now
                 for client in clients:
-                    client.socket.sock.sendall(PONG)
+                    if client is not bad.silent:
+                        client.socket.sock.sendall(PONG)
             if not ready and now > heard + TIMEOUT:
                 raise RuntimeError(f"{left} clients never saw the end of a turn")
             for key, _ in ready:
@@ -131,10 +172,18 @@ def listen(
                 key.data.append((monotonic_ns(), data))
                 if not data:
                     raise RuntimeError("the gateway hung up on one of the crowd")
-                if any(b'{"type":"' + name.encode() in data for name in TERMINAL):
+                if ended(key.data):
                     selector.unregister(key.fileobj)
                     left -= 1
     return received, most
+
+
+def ended(chunks: Chunks) -> bool:
+    """Whether the end of a turn is in it, whole."""
+    if not END.search(b"".join(data for _, data in chunks[-16:])):  # most often
+        return False
+    frames = cut(bytearray(b"".join(data for _, data in chunks)))
+    return bool(frames) and frame_type(frames[-1]) in TERMINAL
 
 
 def understand(chunks: Chunks, deltas: int, lags: list[float]) -> int:

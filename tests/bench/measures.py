@@ -318,7 +318,7 @@ def alone(module: str, *words: str, given: Mapping[str, Any] | None = None) -> F
         [sys.executable, "-m", module, *words],
         input=json.dumps(given) if given is not None else None,
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
