@@ -260,9 +260,9 @@ GROUPS = (
         f"in a daemon that has just started. {IDLE:,} idle connections: the guest's RSS above what "
         "it was without them. Streams: "
         f"{CLIENTS:,} connections, of which {FOLLOWERS} follow each of {SESSIONS} sessions that "
-        f"stream a delta every {GAP_MS} ms for {MANY_SECONDS:g} s, and three that do harm: one reads "
-        "nothing until the end, one answers no ping, one sends a byte a second. "
-        "Each client's text is compared "
+        f"stream a delta every {GAP_MS} ms for {MANY_SECONDS:g} s, and three that do harm: one "
+        "reads nothing until the end, one answers no ping, one sends a byte a second. Each "
+        "client's text is compared "
         "with the stored one, the numbers of its frames are checked. Lag: of every delta, from its "
         "stamp in the model server to its arrival in the client's process, which only receives "
         "meanwhile. RSS is looked at every second",
