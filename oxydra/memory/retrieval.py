@@ -26,11 +26,12 @@ log = logging.getLogger(__name__)
 
 OWN_WEIGHT, NEARBY_WEIGHT = 1.0, 0.4  # by measurement: `make bench-memory`
 BEST = 2.2  # of BM25 for each word, times its rarity: k1 + 1
-EMBEDDED = 256  # texts whose vectors are made at once
-CANDIDATES = 120  # by words
+BREATH = 0.001  # seconds between two transactions of a rebuild
+EMBEDDED = 128  # texts whose vectors are made at once
+CANDIDATES = 100  # by words
 NEAREST = 40  # by meaning
-COUNTED = 2000  # chunks that a word is looked for in to know how rare it is
-MATCHES = 6000  # chunks whose words are compared; rarer words come first
+COUNTED = 1500  # chunks that a word is looked for in to know how rare it is
+MATCHES = 4000  # chunks whose words are compared; rarer words come first
 SPREAD = 5  # chunks that a word finds for one that it stands in
 WITHIN = 2000  # chunks of a scope that are compared one by one
 LEAST_MEANING = 0.3  # cosine below which nearness alone says nothing
@@ -107,7 +108,7 @@ class Retrieval:
         words, the vectors that are missing, the index of vectors. `at` is told of each stage and of
         how much of it is done. Raises `OxydraError`, `Cancelled`.
         """
-        store = self._store
+        store, token = self._store, token or CancelToken()
         if store.mend_word_indexes():
             at("listed anew", store.to_index())
         place: tuple[str, int] | None = ("", 0)
@@ -116,8 +117,8 @@ class Retrieval:
             place = store.reindex_batch(place, chunks.split, chunks.spaceless)
             done += REBUILT
             at("messages and notes", done)
-            if token is not None:
-                token.check()
+            token.wait(BREATH)  # a lock is not fair: who waits to write comes first now
+            token.check()
         self.catch_up(token)
         embedder = self._embedder
         store.drop_orphans(

@@ -18,7 +18,7 @@ from oxydra.store.migrations import digest
 from oxydra.types import EVERYWHERE, NOTE, RECALLED, Chunk, Marks, Scope
 
 NEIGHBOURS = 2  # messages on each side whose words a chunk is found by as well
-BATCH = 256  # events indexed in one transaction
+BATCH = 64  # events indexed in one transaction
 AT_ONCE = 500  # values in one statement
 MOST_OF_OUTPUT = 64 * 1024  # characters of a tool's result that are searched
 # Results that repeat what is searched where it was said or noted.

@@ -10,7 +10,7 @@ from oxydra.store.memory import index_event, replace_chunks
 from oxydra.store.migrations import digest
 from oxydra.types import Json
 
-REBUILT = 24  # events and notes in one transaction of a rebuild, which saves are kept waiting by
+REBUILT = 8  # events and notes in one transaction of a rebuild, for which saves wait
 WORD_TABLES = {
     "chunk_words": "CREATE VIRTUAL TABLE chunk_words USING fts5(text, nearby, content = '',"
     " contentless_delete = 1, tokenize = 'porter unicode61 remove_diacritics 2')",

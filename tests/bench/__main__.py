@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
     "egress": lambda daemon, server, runs: measures.egress(server),
     "tui": lambda daemon, server, runs: measures.alone("tests.bench.tui"),
     "schedules": lambda daemon, server, runs: measures.alone("tests.bench.schedules"),
+    "search": lambda daemon, server, runs: measures.alone("tests.bench.search"),
     "crowd": lambda daemon, server, runs: measures.crowd(daemon, runs),
     "door": lambda daemon, server, runs: measures.door(daemon, runs),
     "many": lambda daemon, server, runs: measures.many(server, runs),

@@ -16,6 +16,7 @@ from tests.bench.measures import (
     REST_SECONDS,
     TURNS,
 )
+from tests.bench.search import SEARCHES
 from tests.bench.tools import CALLS, COMMANDS
 from tests.bench.turns import SESSION_TURNS, TRIES
 
@@ -215,6 +216,24 @@ GROUPS = (
             Row("tui_draws", "most draws in a second", "", 31, 0),
             Row("tui_stream_cpu", "CPU while it streams", "%"),
             Row("tui_rss_mb", "RSS with 5,000 messages", "MB"),
+        ),
+    ),
+    Group(
+        "Memory",
+        "databases of 1,000, 10,000 and 100,000 messages of 8 to 40 made-up words by Zipf's law, "
+        f"each searched by a process of its own for {SEARCHES} times eight such words, by words "
+        "and vectors; the first search loads the backend. Indexed: chunks and words, and then "
+        "their vectors. Save: a note, while all of the largest is made anew",
+        (
+            Row("search_ms_1k", "search, p50, 1,000 chunks", "ms", 3, 1),
+            Row("search_ms_10k", "10,000 chunks", "ms", 8, 1),
+            Row("search_ms_100k", "100,000 chunks", "ms", 20, 1),
+            Row("first_search_ms_100k", "the first of a process, 100,000 chunks", "ms", None, 0),
+            Row("search_rss_mb_100k", "RSS that searching 100,000 adds", "MB", 150),
+            Row("open_ms_100k", "100,000 chunks open", "ms", 300),
+            Row("index_per_s", "chunks indexed a second", "", -2000, 0),
+            Row("embed_per_s", "chunks embedded a second", "", None, 0),
+            Row("save_ms", "a save is acknowledged while all is made anew, p50", "ms", 10),
         ),
     ),
     Group(
