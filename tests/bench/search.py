@@ -1,4 +1,4 @@
-"""Memory at 1,000, 10,000 and 100,000 chunks: `python -m tests.bench.search` prints figures as JSON.
+"""Memory with 1,000, 10,000 and 100,000 chunks, alone: prints the figures as JSON.
 
 Each size is a database of its own with messages of 8 to 40 words, drawn from 30,000 made-up ones by
 Zipf's law, in sessions of 500. What is asked is eight such words. Each size is searched by a
