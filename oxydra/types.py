@@ -468,10 +468,10 @@ class Delegator(Protocol):
 
 class Schedules(Protocol):
     """Tasks that run at their time. `ask` does `action` (`create`, `list`, `edit`, …, `notify`)
-    for the model whose call it is. Raises `OxydraError`.
+    for the model whose call it is; the answer, and what it holds. Raises `OxydraError`.
     """
 
-    def ask(self, action: str, args: Json, context: ToolContext) -> Json: ...
+    def ask(self, action: str, args: Json, context: ToolContext) -> tuple[Json, Marks]: ...
 
 
 # ----------------------------------------------------------------------------------- memory

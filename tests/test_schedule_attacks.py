@@ -348,3 +348,35 @@ def test_a_goal_of_strangers_gets_nothing_out(attacked):
         eventually(lambda: len(a.results(session)) == 2)
     assert a.store.messages(session)[0].tainted
     assert a.sent == [] and "Nobody is there to be asked" in a.results(session)[1]
+
+
+def test_a_person_who_looks_at_schedules_is_not_asked_about_the_next_one(attacked):
+    a = attacked()
+    own = a.create()["schedule_id"]
+    a.provider.steps[:] = [
+        calls(call("schedule_search")),
+        calls(call("schedule_edit", schedule_id=own, action="pause")),
+        "Done.",
+    ]
+    with a.client() as client:
+        assert talk(client)["type"] == "turn_completed"
+    assert a.rows[0]["status"] == "paused"
+
+
+def test_what_a_run_has_read_is_still_private_where_its_words_are_read(attacked):
+    a = attacked(calls(call("secret")), "It says: private.")
+    with a.client() as client:
+        made = a.create(session_id=client.session, notification="always")["schedule_id"]
+        a.run(client)
+        (run,) = a.counter.command({"action": "runs", "schedule_id": made})["runs"]
+        a.provider.steps[:] = [
+            calls(call("schedule_run_output", run_id=run["run_id"])),
+            calls(call("send", what="private")),
+            "Done.",
+        ]
+        client.turn("what did it say?", "t9")
+        request = client.until("approval_request")["payload"]
+        assert request["tool"] == "send"
+        client.ask("approve", approval_id=request["approval_id"], decision="deny")
+        client.until("turn_completed")
+    assert a.sent == []

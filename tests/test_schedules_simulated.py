@@ -109,7 +109,7 @@ class World:
         self.running.remove(fire)
 
     def read(self):
-        owed = self.store.owed_notices()
+        owed = self.store.owed_notices(most=100_000)
         for notice in owed:
             self.said[notice.notice_id] = notice.payload["message"]
         self.store.notices_seen([notice.notice_id for notice in owed])

@@ -320,11 +320,11 @@ class ModelDesk:
         self._scheduler = scheduler
         self._marks_of = marks_of
 
-    def ask(self, action: str, args: Json, context: ToolContext) -> Json:
+    def ask(self, action: str, args: Json, context: ToolContext) -> tuple[Json, Marks]:
         if action == "notify":
             turn_id = context.turn_id
             self._scheduler.notify(context.session_id, turn_id, str(args["message"]))
-            return {"noted": True}
+            return {"noted": True}, NO_MARKS
         store = self._scheduler.store
         root = store.turn(store.root_turn(context.turn_id))  # delegated work is its sender's
         session_id = root.session_id if root is not None else context.session_id
@@ -340,7 +340,20 @@ class ModelDesk:
         call = (context.turn_id, context.step, context.call_id)
         allowed = store.allowed_call(*call)
         asker = Asker(session_id, self._marks_of(context.turn_id), allowed=allowed, note=note)
-        return Desk(self._scheduler).act(action, args, asker)
+        found = Desk(self._scheduler).act(action, args, asker)
+        return found, self._held(found)
+
+    def _held(self, found: Json) -> Marks:
+        """What an answer holds: a goal what the conversation held in which it was written, a run
+        what its session holds; why one was switched off, what somebody's server said.
+        """
+        marks = NO_MARKS
+        for row in found.get("schedules") or [found]:
+            marks |= Marks(bool(row.get("tainted")), bool(row.get("sensitive")))
+            marks |= Marks(tainted=row.get("status") == "disabled")
+        if "runs" in found or "output" in found:
+            marks |= self._scheduler.store.session_marks(PREFIX + found["schedule_id"])
+        return marks
 
 
 def _row(schedule: Schedule) -> Json:

@@ -15,6 +15,7 @@ from oxydra.store.database import Database, Row, as_text, clean
 from oxydra.types import Json
 
 KEPT = 50  # of one schedule that nobody has seen; the ledger has what older ones said
+AT_ONCE = 100  # that a client gets when it comes; the others when it comes again
 GIVEN = 1000  # rows that stay of those that were seen
 RETRY = (30, 3600)  # seconds before a channel is tried again, first and longest
 
@@ -41,10 +42,14 @@ _NOTICE = ", ".join(Notice.__slots__)
 class NoticeTables(Database):
     """`notices`."""
 
-    def owed_notices(self, besides: Collection[str] = ()) -> list[Notice]:
-        """Those that nobody has seen, oldest first; without those of the channels `besides`."""
-        where = "AND channel NOT IN (SELECT value FROM json_each(?)) ORDER BY notice_id"
-        return self._notices(where, (_list(besides),))
+    def owed_notices(self, besides: Collection[str] = (), most: int = AT_ONCE) -> list[Notice]:
+        """Those that nobody has seen, the newest `most` of them, oldest first; without those of the
+        channels `besides`.
+        """
+        where = (
+            "AND channel NOT IN (SELECT value FROM json_each(?)) ORDER BY notice_id DESC LIMIT ?"
+        )
+        return self._notices(where, (_list(besides), most))[::-1]
 
     def due_notices(self, channels: Collection[str], now: int) -> list[Notice]:
         """Those that these channels may be given now, oldest first."""

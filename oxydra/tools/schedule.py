@@ -1,7 +1,8 @@
 """`schedule_*` and `notify`: tasks that run at their time, and a word to their person.
 
 The tools hand what is wanted to the service `schedules`, which knows the limits and whose
-conversation it is. What runs said may hold what strangers wrote.
+conversation it is. What runs said may hold what strangers wrote, and has the marks of their
+session; a schedule has those of the conversation in which it was made.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from oxydra.errors import ToolError
 from oxydra.frames import compact
 from oxydra.tools.base import tool
 from oxydra.tools.schema import Bounds
-from oxydra.types import Json, SafetyTier, Schedules, Tool, ToolContext
+from oxydra.types import Json, SafetyTier, Schedules, Tool, ToolContext, ToolResult
 
 Cadences = Literal["cron", "interval", "once"]
 Notification = Literal["always", "conditional", "never"]
@@ -21,12 +22,13 @@ Notification = Literal["always", "conditional", "never"]
 CHANGING = frozenset({"schedule_create", "schedule_edit", "schedule_delete"})  # noted beforehand
 
 
-def _ask(context: ToolContext, action: str, args: Json) -> str:
+def _ask(context: ToolContext, action: str, args: Json) -> ToolResult:
     schedules: Schedules | None = context.services.get("schedules")
     if schedules is None:
         raise ToolError("Nothing can be scheduled here.", code="schedules_unavailable")
     given = {name: value for name, value in args.items() if value is not None}
-    return compact(schedules.ask(action, given, context))
+    found, marks = schedules.ask(action, given, context)
+    return ToolResult(compact(found), marks=marks)
 
 
 @tool(tier=SafetyTier.SIDE_EFFECTING)
@@ -38,14 +40,14 @@ def schedule_create(
     name: Annotated[str, Bounds(0, 100)] | None = None,
     timezone: Annotated[str, Bounds(0, 64)] | None = None,
     notification: Notification | None = None,
-) -> str:
+) -> ToolResult:
     """Run a goal later: at cron times, every so many seconds, or once at an RFC 3339 time."""
     args = {"goal": goal, "cadence_type": cadence_type, "cadence_value": cadence_value}
     more = {"name": name, "timezone": timezone, "notification": notification}
     return _ask(context, "create", {**args, **more})
 
 
-@tool(tier=SafetyTier.READ_ONLY, taints=True)
+@tool(tier=SafetyTier.READ_ONLY)
 def schedule_search(
     context: ToolContext,
     name: str | None = None,
@@ -54,7 +56,7 @@ def schedule_search(
     notification: Notification | None = None,
     limit: Annotated[int, Bounds(1, 50)] = 20,
     offset: Annotated[int, Bounds(0, 100000)] = 0,
-) -> str:
+) -> ToolResult:
     """Find schedules."""
     args = {"name": name, "status": status, "cadence_type": cadence_type}
     more = {"notification": notification, "limit": limit, "offset": offset}
@@ -72,7 +74,7 @@ def schedule_edit(
     name: Annotated[str, Bounds(0, 100)] | None = None,
     timezone: Annotated[str, Bounds(0, 64)] | None = None,
     notification: Notification | None = None,
-) -> str:
+) -> ToolResult:
     """Change, pause or resume a schedule."""
     args = {"schedule_id": schedule_id, "goal": goal, "cadence_type": cadence_type}
     args |= {"cadence_value": cadence_value, "name": name, "timezone": timezone}
@@ -81,7 +83,7 @@ def schedule_edit(
 
 
 @tool(tier=SafetyTier.SIDE_EFFECTING)
-def schedule_delete(context: ToolContext, schedule_id: str) -> str:
+def schedule_delete(context: ToolContext, schedule_id: str) -> ToolResult:
     """Delete a schedule and the record of its runs."""
     return _ask(context, "delete", {"schedule_id": schedule_id})
 
@@ -89,7 +91,7 @@ def schedule_delete(context: ToolContext, schedule_id: str) -> str:
 @tool(tier=SafetyTier.READ_ONLY, taints=True)
 def schedule_runs(
     context: ToolContext, schedule_id: str, limit: Annotated[int, Bounds(1, 50)] = 10
-) -> str:
+) -> ToolResult:
     """What became of a schedule's due times, the newest first."""
     return _ask(context, "runs", {"schedule_id": schedule_id, "limit": limit})
 
@@ -100,14 +102,14 @@ def schedule_run_output(
     run_id: Annotated[int, Bounds(0, 1 << 53)],
     offset: Annotated[int, Bounds(0, 1 << 20)] = 0,
     max_chars: Annotated[int, Bounds(1, 32768)] = 8000,
-) -> str:
+) -> ToolResult:
     """What a run answered."""
     args = {"run_id": run_id, "offset": offset, "max_chars": max_chars}
     return _ask(context, "output", args)
 
 
 @tool(tier=SafetyTier.SIDE_EFFECTING, repeatable=True)
-def notify(context: ToolContext, message: Annotated[str, Bounds(1, 4000)]) -> str:
+def notify(context: ToolContext, message: Annotated[str, Bounds(1, 4000)]) -> ToolResult:
     """In a scheduled run: tell its person something."""
     return _ask(context, "notify", {"message": message})
 
