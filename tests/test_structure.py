@@ -28,6 +28,7 @@ LAYERS = {
     "budget": 0.9,
     "config": 1,
     "catalog": 1,
+    "arguments": 1,
     "cadence": 1,
     "policy": 1,
     "frames": 1,

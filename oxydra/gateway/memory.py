@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from oxydra.arguments import number_arg, text_arg
 from oxydra.budget import estimate_message
 from oxydra.config import MemoryConfig
 from oxydra.errors import NotFoundError, ToolError, UsageError
@@ -81,7 +82,7 @@ class MemoryCommands:
             raise UsageError("Say what to look for.", remedy="/memory WORDS")
         if not isinstance(most, int) or not 1 <= most <= MAX_RESULTS:
             raise UsageError(f"`top_k` is a number from 1 to {MAX_RESULTS}.")
-        since, until = _text(args, "since", 64, ""), _text(args, "until", 64, "")
+        since, until = text_arg(args, "since", 64, ""), text_arg(args, "until", 64, "")
         scope = Scope(
             conversations=args.get("include_conversation") is not False,
             tags=_tags(args) or (),
@@ -94,7 +95,7 @@ class MemoryCommands:
 
     def recall(self, args: Json) -> Json:
         """What a new session's first message `text` would have recalled for it."""
-        text = _text(args, "text", MAX_QUERY)
+        text = text_arg(args, "text", MAX_QUERY)
         recall, model = self._runtime.recall, self._runtime.agents.get("default").model
         message = None if recall is None else recall.found(text, model)
         if message is None:
@@ -130,30 +131,32 @@ class MemoryCommands:
 
     def _list(self, args: Json) -> Json:
         limit, offset = (
-            _number(args, "limit", 100, MOST_LISTED),
-            _number(args, "offset", 0, 1 << 31),
+            number_arg(args, "limit", 100, most=MOST_LISTED),
+            number_arg(args, "offset", 0, most=1 << 31),
         )
         found, total = self._store.notes(_tags(args) or (), limit=limit, offset=offset)
         return {"notes": [note.to_json() for note in found], "total": total}
 
     def _show(self, args: Json) -> Json:
-        found = self._store.note_history(_text(args, "note_id", 64))
+        found = self._store.note_history(text_arg(args, "note_id", 64))
         return {**found[0].to_json(), "history": [note.to_json() for note in found[1:]]}
 
     def _save(self, args: Json) -> Json:
-        content = _text(args, "content", 8 * MAX_CONTENT)
+        content = text_arg(args, "content", 8 * MAX_CONTENT)
         return self._notebook.save(content, _tags(args) or ()).to_json()
 
     def _edit(self, args: Json) -> Json:
-        note_id = _text(args, "note_id", 64)
-        content = _text(args, "content", 8 * MAX_CONTENT, "") or self._store.note(note_id).content
+        note_id = text_arg(args, "note_id", 64)
+        content = (
+            text_arg(args, "content", 8 * MAX_CONTENT, "") or self._store.note(note_id).content
+        )
         return self._notebook.update(note_id, content, _tags(args)).to_json()
 
     def _delete(self, args: Json) -> Json:
-        return {"deleted": self._notebook.delete(_text(args, "note_id", 64)).to_json()}
+        return {"deleted": self._notebook.delete(text_arg(args, "note_id", 64)).to_json()}
 
     def _pin(self, args: Json, pinned: bool) -> Json:
-        return self._notebook.pin(_text(args, "note_id", 64), pinned).to_json()
+        return self._notebook.pin(text_arg(args, "note_id", 64), pinned).to_json()
 
     def _import(self, args: Json) -> Json:
         rows = args.get("notes")
@@ -169,8 +172,11 @@ class MemoryCommands:
         """Take a session, a note or some words out of all that is kept; `dry_run` only says what
         that means. Raises `UsageError` while a turn is under way where something changes.
         """
-        session_id, note_id = _text(args, "session_id", 200, ""), _text(args, "note_id", 64, "")
-        words = " ".join(_text(args, "matching", 1000, "").split())
+        session_id, note_id = (
+            text_arg(args, "session_id", 200, ""),
+            text_arg(args, "note_id", 64, ""),
+        )
+        words = " ".join(text_arg(args, "matching", 1000, "").split())
         if len(list(filter(None, (session_id, note_id, words)))) != 1:
             raise UsageError("Name one: a session, a note, or the words to be forgotten.")
         if session_id:
@@ -262,24 +268,6 @@ def _report(found: Forgotten, *, done: bool) -> Json:
         "kept": found.kept,
         "texts": texts,
     }
-
-
-def _text(args: Json, name: str, most: int, usual: str | None = None) -> str:
-    value = args.get(name)
-    if value in (None, "") and usual is not None:
-        return usual
-    if not isinstance(value, str) or not 1 <= len(value) <= most:
-        raise UsageError(f"{name!r} is a text of 1 to {most} characters.")
-    return value
-
-
-def _number(args: Json, name: str, usual: int, most: int) -> int:
-    value = args.get(name)
-    if value is None:
-        return usual
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise UsageError(f"{name!r} is a whole number up to {most}.")
-    return value
 
 
 def _tags(args: Json) -> tuple[str, ...] | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from oxydra import cadence
+from oxydra.arguments import number_arg, text_arg
 from oxydra.budget import usd
 from oxydra.errors import NotFoundError, PolicyDenied, UsageError
 from oxydra.runtime.undo import Piece
@@ -90,8 +91,8 @@ class Desk:
     def create(self, args: Json, asker: Asker) -> Json:
         _check_changes(asker)
         now = int(self._scheduler.clock())
-        zone = _text(args, "timezone", 64, self._config.default_timezone)
-        kind, value = _text(args, "cadence_type", 16), _text(args, "cadence_value", 200)
+        zone = text_arg(args, "timezone", 64, self._config.default_timezone)
+        kind, value = text_arg(args, "cadence_type", 16), text_arg(args, "cadence_value", 200)
         held = asker.marks.tainted and not asker.allowed
         origin = asker.session_id or str(args.get("session_id") or "")
         channel, _, place = (
@@ -99,8 +100,8 @@ class Desk:
         )
         wanted = Schedule(
             schedule_id=new_id(),
-            name=" ".join(_text(args, "name", MAX_NAME, "").split()),
-            goal=_text(args, "goal", MAX_GOAL),
+            name=" ".join(text_arg(args, "name", MAX_NAME, "").split()),
+            goal=text_arg(args, "goal", MAX_GOAL),
             cadence_type=kind,
             cadence_value=value,
             timezone=zone,
@@ -130,7 +131,7 @@ class Desk:
         if args.get("name"):
             part = str(args["name"]).casefold()
             found = [one for one in found if part in one.name.casefold()]
-        offset, limit = _number(args, "offset", 0, 0), _number(args, "limit", 50, 1)
+        offset, limit = number_arg(args, "offset", 0), number_arg(args, "limit", 50, least=1)
         page = found[offset : offset + limit]
         return {"schedules": [self._told(one) for one in page], "total": len(found)}
 
@@ -140,12 +141,12 @@ class Desk:
     def edit(self, args: Json, asker: Asker) -> Json:
         _check_changes(asker)
         found = self._find(args)
-        kind = _text(args, "cadence_type", 16, found.cadence_type)
-        value = _text(args, "cadence_value", 200, found.cadence_value)
-        zone = _text(args, "timezone", 64, found.timezone)
+        kind = text_arg(args, "cadence_type", 16, found.cadence_type)
+        value = text_arg(args, "cadence_value", 200, found.cadence_value)
+        zone = text_arg(args, "timezone", 64, found.timezone)
         changes: Json = {
-            "goal": _text(args, "goal", MAX_GOAL, found.goal),
-            "name": " ".join(_text(args, "name", MAX_NAME, found.name).split()),
+            "goal": text_arg(args, "goal", MAX_GOAL, found.goal),
+            "name": " ".join(text_arg(args, "name", MAX_NAME, found.name).split()),
             "notification": _one_of(args.get("notification") or found.notification, NOTIFICATIONS),
         }
         if (kind, value, zone) != (found.cadence_type, found.cadence_value, found.timezone):
@@ -200,21 +201,21 @@ class Desk:
 
     def runs(self, args: Json, _asker: Asker) -> Json:
         found = self._find(args)
-        limit = min(_number(args, "limit", 20, 1), self._config.max_run_history)
+        limit = min(number_arg(args, "limit", 20, least=1), self._config.max_run_history)
         fires = self._store.fires(found.schedule_id, limit)
         rows = [self._run(fire, found) for fire in fires]
         times = {"next_runs": self._next(found)}
         return {"schedule_id": found.schedule_id, "runs": rows, **times}
 
     def output(self, args: Json, _asker: Asker) -> Json:
-        fire = self._store.fire(_number(args, "run_id", 0, 0))
+        fire = self._store.fire(number_arg(args, "run_id", 0))
         kept = self._store.fires(fire.schedule_id, self._config.max_run_history)
         if fire.fire_id not in [one.fire_id for one in kept]:
             raise NotFoundError(
                 f"What the run {fire.fire_id} said is not kept any more.",
                 remedy="[scheduler] max_run_history says how many are.",
             )
-        offset, most = _number(args, "offset", 0, 0), _number(args, "max_chars", 8000, 1)
+        offset, most = number_arg(args, "offset", 0), number_arg(args, "max_chars", 8000, least=1)
         part = fire.output[offset : offset + most]
         schedule = self._store.schedule(fire.schedule_id)
         whole = {"output": part, "total_chars": len(fire.output)}
@@ -247,7 +248,7 @@ class Desk:
         return first
 
     def _find(self, args: Json) -> Schedule:
-        return self._store.find_schedule(_text(args, "schedule_id", MAX_NAME))
+        return self._store.find_schedule(text_arg(args, "schedule_id", MAX_NAME))
 
     def _change(self, found: Schedule, changes: Json, asker: Asker) -> Json:
         asker.note(found, replace(found, **changes))
@@ -378,24 +379,6 @@ def _check_words(asker: Asker) -> None:
             "The conversation holds what strangers wrote, and its person was not asked.",
             remedy="Its person can do it: oxydra-runner schedule",
         )
-
-
-def _text(args: Json, name: str, most: int, usual: str | None = None) -> str:
-    value = args.get(name)
-    if (value is None or value == "") and usual is not None:
-        return usual
-    if not isinstance(value, str) or not 1 <= len(value) <= most:
-        raise UsageError(f"{name!r} is a text of 1 to {most} characters.")
-    return value
-
-
-def _number(args: Json, name: str, usual: int, least: int) -> int:
-    value = args.get(name)
-    if value is None:
-        return usual
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 53:
-        raise UsageError(f"{name!r} is a whole number from {least} on.")
-    return value
 
 
 def _one_of(value: object, known: tuple[str, ...]) -> str:
