@@ -188,6 +188,13 @@ def test_the_bottom_needs_the_standard_library_only(node: str) -> None:
                 )
 
 
+def test_the_guidebook_has_every_node_on_its_layer() -> None:
+    text = (ROOT / "docs" / "guidebook" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", text, re.MULTILINE)
+    told = {name: int(layer) for layer, names in rows for name in re.findall(r"`(\w+)[./]", names)}
+    assert told == {node: int(LAYERS[node] + 0.1) for node in NODES - {"version"}}
+
+
 # -------------------------------------------------------------------------------------------- files
 
 
