@@ -100,6 +100,8 @@ class Scrap:
 class NoteTables(Database):
     """`notes`, `note_revisions`, `note_tags` and `scratchpad`."""
 
+    _notes_at_most = 1 << 62  # notes that there are: not counted yet
+
     def add_note(
         self,
         content: str,
@@ -116,7 +118,7 @@ class NoteTables(Database):
         """
         note_id, now = note_id or secrets.token_hex(5), at or timestamp()
         with self._transaction() as db:
-            if int(db.execute("SELECT count(*) FROM notes").get) >= most:
+            if self._may_be_full(db, most):
                 raise UsageError(
                     f"There are {most:,} notes, as many as there may be.",
                     remedy="Delete some, or raise [memory] max_notes.",
@@ -125,13 +127,22 @@ class NoteTables(Database):
             _revise(db, note_id, 1, content, tags, marks, origin, now)
             return _found(db, note_id)
 
+    def _may_be_full(self, db: apsw.Connection, most: int) -> bool:
+        """Whether there are `most` notes, under the lock. They are counted only where there may be:
+        none came in another way than by those that were added since, each counted, kept or not.
+        """
+        if self._notes_at_most < most:
+            self._notes_at_most += 1
+            return False
+        self._notes_at_most = 1 + int(db.execute("SELECT count(*) FROM notes").get)
+        return self._notes_at_most > most
+
     def import_notes(self, notes: Sequence[Imported], *, most: int) -> list[str]:
         """Add notes under their own ids; returns of each whether it is `added`, `kept` since it is
         there as it is, `other` where its id says something else here, or `full`.
         """
         found: list[str] = []
         with self._transaction() as db:
-            total = int(db.execute("SELECT count(*) FROM notes").get)
             for one in notes:
                 there = db.execute(
                     "SELECT content FROM notes JOIN note_revisions USING (note_id, revision)"
@@ -140,10 +151,9 @@ class NoteTables(Database):
                 ).get
                 if there is not None:
                     found.append("kept" if there == clean(one.content) else "other")
-                elif total >= most:
+                elif self._may_be_full(db, most):
                     found.append("full")
                 else:
-                    total += 1
                     at = one.at or timestamp()
                     row = (one.note_id, int(one.pinned), at)
                     db.execute("INSERT INTO notes VALUES (?, 1, ?, ?)", row)
