@@ -10,19 +10,15 @@ from oxydra import cadence
 from oxydra.errors import UsageError
 
 ZONES = (
+    *("UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"),
+    *("Africa/Cairo", "Pacific/Apia", "Asia/Tehran", "Antarctica/Troll", "America/St_Johns"),
+    *("Europe/Dublin", "Africa/Casablanca", "Asia/Gaza", "Pacific/Chatham", "America/Havana"),
     *(
-        "UTC",
-        "Europe/Berlin",
-        "America/New_York",
-        "Australia/Lord_Howe",
-        "Asia/Kolkata",
-    ),
-    *(
+        "America/Santiago",
+        "Asia/Kathmandu",
+        "Pacific/Kiritimati",
         "America/Sao_Paulo",
-        "Africa/Cairo",
-        "Pacific/Apia",
-        "Asia/Tehran",
-        "Antarctica/Troll",
+        "Asia/Tokyo",
     ),
 )
 NAMES = cadence._DAYS, cadence._MONTHS
