@@ -400,11 +400,15 @@ class AgentGuest:
     def start(self) -> None:
         self._store.sweep_files()
         self._spending.recover()
+        if self._telegram is not None:
+            self._telegram.listen()
         self._hub.start()
         self._scheduler.start()
         if self._indexing:
             self._indexer.start()
         self._gateway.start()
+        if self._telegram is not None:
+            self._telegram.start()
 
     def stop(self) -> None:
         """Stop intake, leave running turns to be resumed, close the store."""
