@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from oxydra.frames import compact
 from oxydra.store.files import Files
 from oxydra.store.migrations import MIGRATIONS
 from oxydra.types import Json
+
+log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_MS = 10_000
 WORD_INDEXES = ("chunk_words", "chunk_trigrams")
@@ -167,12 +170,15 @@ class Database:
             return self._empty_log(BUSY_TIMEOUT_MS)
 
     def _empty_log(self, patience_ms: int) -> bool:
-        """Under the lock. What could not be done since somebody reads is owed."""
+        """Under the lock. What could not be done, since somebody reads or the disk is full, is
+        owed.
+        """
         db = self._writer
         db.set_busy_timeout(patience_ms)
         try:
             self._log_owed = bool(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").get[0])
-        except apsw.BusyError:
+        except apsw.Error as error:  # what is committed stays so
+            log.info("the log of writes is emptied later: %s", error)
             self._log_owed = True
         finally:
             db.set_busy_timeout(BUSY_TIMEOUT_MS)
