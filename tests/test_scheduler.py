@@ -12,6 +12,8 @@ from oxydra.budget import Account, Caps, Limit
 from oxydra.errors import BudgetError, BusyError, NotFoundError, PolicyDenied, UsageError
 from oxydra.runtime import Spending
 from oxydra.runtime.undo import Undo
+from oxydra.scheduler import Desk as Counter
+from oxydra.scheduler import Scheduler
 from oxydra.scheduler.desk import PERSON, Asker
 from oxydra.scheduler.engine import CATCH_UP, RETRIES
 from oxydra.store import Store
@@ -546,3 +548,16 @@ def test_a_run_that_takes_too_long_ends_and_says_so(house):
         h.now += 600
         h.scheduler.wake()
         assert "[scheduler] timeout_secs" in notices(client)
+
+
+def test_nothing_is_promised_where_nothing_runs(house):
+    h = house()
+    made = h.create()
+    off = Counter(Scheduler(h.store, replace(h.scheduler_config, enabled=False), h.hub))
+    for action in ("create", "resume", "run-now"):
+        with pytest.raises(UsageError, match="enabled is false"):
+            off.command({"action": action, "goal": "x", "schedule_id": made["schedule_id"]})
+    listed = off.command({})
+    assert "enabled is false" in listed["warning"]
+    assert listed["schedules"][0]["next_runs"] == []
+    assert "warning" not in h.counter.command({})

@@ -69,6 +69,7 @@ def _goal(text: str | None) -> str | None:
 def _text(found: Json) -> str:
     if "schedules" in found:
         rows = [_line(row) for row in found["schedules"]] or ["Nothing is scheduled."]
+        rows += [found["warning"]] if "warning" in found else []
     elif "runs" in found:
         rows = [_run(row) for row in found["runs"]] or ["It was not due yet."]
     elif "deleted" in found:

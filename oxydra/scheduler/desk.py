@@ -35,6 +35,7 @@ HELD = (
 )
 
 
+OFF = "Nothing that is scheduled runs: [scheduler] enabled is false."
 NO_MARKS = Marks()
 
 
@@ -88,8 +89,14 @@ class Desk:
             )
         return self._actions[action](args, asker)
 
+    def _check_enabled(self) -> None:
+        """Nothing is promised that will not be done."""
+        if not self._config.enabled:
+            raise UsageError(OFF, remedy="Set it in agent.toml, and restart the daemon.")
+
     def create(self, args: Json, asker: Asker) -> Json:
         _check_changes(asker)
+        self._check_enabled()
         now = int(self._scheduler.clock())
         zone = text_arg(args, "timezone", 64, self._config.default_timezone)
         kind, value = text_arg(args, "cadence_type", 16), text_arg(args, "cadence_value", 200)
@@ -133,7 +140,8 @@ class Desk:
             found = [one for one in found if part in one.name.casefold()]
         offset, limit = number_arg(args, "offset", 0), number_arg(args, "limit", 50, least=1)
         page = found[offset : offset + limit]
-        return {"schedules": [self._told(one) for one in page], "total": len(found)}
+        told = {"schedules": [self._told(one) for one in page], "total": len(found)}
+        return told if self._config.enabled else {**told, "warning": OFF}
 
     def show(self, args: Json, _asker: Asker) -> Json:
         return self._told(self._find(args))
@@ -172,6 +180,7 @@ class Desk:
     def resume(self, args: Json, asker: Asker) -> Json:
         """From now on; what was due meanwhile is not made up for."""
         _check_changes(asker)
+        self._check_enabled()
         found = self._find(args)
         if found.tainted and not (asker.person or asker.allowed):
             raise PolicyDenied("Only its person may resume this schedule.", remedy=found.reason)
@@ -185,6 +194,7 @@ class Desk:
     def run_now(self, args: Json, asker: Asker) -> Json:
         if not asker.person:
             raise PolicyDenied("Only a person may do that.")
+        self._check_enabled()
         found = self._find(args)
         return self._run(self._scheduler.asked_for(found.schedule_id), found)
 
@@ -296,7 +306,7 @@ class Desk:
         return {**schedule.to_json(), "next_runs": self._next(schedule)}
 
     def _next(self, schedule: Schedule) -> list[str]:
-        if schedule.status != "active":
+        if schedule.status != "active" or not self._config.enabled:
             return []
         zone = cadence.zone_of(schedule.timezone)
         return [cadence.local(at, zone) for at in self._scheduler.upcoming(schedule)]

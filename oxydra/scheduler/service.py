@@ -230,7 +230,7 @@ class Scheduler:
         turn = self.store.turn(fire.turn_id)
         cost, calls = self.store.cost_of_turn(fire.turn_id)
         if turn is None or not turn.state.terminal:  # it could not be brought to its end
-            outcome = Outcome(False, reason="The run broke off.", cost=cost)
+            outcome = Outcome(False, reason="It broke off. It goes on with the next start.")
         else:
             payload = (turn.terminal or {}).get("payload") or {}
             outcome = self._outcome(turn.state, payload)
