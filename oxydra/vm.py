@@ -6,8 +6,9 @@ control channel, the shell, the gateway's clients where they are forwarded, and 
 broker. It has no network and no key.
 
 Its main thread answers the runner on the control channel and ends when that does; `oxydra-mux`
-reads the stream; the other threads are the gateway's two and one per running turn. When the runner
-says so or is gone, running turns are left as they are in the store and resume with the next start.
+reads the stream; the other threads are the gateway's two, `oxydra-indexer` and one per running
+turn. When the runner says so or is gone, running turns are left as they are in the store and resume
+with the next start.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ COUNTED = 1500  # chunks that a word is looked for in to know how rare it is
 MATCHES = 4000  # chunks whose words are compared; rarer words come first
 SPREAD = 5  # chunks that a word finds for one that it stands in
 WITHIN = 2000  # chunks of a scope that are compared one by one
-LEAST_MEANING = 0.3  # cosine below which nearness alone says nothing
+LEAST_MEANING = 0.4  # cosine below which nearness alone says nothing
 AT_ONCE = 32  # events that are indexed before any search
 
 
