@@ -61,10 +61,8 @@ class UpkeepTables(Database):
 
     def index_troubles(self) -> list[str]:
         """What is wrong with the database and memory's indexes in it; empty where nothing is."""
+        found = self._damages()
         with self._reading() as db:
-            found = [str(row[0]) for row in db.execute("PRAGMA integrity_check(5)")]
-            if found == ["ok"]:
-                found = []
             for what, query in _CHECKS.items():
                 rows = [str(row[0]) for row in db.execute(query)]
                 if rows:
@@ -76,23 +74,23 @@ class UpkeepTables(Database):
             ]
         if wrong:
             found.append(f"{len(wrong):,} chunks with the hash of another text: {wrong[:_SHOWN]}")
-        return found + self._broken_word_indexes()
-
-    def _broken_word_indexes(self) -> list[str]:
-        found = []
-        for index in WORD_TABLES:
-            try:
-                with self._transaction() as db:
-                    db.execute(f"INSERT INTO {index} ({index}) VALUES ('integrity-check')")
-            except StoreError as error:
-                found.append(f"the index {index} is damaged ({error})")
         return found
+
+    def _damages(self, table: str = "") -> list[str]:
+        """What SQLite finds wrong with a table, or all: a reader, whom no writer waits for."""
+        limit = table or str(_SHOWN)
+        try:
+            with self._reading() as db:
+                rows = [str(row[0]) for row in db.execute(f"PRAGMA integrity_check({limit})")]
+        except StoreError as error:
+            rows = [str(error)]
+        return [f"the database is damaged: {row}" for row in rows if row != "ok"]
 
     def mend_word_indexes(self) -> bool:
         """Make indexes of words that are damaged anew, empty, with everything on the list of what
         is to be indexed; whether one was.
         """
-        if not self._broken_word_indexes():
+        if not any(map(self._damages, WORD_TABLES)):
             return False
         with self._transaction() as db:
             for index, made in WORD_TABLES.items():
@@ -132,6 +130,16 @@ class UpkeepTables(Database):
         gone = "(SELECT chunk_id FROM chunks AS c WHERE session_id NOT GLOB 'note:*' AND NOT EXISTS"
         gone += " (SELECT 1 FROM events AS e WHERE e.session_id = c.session_id"
         gone += " AND e.sequence = c.sequence))"
+        lost = f"SELECT 1 FROM chunks WHERE chunk_id IN {gone}"
+        unlike = "SELECT 1 FROM vectors WHERE model = ? AND length(vector) <> ?"
+        with self._reading() as db:  # nobody waits to write while there is nothing to do
+            db.create_scalar_function("digest_of", lambda *one: digest(one[0]), 1)
+            hashes = "SELECT 1 FROM chunks WHERE hash <> digest_of(text)"
+            queries = [lost, hashes, *list(_CHECKS.values())[1:]]
+            wrong = any(db.execute(query).fetchone() is not None for query in queries)
+            wrong = wrong or db.execute(unlike, (model, 4 * dimensions)).fetchone() is not None
+        if not wrong:
+            return
         with self._transaction() as db:
             db.create_scalar_function("digest_of", lambda *one: digest(one[0]), 1)
             db.execute(f"DELETE FROM chunk_words WHERE rowid IN {gone}")
