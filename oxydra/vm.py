@@ -195,7 +195,7 @@ class AgentGuest:
         self._scheduler = Scheduler(self._store, settings.scheduler, self._hub, on_death=_die)
         self._hub.terms_of = self._terms_of
         self._hub.unattended = self._scheduler.runs
-        self._hub.on_follow = self._scheduler.post.followed
+        self._hub.on_follow = self._scheduler.followed
         schedules.attach(self._scheduler, lambda turn: self._runtime.run_of(turn).marks())
         self._gateway = Gateway(
             listener=listener,

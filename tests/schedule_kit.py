@@ -87,7 +87,7 @@ class House(Running):
         )
         self.hub.terms_of = self.scheduler.terms_of
         self.hub.unattended = self.scheduler.runs
-        self.hub.on_follow = self.scheduler.post.followed
+        self.hub.on_follow = self.scheduler.followed
         runtime = self.hub._runtime
         self.schedules.attach(self.scheduler, lambda turn: runtime.run_of(turn).marks())
         runtime.gate._services["schedules"] = self.schedules

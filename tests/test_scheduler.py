@@ -34,6 +34,7 @@ from oxydra.types import (
 from tests.conftest import eventually
 from tests.schedule_kit import NOW, Desk, House, notices
 from tests.scripted import MODEL, Scripted, calls
+from tests.test_gateway import Held
 
 NOW_UTC = "2026-02-02T02:40:00.000+00:00"
 
@@ -561,3 +562,22 @@ def test_nothing_is_promised_where_nothing_runs(house):
     assert "enabled is false" in listed["warning"]
     assert listed["schedules"][0]["next_runs"] == []
     assert "warning" not in h.counter.command({})
+
+
+def test_what_is_deleted_stops(tmp_path):
+    held = Held("a", "b")
+    h = House(tmp_path / "db", held)
+    try:
+        one, other = h.create(), h.create(cadence_value="900")
+        h.now += 600
+        h.scheduler.wake()
+        assert held.asked.acquire(timeout=60)
+        (fire,) = h.store.claimed()
+        h.counter.command({"action": "delete", "schedule_id": one["schedule_id"]})
+        eventually(lambda: h.scheduler.state()["running"] == 0)
+        assert h.store.turn(fire.turn_id).state is TurnState.CANCELLED
+        (left,) = h.counter.command({})["schedules"]
+        assert left["schedule_id"] == other["schedule_id"]
+    finally:
+        held.release.set()
+        h.stop()

@@ -152,7 +152,7 @@ def _add_schedules(commands: Commands) -> None:
     output.add_argument("run_id", metavar="RUN", type=int, help="as `schedule runs` shows it")
     for action in (edit, *rest):
         action.add_argument("id", metavar="ID", help="an id, a prefix of one, or a name")
-    edit.add_argument("goal", metavar="GOAL", nargs="?", help="another one")
+    edit.add_argument("--goal", metavar="GOAL", help="another one; @file reads it from a file")
     for action in (create, edit, listed, output, *rest):
         action.add_argument("--json", action="store_true", help="print JSON")
 

@@ -31,6 +31,7 @@ from oxydra.types import SCHEDULED, Json, Turn, TurnState
 log = logging.getLogger(__name__)
 
 PREFIX = "scheduled:"
+ROOM = 4096  # jobs that may wait for the thread
 STALLED = 300.0  # seconds behind its time after which the scheduler counts as stalled
 # codes of errors that may pass
 TRANSIENT = ("provider_unavailable", "unreachable", "rate_limited")
@@ -78,7 +79,7 @@ class Scheduler:
         self._turns = turns
         self.post = Post(store, turns.followers, self._do, clock)
         self._engine = Engine(store, config, self._begin, self.post.tell, self._refuse)
-        self._inbox: Inbox[Callable[[], None] | None] = Inbox(4096)
+        self._inbox: Inbox[Callable[[], None] | None] = Inbox(ROOM)
         self._service = Service("scheduler", self._work, wake=self._inbox.close, on_death=on_death)
         self._due: int | None = None
         self._round = Deadline.after(None)  # when the thread should have come around again
@@ -95,6 +96,13 @@ class Scheduler:
         """Something changed: look again."""
         if not len(self._inbox):  # else it looks again anyway
             self._inbox.put(None)
+
+    def followed(self, client: Client) -> None:
+        """A client has come: it gets what it is owed. However many come, there is room for the ends
+        of runs.
+        """
+        if self.config.enabled and len(self._inbox) < ROOM // 4:
+            self.post.followed(client)
 
     def _do(self, job: Callable[[], None]) -> None:
         """Let the thread do something."""
