@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -74,6 +75,27 @@ def test_what_is_damaged_is_told_and_made_anew(store, what):
             texts(memory.search(f"box{number}", 5))[0] == f"Item number{number} is in box{number}."
         )
     assert texts(memory.search("box99", 5))[0] == "The spare key is in box99."
+
+
+@pytest.mark.parametrize("session_id", ["a" * 16, "z" * 16], ids=["before", "after"])
+def test_a_rebuild_comes_to_every_message_and_note(store, monkeypatch, session_id):
+    """Whether a session's id is sorted before those of notes or after them."""
+    monkeypatch.setattr("oxydra.store.upkeep.REBUILT", 3)
+    fill(store)
+    Notebook(store, MemoryConfig()).save("A second one.", [])
+    session = store.create_session()
+    with store._transaction() as db:
+        row = (session_id, 1, "t", json.dumps({"role": "user", "content": "hello"}), "2026")
+        db.execute("PRAGMA defer_foreign_keys = ON")
+        db.execute(
+            "INSERT INTO sessions SELECT ?, agent_name, display_name, channel_origin, created_at,"
+            " last_active_at, archived, last_sequence, activity FROM sessions WHERE session_id = ?",
+            (session_id, session.session_id),
+        )
+        db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", row)
+        db.execute("DELETE FROM to_index")
+    Retrieval(store).rebuild()
+    assert store.index_sizes()["chunks"] == SAID + 3
 
 
 def test_a_rebuild_keeps_everything_searchable_and_stops_when_it_is_told(store):

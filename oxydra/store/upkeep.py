@@ -8,7 +8,7 @@ from oxydra.errors import StoreError
 from oxydra.store.database import Database, Row
 from oxydra.store.memory import index_event, replace_chunks
 from oxydra.store.migrations import digest
-from oxydra.types import Json
+from oxydra.types import NOTE, Json
 
 REBUILT = 8  # events and notes in one transaction of a rebuild, for which saves wait
 WORD_TABLES = {
@@ -109,13 +109,16 @@ class UpkeepTables(Database):
         """Make the chunks and the entries of the events and notes next to `after` anew; returns the
         last of them, None where there are no more. What is there stays searchable all the while.
         """
+        note = after[0].removeprefix(NOTE) if after[0].startswith(NOTE) else ""
+        if not note and after[0] > NOTE:
+            note = "\U0010ffff"  # all notes come before it
         with self._transaction() as db:
             rows: list[Row] = db.execute(
-                "SELECT session_id, sequence FROM (SELECT session_id, sequence FROM events"
-                " WHERE (session_id, sequence) > (?1, ?2) UNION ALL"
-                " SELECT 'note:' || note_id, 0 FROM notes WHERE 'note:' || note_id > ?1)"
-                " ORDER BY 1, 2 LIMIT ?3",
-                (*after, REBUILT),
+                "SELECT * FROM (SELECT session_id, sequence FROM events"
+                " WHERE (session_id, sequence) > (?1, ?2) ORDER BY session_id, sequence LIMIT ?4)"
+                " UNION ALL SELECT * FROM (SELECT 'note:' || note_id, 0 FROM notes"
+                " WHERE note_id > ?3 ORDER BY note_id LIMIT ?4) ORDER BY 1, 2 LIMIT ?4",
+                (*after, note, REBUILT),
             ).fetchall()
             for session_id, sequence in rows:
                 replace_chunks(db, session_id, sequence, split, "", {})
