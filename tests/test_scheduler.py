@@ -4,6 +4,7 @@ import json
 import threading
 from dataclasses import replace
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 
@@ -581,3 +582,27 @@ def test_what_is_deleted_stops(tmp_path):
     finally:
         held.release.set()
         h.stop()
+
+
+def test_what_earlier_attempts_cost_counts_in_the_cap_of_a_run(desk):
+    d = desk()
+    one = d.add()
+    scheduler = Scheduler(d.store, d.config, SimpleNamespace(followers=list), lambda: NOW)
+    d.engine.step(NOW + 600)
+    d.end_all(NOW + 600, ok=False, again=True, cost=400_000_000)
+    d.engine.step(NOW + 660)
+    ((_, fire),) = d.begun
+    turn = Turn(fire.turn_id, one.session_id, SCHEDULED, TurnState.QUEUED, "")
+    account, _ = scheduler.terms_of(turn)
+    assert account.max_cost == Decimal("0.10")
+
+
+def test_a_person_in_the_session_of_a_schedule_may_change_schedules(house):
+    h = house()
+    one = h.create()
+    args = {"schedule_id": one["schedule_id"], "action": "pause"}
+    h.provider.steps[:] = [calls(("schedule_edit", json.dumps(args))), "Paused."]
+    with h.client(session_id=f"scheduled:{one['schedule_id']}") as client:
+        client.turn("rest for now", "t1", session=client.session)
+        client.until("turn_completed")
+    assert h.counter.command({})["schedules"][0]["status"] == "paused"

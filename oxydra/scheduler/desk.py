@@ -19,7 +19,7 @@ from oxydra.errors import NotFoundError, PolicyDenied, UsageError
 from oxydra.runtime.undo import Piece
 from oxydra.scheduler.service import PREFIX, Scheduler
 from oxydra.store.schedules import Fire, Schedule, new_id
-from oxydra.types import Change, Json, Marks, ToolContext
+from oxydra.types import SCHEDULED, Change, Json, Marks, ToolContext
 
 NOTIFICATIONS = ("always", "conditional", "never")
 STATUSES = ("active", "paused", "disabled", "done")
@@ -42,14 +42,15 @@ NO_MARKS = Marks()
 @dataclass(frozen=True, slots=True)
 class Asker:
     """Who asks: a person, or the model in `session_id` with what its conversation holds; `allowed`
-    where a person was shown this very call and allowed it. `note` is told what a schedule is before
-    it is changed, and what it will be; None: not there.
+    where a person was shown this very call and allowed it; `run`: it is a scheduled one. `note` is
+    told what a schedule is before it is changed, and what it will be; None: not there.
     """
 
     session_id: str = ""
     marks: Marks = NO_MARKS
     person: bool = False
     allowed: bool = False
+    run: bool = False
     note: Callable[[Schedule | None, Schedule | None], None] = lambda _before, _after: None
 
 
@@ -350,7 +351,9 @@ class ModelDesk:
 
         call = (context.turn_id, context.step, context.call_id)
         allowed = store.allowed_call(*call)
-        asker = Asker(session_id, self._marks_of(context.turn_id), allowed=allowed, note=note)
+        run = root is None or root.request_id == SCHEDULED  # not what people say in its session
+        marks = self._marks_of(context.turn_id)
+        asker = Asker(session_id, marks, allowed=allowed, run=run, note=note)
         found = Desk(self._scheduler).act(action, args, asker)
         return found, self._held(found)
 
@@ -378,7 +381,7 @@ def _said(row: Json | None, *more: str) -> list[object]:
 
 
 def _check_changes(asker: Asker) -> None:
-    if asker.session_id.startswith(PREFIX):
+    if asker.run:
         raise PolicyDenied("A scheduled run changes no schedules.")
 
 
