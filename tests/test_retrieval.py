@@ -369,3 +369,26 @@ def test_a_turn_does_without_meaning_while_the_backend_is_not_ready(store):
     backend.asked.clear()
     assert texts(memory.search("fox", 5, fresh=False)) == ["The fox sleeps."] and not backend.asked
     assert texts(memory.search("fox", 5)) == ["The fox sleeps."] and backend.asked == ["fox"]
+
+
+def test_a_numpy_that_cannot_be_imported_costs_the_vectors_only(store, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "numpy.py").write_text("raise ImportError('libopenblas is missing')\n")
+    code = f"""
+import sys
+sys.path.insert(0, {str(broken)!r})
+from pathlib import Path
+from oxydra import embed
+from oxydra.memory import Retrieval
+from oxydra.store import Store
+from tests.test_memory import say, texts
+store = Store(Path({str(tmp_path / "other.db")!r}))
+say(store, store.create_session(), 1, "The fox sleeps.")
+memory = Retrieval(store, embed.create("deterministic"))
+assert texts(memory.search("fox", 5)) == ["The fox sleeps."]
+assert "libopenblas" in memory.report()["failed"]
+store.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

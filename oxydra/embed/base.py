@@ -17,7 +17,7 @@ from operator import mul
 from types import ModuleType
 from typing import Protocol
 
-from oxydra.errors import StoreError
+from oxydra.errors import ConfigError, StoreError
 from oxydra.threads import CancelToken
 
 FLOAT_BYTES = 4
@@ -74,9 +74,15 @@ def single_threaded() -> None:
 
 
 def numpy() -> ModuleType:
-    """numpy, on the caller's thread only."""
+    """numpy, on the caller's thread only. Raises `ConfigError` where it is installed in vain."""
     single_threaded()
-    return importlib.import_module("numpy")
+    try:
+        return importlib.import_module("numpy")
+    except ImportError as error:
+        raise ConfigError(
+            f"numpy cannot be imported ({str(error)[:200]}).",
+            remedy="`pip install --force-reinstall numpy`, or take it out: there is a way without.",
+        ) from error
 
 
 def unpacked(vector: bytes) -> array[float]:

@@ -209,6 +209,7 @@ class Retrieval:
         """Add how near each of `found` is, and what is near though its words are others."""
         try:
             vector = embedder.query(query, words, token)
+            nearest = self._near(embedder, vector, scope)
         except OxydraError as error:
             if token is not None:
                 token.check()
@@ -217,9 +218,7 @@ class Retrieval:
         missing = list(found)
         held = self._store.vectors_of_chunks(missing, embedder.model)
         near = [(found[key].chunk, held[key]) for key in missing if key in held]
-        others = [
-            one for one in self._near(embedder, vector, scope) if one[0].chunk_id not in found
-        ]
+        others = [one for one in nearest if one[0].chunk_id not in found]
         cosines = similarities(vector, [stored for _, stored in near + others])
         for (chunk, _), cosine in zip(near + others, cosines, strict=True):
             if chunk.chunk_id in found or cosine >= LEAST_MEANING:
