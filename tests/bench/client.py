@@ -39,13 +39,18 @@ class Answer:
 class Client:
     """A connection of its own with a session of its own, or with one that is there."""
 
-    def __init__(self, endpoint: str, token: str, user: str, session: str = "") -> None:
+    def __init__(
+        self, endpoint: str, token: str, user: str, session: str = "", receive_buffer: int = 0
+    ) -> None:
+        """`receive_buffer` bytes of the system's, 0: as it likes."""
+        option = (socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket = websocket.create_connection(
             endpoint,
             timeout=TIMEOUT,
             header=[f"Authorization: Bearer {token}"],
             suppress_origin=True,
             skip_utf8_validation=True,
+            sockopt=[option] if receive_buffer else [],
         )
         chosen = {"session_id": session} if session else {"create_new_session": True}
         self._send("hello", protocol_version=2, user_id=user, request_id="hello", **chosen)

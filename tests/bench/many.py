@@ -43,9 +43,9 @@ class Connections:
         self._given = given
         self.clients: list[Client] = []
 
-    def add(self, session: str = "") -> Client:
-        given = self._given
-        self.clients.append(Client(given["endpoint"], given["token"], given["user"], session))
+    def add(self, session: str = "", receive_buffer: int = 0) -> Client:
+        given = (self._given[name] for name in ("endpoint", "token", "user"))
+        self.clients.append(Client(*given, session, receive_buffer))
         return self.clients[-1]
 
     def close(self) -> None:
@@ -79,8 +79,7 @@ class Bad:
     """
 
     def __init__(self, crowd: Connections, given: dict[str, Any], session: str, rest: str) -> None:
-        self.stalled = crowd.add(session)
-        self.stalled.socket.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.stalled = crowd.add(session, receive_buffer=4096)
         self.silent = crowd.add(rest)
         url = urlsplit(given["endpoint"])
         self._socket = socket.create_connection((url.hostname, url.port), TIMEOUT)
