@@ -59,12 +59,16 @@ class WordLlama:
             return self.embed([text], token)[0]
         np = numpy()
         tokenizer, weights = self._parts()
-        total = np.zeros(DIMENSIONS, "f4")
         encoded = tokenizer.encode_batch(
             [_whole(word) for word, _ in words], add_special_tokens=False
         )
-        for (_, rarity), pieces in zip(words, encoded, strict=True):
-            total += rarity * weights[pieces.ids].sum(axis=0, dtype="f4")
+        weighed = [
+            (piece, rarity)
+            for (_, rarity), pieces in zip(words, encoded, strict=True)
+            for piece in pieces.ids
+        ]
+        rows = weights[[piece for piece, _ in weighed]].astype("f4")
+        total = np.array([rarity for _, rarity in weighed], "f4") @ rows
         return bytes((total / max(float(np.linalg.norm(total)), 1e-9)).astype("<f4").tobytes())
 
     def _means(self, texts: Sequence[str]) -> list[bytes]:
@@ -117,7 +121,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
             mode="r",
             offset=8 + size + tensor["data_offsets"][0],
             shape=tuple(tensor["shape"]),
-        )
+        ).view(np.ndarray)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(
             f"The package wordllama in {folder} is not one that is known here ({error}).",
