@@ -262,3 +262,15 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path, kill_after):
     assert len(events) >= int(last)
     assert store._writer.pragma("integrity_check") == "ok"
     store.close()
+
+
+def test_every_connection_is_durable_and_keeps_references(store):
+    with store._reading() as db:
+        names = ("journal_mode", "synchronous", "foreign_keys")
+        found = [
+            [connection.execute(f"PRAGMA {name}").get for name in names]
+            for connection in (db, store._writer)
+        ]
+    assert found == [["wal", 2, 1], ["wal", 2, 1]]
+    with pytest.raises(StoreError, match="FOREIGN KEY"), store._transaction() as db:
+        db.execute("INSERT INTO pins VALUES ('nobody', 1, 'x', 0, 0, 'now')")

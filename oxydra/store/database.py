@@ -69,7 +69,8 @@ class Database:
     def _open(self) -> apsw.Connection:
         db = apsw.Connection(str(self.path))
         db.set_busy_timeout(BUSY_TIMEOUT_MS)
-        db.execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON")
+        for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            db.execute(f"PRAGMA {setting}").fetchall()  # of several in one, only the first is run
         return db
 
     def _migrate(self) -> None:
