@@ -29,7 +29,9 @@ QUICK = Pacing(private=0.02, group=0.02, typing=0.05, first=0.0, longest=0.2)
 class Chatting(Running):
     """`fake` is Telegram; 42 is Ann and 43 Ben, both listed, in `GROUP` too."""
 
-    def __init__(self, path, fake, provider, *, pacing=QUICK, tools=(), rules=(), **telegram):
+    def __init__(
+        self, path, fake, provider, *, pacing=QUICK, tools=(), rules=(), gateway=None, **telegram
+    ):
         self.fake = fake
         self.pacing = pacing
         self.received = {}
@@ -48,6 +50,7 @@ class Chatting(Running):
             }
         )
         self.rules = rules
+        self.gateway_config = gateway
         super().__init__(path, provider, tools=tools, approvals=lambda: self.asks)
 
     def start(self, port=0):
@@ -56,6 +59,7 @@ class Chatting(Running):
         transport = self.world.enter_context(
             broker_world(Destinations(routes), secrets=[TOKEN])
         ).transport
+        self.config = self.gateway_config or self.config
         super().start(port)
         self.bot = Telegram(
             *(self.telegram_config, transport, self.hub, self.store),
@@ -96,8 +100,9 @@ class Chatting(Running):
 
     def settled(self):
         """Wait until every update was taken and nothing is owed."""
-        eventually(lambda: self.fake.confirmed and not self.store.owed("telegram", "waiting"))
-        eventually(lambda: not self.store.owed("telegram", "ready"))
+        owed = self.store.owed
+        eventually(lambda: self.fake.confirmed and not owed("telegram", "waiting"), timeout=300)
+        eventually(lambda: not owed("telegram", "ready"), timeout=300)
 
     def prompts(self):
         """What the model was told by people, in order."""

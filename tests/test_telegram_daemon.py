@@ -109,7 +109,7 @@ def test_kills_at_random_instants_lose_no_answer(bot, fake):
         eventually(lambda: len(fake.calls) >= wanted, timeout=120)  # noqa: B023
         if number % 2:
             os.kill(bot.status()["guest_pid"], signal.SIGKILL)
-            eventually(lambda: bot.status().get("healthy"), timeout=120)
+            eventually(lambda: healthy(bot), timeout=120)
         else:
             all_killed(bot.status())
             bot.run("start", "--detach")
@@ -121,6 +121,10 @@ def test_kills_at_random_instants_lose_no_answer(bot, fake):
     for one in range(1, asked + 1):
         again = [said for said in whole if f"Answer {one}." in said]
         assert sum(not said.startswith("(This may be a repetition.)") for said in again) <= 1
+
+
+def healthy(bot):
+    return json.loads(bot.command("status", "--json").stdout or "{}").get("healthy")
 
 
 def order(fake):

@@ -45,10 +45,10 @@ class Pace:
         self._interval = max(self._base, self._interval * 0.9)
         self.next = now + self._interval
 
-    def refused(self, now: float, retry_after: float) -> None:
-        """Telegram asks for patience."""
+    def refused(self, now: float, retry_after: float | None) -> None:
+        """Telegram asks for patience: so many seconds, None where it does not say how many."""
         self._interval = min(self._longest, self._interval * 2)
-        self.paused = now + retry_after
+        self.paused = now + (1.0 if retry_after is None else retry_after)
         self.next = self.paused + self._interval
 
 
@@ -60,6 +60,7 @@ class Growing:
         self.topic = topic
         self.since = since
         self.typed = float("-inf")  # when that was last said
+        self.shown_at = 0.0  # when something was last shown, 0: never
         self._lock = threading.Lock()
         self._text: list[str] = []
         self._answer = Answer(self._text.append)
@@ -107,10 +108,10 @@ class Growing:
             said = "\n\n".join(filter(None, [text.strip(), "\n".join(lines)[:400]]))
             return "" if not said or said == self._shown else said
 
-    def showing(self, said: str) -> None:
+    def showing(self, said: str, now: float) -> None:
         """That is shown now."""
         with self._lock:
-            self._shown = said
+            self._shown, self.shown_at = said, now
 
 
 def _tail(text: str) -> str:

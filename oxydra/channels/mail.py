@@ -343,7 +343,7 @@ class Mail:
         """Telegram said no: what becomes of the item."""
         now = time.monotonic()
         if error.status == 429:
-            self._pace(item.chat).refused(now, error.retry_after or 1.0)
+            self._pace(item.chat).refused(now, error.retry_after)
         elif error.status == 401:
             self._revoke(error)
         elif error.passing:
@@ -432,28 +432,31 @@ class Mail:
     # ------------------------------------------------------------------------- what is shown
 
     def _show_one(self, now: float) -> float | None:
-        """Show what is new of one turn, or that it runs; 0 if so, else when that is due."""
+        """Show what is new of the turn that has waited longest for it, or, until it has shown
+        something, that one is at work; 0 if so, else when that is due.
+        """
         with self._lock:
             growing = list(self._growing.items())
-        waits: list[float] = []
+        due: list[tuple[float, str, Growing, str]] = []
         for turn_id, one in growing:
             pace = self._pace(one.chat)
-            due = max(pace.next, pace.paused, one.since + self._pacing.first)
-            if one.running:
-                typing = max(one.typed + self._pacing.typing, pace.paused)
-                if typing <= now:
-                    one.typed = now
-                    self._try(one.chat, lambda: self._bot.typing(one.chat, one.topic))  # noqa: B023
-                    return 0
-                waits.append(typing - now)
-            if not (said := one.news()):
-                continue
-            if due > now:
-                waits.append(due - now)
-                continue
+            if said := one.news():
+                at = max(pace.next, pace.paused, one.since + self._pacing.first)
+                due.append((at, turn_id, one, said))
+            if one.running and not one.shown_at:
+                due.append((max(one.typed + self._pacing.typing, pace.paused), turn_id, one, ""))
+        ready = [row for row in due if row[0] <= now]
+        if not ready:
+            return min((at - now for at, *_ in due), default=None)
+        _, turn_id, one, said = min(
+            ready, key=lambda row: row[2].shown_at if row[3] else row[2].typed
+        )
+        if said:
             self._show(turn_id, one, said)
-            return 0
-        return min(waits, default=None)
+        else:
+            one.typed = now
+            self._try(one.chat, lambda: self._bot.typing(one.chat, one.topic))
+        return 0
 
     def _show(self, turn_id: str, one: Growing, said: str) -> None:
         pace = self._pace(one.chat)
@@ -461,7 +464,7 @@ class Mail:
         item = self._store.owed_item(NAME, "turn", turn_id)
         if item is None or item.state != "waiting":
             return
-        one.showing(said)
+        one.showing(said, time.monotonic())
         text = f"{said} {CURSOR}"
         if item.live:
             self._try(one.chat, lambda: self._bot.edit(one.chat, item.live, text, formatted=False))
@@ -474,7 +477,7 @@ class Mail:
             ),
         )
         if message is None:
-            one.showing("")
+            one.showing("", one.shown_at)
         if message != "lost":
             self._store.owed_shown(item.item_id, message or 0)
 
@@ -484,7 +487,7 @@ class Mail:
             result = act()
         except BotError as error:
             if error.status == 429:
-                self._pace(chat).refused(time.monotonic(), error.retry_after or 1.0)
+                self._pace(chat).refused(time.monotonic(), error.retry_after)
             elif error.status == 401:
                 self._revoke(error)
             elif error.passing:

@@ -106,6 +106,8 @@ class _Layout:
                     self._code(token.content, token.info)
                 case "html_block":
                     self._add([(token.content.rstrip("\n"), self._around)])
+                case "paragraph_close":
+                    self._tight = self._tight or token.hidden
                 case "hr":
                     self._add([("—" * 8, self._around)])
                 case "blockquote_open" | "blockquote_close":
@@ -272,8 +274,8 @@ def _cut(block: Sequence[Piece], limit: int) -> tuple[list[Piece], list[Piece]]:
     at = max(window.rfind("\n", len(window) // 3), -1)
     if at <= 0:
         at = window.rfind(" ", len(window) // 2)
-    cut = at if at > 0 else end
-    return _without_edge(_slice(block, 0, cut), -1), _without_edge(_slice(block, cut, None), 0)
+    cut, after = (at, at + 1) if at > 0 else (end, end)
+    return _without_edge(_slice(block, 0, cut), -1), _without_edge(_slice(block, after, None), 0)
 
 
 def _longest(text: str, limit: int) -> int:
