@@ -38,8 +38,8 @@ class Subscriber(Protocol):
 
 
 class Listener(Protocol):
-    """Somebody in this process who listens to a session. `hear` gets every frame as it is
-    published; it never blocks, never raises, and asks nothing of the hub.
+    """Somebody in this process who listens to a session. `hear` gets every frame as it is given
+    out, on the thread that does so; it never blocks, never raises, and asks nothing of the hub.
     """
 
     def hear(self, frame_type: str, payload: Json) -> None: ...

@@ -1,7 +1,7 @@
 """The OpenAI-compatible door: each chat completion is a turn of a session, like any other.
 
 `Door.begin` runs on `oxydra-requests`. An `Exchange` is one request under way: it listens to its
-session, so that the turn's thread appends what is said to the connection's queue, and ends with the
+session, so that whoever gives a frame out appends it to the connection's queue, and ends with the
 turn's terminal frame. A client that hangs up before cancels the turn: nobody would read it. One
 that sent an Idempotency-Key may come back for the answer, so its turn goes on, as all do when the
 daemon stops.
@@ -236,7 +236,7 @@ class Exchange(Later):
                 self._conn.end()
         self._door.leave(self, cancel=True)
 
-    # ---- the turn's thread
+    # ---- the turn's thread, and the I/O thread
 
     @property
     def _own(self) -> Json:
