@@ -212,5 +212,5 @@ def test_some_schedules_are_accounted_for_through_a_year(tmp_path, policy):
 
 @pytest.mark.slow
 def test_a_thousand_schedules_are_accounted_for_through_a_year(tmp_path):
-    world, states = simulate(tmp_path / "db", 2, 1000, 50)
+    world, states = simulate(tmp_path / "db", 2, 1000, 40)
     print(f"{sum(states.values())} due times, {world.crashes} crashes, {dict(states)}")
