@@ -18,7 +18,7 @@ from oxydra.store.migrations import digest
 from oxydra.types import EVERYWHERE, NOTE, RECALLED, Chunk, Marks, Scope
 
 NEIGHBOURS = 2  # messages on each side whose words a chunk is found by as well
-BATCH = 64  # events indexed in one transaction
+BATCH = 128  # events indexed in one transaction
 AT_ONCE = 500  # values in one statement
 MOST_OF_OUTPUT = 64 * 1024  # characters of a tool's result that are searched
 # Results that repeat what is searched where it was said or noted.
@@ -71,6 +71,8 @@ class MemoryTables(Database):
                 "SELECT session_id, sequence FROM to_index ORDER BY 1, 2 LIMIT ?", (BATCH,)
             ).fetchall()
             texts = {} if embeds is None else _new_texts(db, rows, split, embeds.model)
+        if not rows:  # a search that finds all indexed waits for no writer
+            return 0
         vectors: dict[bytes, bytes] = {}
         model = "" if embeds is None else embeds.model
         if embeds is not None and texts:

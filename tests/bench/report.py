@@ -226,8 +226,11 @@ GROUPS = (
         "their vectors. Save: a note, while all of the largest is made anew",
         (
             Row("search_ms_1k", "search, p50, 1,000 chunks", "ms", 3, 1),
+            Row("search_cpu_ms_1k", "of it CPU", "ms"),
             Row("search_ms_10k", "10,000 chunks", "ms", 8, 1),
+            Row("search_cpu_ms_10k", "of it CPU", "ms"),
             Row("search_ms_100k", "100,000 chunks", "ms", 20, 1),
+            Row("search_cpu_ms_100k", "of it CPU", "ms"),
             Row("first_search_ms_100k", "the first of a process, 100,000 chunks", "ms", None, 0),
             Row("search_rss_mb_100k", "RSS that searching 100,000 adds", "MB", 150),
             Row("open_ms_100k", "100,000 chunks open", "ms", 300),
