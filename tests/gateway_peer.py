@@ -19,7 +19,7 @@ from oxydra.gateway.server import GatewayServer
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 GOOD = "Bearer good"
-WAIT = 10.0  # seconds before a test gives up
+WAIT = 60.0  # seconds before a test gives up
 
 
 class Recorder(Handler):

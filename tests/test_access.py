@@ -89,7 +89,7 @@ def test_what_there_is_has_a_policy(gateway):
     """A route, a frame or a command that is new needs its row in gateway/access.py."""
     assert set(gateway.gateway._pages) | {("GET", "/ws")} == set(ROUTES)
     assert set(gateway.gateway._handlers) == set(CLIENT) == set(FRAMES)
-    assert set(gateway.gateway._commands) <= set(COMMANDS)
+    assert set(gateway.gateway.commands) <= set(COMMANDS)
     for need in [*FRAMES.values(), *COMMANDS.values()]:
         assert need and need <= set(SCOPES)
     open_to_all = {key for key, route in ROUTES.items() if route.need is None}
@@ -150,7 +150,7 @@ def test_every_command_with_every_scope(gateway, scopes):
     gateway.hub.create_session()
     client = Client(gateway.connect(token_of(scopes)))
     client.ask("hello", protocol_version=2, user_id="alice")
-    for name in gateway.gateway._commands:
+    for name in gateway.gateway.commands:
         frame = client.ask("command", name=name)
         denied = frame["type"] == "error" and frame["payload"]["code"] == "denied"
         assert denied is not bool(COMMANDS[name] & set(scopes)), name

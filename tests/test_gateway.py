@@ -92,8 +92,8 @@ class Running:
         )
 
     def stop(self):
-        assert self.gateway.stop(5)
-        assert self.hub.stop(5)
+        assert self.gateway.stop(60)
+        assert self.hub.stop(60)
         self.store.close()
 
     def connect(self, token=TOKEN, **options):

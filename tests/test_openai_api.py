@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 
 from oxydra.gateway.openai_wire import DoorError, read_request
+from oxydra.threads import parallel
 from oxydra.tools import tool
 from oxydra.types import Message, SafetyTier, TextDelta
 from tests.conftest import eventually
@@ -477,10 +478,15 @@ def test_a_stop_of_the_daemon_leaves_the_turn_to_be_resumed(tmp_path):
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as sock:
         stream_of(gateway, sock)
         assert gateway.provider.asked.acquire(timeout=60)
-        gateway.stop()
-        received = b""
-        while part := sock.recv(65536):
-            received += part
+
+        def read():
+            received = b""
+            while part := sock.recv(65536):
+                received += part
+            sock.close()  # the gateway need not wait for it
+            return received
+
+        received, _ = parallel("test", [read, gateway.stop])
     assert b'"code":"stopping"' in received and b"[DONE]" not in received
     gateway.provider = Scripted("resumed")
     gateway.start()
