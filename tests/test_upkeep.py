@@ -175,9 +175,10 @@ def work(path, told):
     found.rebuild(token, lambda *_: token.check())
     found.tend(token)
     token.check()
-    os._exit(0)
+    os.close(told)
+    signal.pause()
 
-path, kills = Path(sys.argv[1]), int(sys.argv[2])
+path, kills, killed = Path(sys.argv[1]), int(sys.argv[2]), 0
 for turn in range(kills):
     hears, tells = os.pipe()
     child = os.fork()
@@ -189,8 +190,12 @@ for turn in range(kills):
     while left and os.read(hears, 1):
         left -= 1
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    status = os.waitpid(child, 0)[1]
     os.close(hears)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        sys.exit("a child failed")  # it said why
+    killed += os.WIFSIGNALED(status)
+print(killed)
 """
 
 
@@ -206,6 +211,7 @@ def test_a_kill_while_indexing_rebuilding_or_swapping_loses_nothing_and_doubles_
         [sys.executable, "-c", KILLS, str(path), str(kills)], cwd=ROOT, capture_output=True
     )
     assert done.returncode == 0, done.stderr.decode()
+    assert int(done.stdout) == kills
     monkeypatch.setattr("oxydra.memory.vectors.FEW", 5)
     store = Store(path)
     memory = Retrieval(store, Deterministic())
