@@ -20,7 +20,7 @@ from oxydra.embed.registry import installed
 from oxydra.errors import ConfigError, TransportError
 from oxydra.memory import Indexer, Retrieval, Weights
 from oxydra.memory.ranking import Candidate, label_of, rank
-from oxydra.memory.retrieval import MATCHES, chosen
+from oxydra.memory.retrieval import FEW, MATCHES, chosen
 from oxydra.memory.vectors import Matrix, Signs
 from oxydra.store import Store
 from oxydra.types import CallState, Chunk, Marks, Message, Scope, ToolCall
@@ -260,7 +260,9 @@ def test_pinned_notes_come_first_and_what_says_the_same_comes_once():
 
 
 def test_the_rarest_words_are_looked_for_first_and_the_most_common_not_at_all():
-    assert chosen(["fox", "the"], [3, 1500], 3000) == [("fox", True), ("the", True)]
+    assert chosen(["fox", "the"], [3, 200], FEW) == [("fox", True), ("the", True)]
+    told = [("fox", True), ("some", False)]
+    assert chosen(["fox", "some", "the"], [3, 500, 1500], 3000) == told
     few, common = chosen(["common", "rare", "some"], [1500, 3, 1200], 100 * MATCHES), ("the", False)
     assert few == [("rare", True), ("some", False)]
     assert chosen(["the"], [1500], 100 * MATCHES) == [common]

@@ -32,6 +32,8 @@ CANDIDATES = 80  # by words
 NEAREST = 30  # by meaning
 COUNTED = 1500  # chunks that a word is looked for in to know how rare it is
 MATCHES = 4000  # chunks whose words are compared; rarer words come first
+FEW = 200  # chunks, up to which no word is too common
+TELLING = ((10, True), (5, False))  # of so many chunks one may hold a word, nearby or itself
 SPREAD = 5  # chunks that a word finds for one that it stands in
 WITHIN = 2000  # chunks of a scope that are compared one by one
 LEAST_MEANING = 0.4  # cosine below which nearness alone says nothing
@@ -244,14 +246,17 @@ class Retrieval:
 
 def chosen(words: Sequence[str], counts: Sequence[int], total: int) -> list[tuple[str, bool]]:
     """The words to look for, the rarest first, each with whether it is looked for in what stands
-    around a chunk as well. All of them while about `MATCHES` chunks are compared; of those that
-    are too common for that, the rarest where there is no other.
+    around a chunk as well. One that stands in many chunks tells little of each: it is not looked
+    for around them, or not at all. Neither is what would have more than about `MATCHES` chunks
+    compared. Of words that are all too common, the rarest.
     """
     found: list[tuple[str, bool]] = []
     matches = 0
     for count, word in sorted(zip(counts, words, strict=True)):
-        for cost, nearby in ((count * SPREAD, True), (count, False)):
-            if total <= MATCHES or (count < COUNTED and matches + cost <= MATCHES):
+        for share, nearby in TELLING:
+            cost = count * SPREAD if nearby else count
+            telling = total <= FEW or count * share <= total
+            if telling and (total <= MATCHES or (count < COUNTED and matches + cost <= MATCHES)):
                 found.append((word, nearby))
                 matches += cost
                 break
