@@ -223,6 +223,15 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
 
 
+def unindex(db: apsw.Connection, where: str, values: Row = ()) -> None:
+    """Take the words of these rows of `chunks` out of the indexes; before the rows go."""
+    for index in WORD_INDEXES:
+        db.execute(
+            f"DELETE FROM {index} WHERE rowid IN (SELECT chunk_id FROM chunks WHERE {where})",
+            values,
+        )
+
+
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
     """The database's errors as ours."""

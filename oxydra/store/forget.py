@@ -18,7 +18,7 @@ import apsw
 
 from oxydra.frames import compact
 from oxydra.store.conversation import ConversationTables
-from oxydra.store.database import WORD_INDEXES, Row, as_text, clean
+from oxydra.store.database import Row, as_text, clean, unindex
 from oxydra.store.files import Files
 from oxydra.store.memory import NEIGHBOURS
 from oxydra.store.notes import NoteTables, erase_note
@@ -129,14 +129,13 @@ class _Forgetting:
         ).fetchall()
         found.sessions = [row[0] for row in rows]
         self._sessions = frozenset(found.sessions)
-        messages = [json.loads(row[0])["content"] for row in self._of_sessions("message", "events")]
+        told = [json.loads(row[0]) for row in self._of_sessions("message", "events")]
+        messages = [message["content"] for message in told]
         found.texts = _distinct(messages)
         said = [row[0] for row in self._of_sessions("content", "summaries")]
         said += [row[0] for row in self._of_sessions("text", "pins")]
         said += [row[0] for row in self._of_sessions("text", "scratchpad")]
-        for (message,) in self._of_sessions("message", "events"):
-            calls = json.loads(message).get("tool_calls") or []
-            said += [call["arguments"] for call in calls]
+        said += [call["arguments"] for m in told for call in m.get("tool_calls") or []]
         texts = frozenset(_distinct([*messages, *said]))
         self._holds = lambda text: text in texts
         for (attached,) in self._of_sessions("attachments", "turns"):
@@ -170,14 +169,10 @@ class _Forgetting:
         """A note, what called for it, where it was quoted, and what says all of it word for
         word.
         """
-        rows: list[Row] = self._read(
-            "SELECT content FROM note_revisions WHERE note_id = ?", (note_id,)
-        )
-        self._found.texts = [row[0] for row in rows]
+        self._drop_notes([note_id])
         long = [text for text in self._found.texts if len(text) >= LEAST_CHARS]
         short = frozenset(self._found.texts)
         self._holds = lambda text: text.strip() in short or any(one in text for one in long)
-        self._drop_notes([note_id])
         self._redact_all()
 
     def _words(self, words: str) -> None:
@@ -205,7 +200,7 @@ class _Forgetting:
     def _drop_session(self, session_id: str) -> None:
         db = self._db
         self._touched[session_id] = None
-        self._unindex("session_id = ?", (session_id,))
+        unindex(db, "session_id = ?", (session_id,))
         mine = "(SELECT turn_id FROM turns WHERE session_id = ?)"
         db.execute(f"DELETE FROM tool_calls WHERE turn_id IN {mine}", (session_id,))
         db.execute(f"DELETE FROM undos WHERE turn_id IN {mine}", (session_id,))
@@ -215,7 +210,6 @@ class _Forgetting:
         for table in _OF_SESSION:
             db.execute(f"DELETE FROM {table} WHERE session_id = ?", (session_id,))
         db.execute("DELETE FROM turns WHERE session_id = ?", (session_id,))
-        db.execute("DELETE FROM to_index WHERE session_id = ?", (session_id,))
         db.execute(  # a schedule goes on in its session
             "DELETE FROM sessions WHERE session_id = ? AND channel_origin <> ?",
             (session_id, SCHEDULED),
@@ -372,7 +366,7 @@ class _Forgetting:
                 self._db.execute(
                     "UPDATE sessions SET display_name = '' WHERE session_id = ?", (session_id,)
                 )
-                self._unindex("session_id = ?", (session_id,))  # the trigger has it indexed anew
+                unindex(self._db, "session_id = ?", (session_id,))  # a trigger has it indexed anew
                 self._touched[session_id] = None
         for schedule_id, name, goal in self._read("SELECT schedule_id, name, goal FROM schedules"):
             if self._holds(name) or self._holds(goal):
@@ -468,15 +462,10 @@ class _Forgetting:
         the list, which makes them anew.
         """
         reach = (session_id, sequence - NEIGHBOURS, sequence + NEIGHBOURS)
-        self._unindex("session_id = ? AND sequence BETWEEN ? AND ?", reach)
+        unindex(self._db, "session_id = ? AND sequence BETWEEN ? AND ?", reach)
         here = (session_id, sequence)
         self._db.execute("DELETE FROM chunks WHERE session_id = ? AND sequence = ?", here)
         self._db.execute("INSERT OR IGNORE INTO to_index VALUES (?, ?)", here)
-
-    def _unindex(self, where: str, values: Row) -> None:
-        mine = f"(SELECT chunk_id FROM chunks WHERE {where})"
-        for index in WORD_INDEXES:
-            self._db.execute(f"DELETE FROM {index} WHERE rowid IN {mine}", values)
 
 
 def _strings(value: Any) -> Iterator[str]:

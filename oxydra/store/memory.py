@@ -13,7 +13,7 @@ from typing import Protocol
 
 import apsw
 
-from oxydra.store.database import Database, Row
+from oxydra.store.database import Database, Row, unindex
 from oxydra.store.migrations import digest
 from oxydra.types import EVERYWHERE, NOTE, RECALLED, Chunk, Marks, Scope
 
@@ -219,9 +219,7 @@ def replace_chunks(
     if held == wanted:
         return
     where = "session_id = ? AND sequence = ?"
-    old = f"(SELECT chunk_id FROM chunks WHERE {where})"
-    db.execute(f"DELETE FROM chunk_words WHERE rowid IN {old}", here)
-    db.execute(f"DELETE FROM chunk_trigrams WHERE rowid IN {old}", here)
+    unindex(db, where, here)
     db.execute(f"DELETE FROM chunks WHERE {where}", here)
     for row in wanted:
         key = digest(row[3])

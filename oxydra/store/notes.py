@@ -16,7 +16,7 @@ import apsw
 
 from oxydra.errors import NotFoundError, UsageError
 from oxydra.frames import compact
-from oxydra.store.database import Database, Row, as_text, clean, placeholders, timestamp
+from oxydra.store.database import Database, Row, as_text, clean, placeholders, timestamp, unindex
 from oxydra.types import NOTE, Json, Marks
 
 KIND = "note"  # of the changes that undo takes back
@@ -286,9 +286,7 @@ def erase_note(db: apsw.Connection, note_id: str) -> None:
     """A note, all that it ever said, and its chunks with their entries in the indexes."""
     for table in ("note_tags", "note_revisions", "notes"):
         db.execute(f"DELETE FROM {table} WHERE note_id = ?", (note_id,))
-    mine = "(SELECT chunk_id FROM chunks WHERE session_id = ?)"
-    db.execute(f"DELETE FROM chunk_words WHERE rowid IN {mine}", (NOTE + note_id,))
-    db.execute(f"DELETE FROM chunk_trigrams WHERE rowid IN {mine}", (NOTE + note_id,))
+    unindex(db, "session_id = ?", (NOTE + note_id,))
     db.execute("DELETE FROM chunks WHERE session_id = ?", (NOTE + note_id,))
     # the trigger has put it on the list: whatever else is derived from chunks learns of it there
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from oxydra.errors import StoreError
-from oxydra.store.database import Database, Row
+from oxydra.store.database import Database, Row, unindex
 from oxydra.store.memory import index_event, replace_chunks
 from oxydra.store.migrations import digest
 from oxydra.types import NOTE, Json
@@ -130,10 +130,9 @@ class UpkeepTables(Database):
         """Delete what no event, note or chunk stands behind, and the vectors of `model` that have
         not so many `dimensions`.
         """
-        gone = "(SELECT chunk_id FROM chunks AS c WHERE session_id NOT GLOB 'note:*' AND NOT EXISTS"
-        gone += " (SELECT 1 FROM events AS e WHERE e.session_id = c.session_id"
-        gone += " AND e.sequence = c.sequence))"
-        lost = f"SELECT 1 FROM chunks WHERE chunk_id IN {gone}"
+        gone = "session_id NOT GLOB 'note:*' AND NOT EXISTS (SELECT 1 FROM events AS e"
+        gone += " WHERE e.session_id = chunks.session_id AND e.sequence = chunks.sequence)"
+        lost = f"SELECT 1 FROM chunks WHERE {gone}"
         unlike = "SELECT 1 FROM vectors WHERE model = ? AND length(vector) <> ?"
         with self._reading() as db:  # nobody waits to write while there is nothing to do
             db.create_scalar_function("digest_of", lambda *one: digest(one[0]), 1)
@@ -145,9 +144,8 @@ class UpkeepTables(Database):
             return
         with self._transaction() as db:
             db.create_scalar_function("digest_of", lambda *one: digest(one[0]), 1)
-            db.execute(f"DELETE FROM chunk_words WHERE rowid IN {gone}")
-            db.execute(f"DELETE FROM chunk_trigrams WHERE rowid IN {gone}")
-            db.execute(f"DELETE FROM chunks WHERE chunk_id IN {gone}")
+            unindex(db, gone)
+            db.execute(f"DELETE FROM chunks WHERE {gone}")
             for index in WORD_TABLES:
                 db.execute(
                     f"DELETE FROM {index} WHERE rowid IN (SELECT id FROM {index}_docsize"
