@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from oxydra.config import files
 from oxydra.config.egress import effective_egress
 from oxydra.config.fields import Section, key, section
-from oxydra.config.load import Config, Source
+from oxydra.config.load import Config, Kind, Source
 from oxydra.config.schema import (
     BASE_URLS,
     CATALOG_PROVIDERS,
@@ -107,6 +107,34 @@ def resolve_credential(
     return found
 
 
+class _Keys:
+    """The keys of one section, with where they were set."""
+
+    def __init__(self, config: Config, kind: Kind, section: str) -> None:
+        self._config = config
+        self._kind: Kind = kind
+        self._section = section
+
+    def refuse(self, name: str, message: str, remedy: str) -> ConfigError:
+        """An error about one of them."""
+        full = f"{self._section}.{name}"
+        source = self._config.source(full, self._kind)
+        return ConfigError(message, remedy=remedy, file=source.file, line=source.line, key=full)
+
+    def check_own(self, names: Iterable[str], secret: str) -> None:
+        """Raises `ConfigError` where somebody else's folder says one of them: then `secret` stays
+        where it is.
+        """
+        for name in names:
+            source = self._config.source(f"{self._section}.{name}", self._kind)
+            if not source.own:
+                raise self.refuse(
+                    name,
+                    f"{secret} is not used: this file may have come with a cloned repository.",
+                    f"If it is yours, run: oxydra-runner trust '{source.folder or source.file}'.",
+                )
+
+
 def search_key(config: Config, env: Mapping[str, str] | None = None) -> Credential | None:
     """The key of the web search service; None where it takes none.
 
@@ -118,27 +146,18 @@ def search_key(config: Config, env: Mapping[str, str] | None = None) -> Credenti
     if search.provider != "google_cse":
         return None
 
-    def refuse(name: str, message: str, remedy: str) -> ConfigError:
-        source = config.source(f"tools.web_search.{name}")
-        full = f"tools.web_search.{name}"
-        return ConfigError(message, remedy=remedy, file=source.file, line=source.line, key=full)
-
+    keys = _Keys(config, "agent", "tools.web_search")
     for name in ("api_key_env", "engine_id"):
         if not getattr(search, name):
             message = f"The search provider google_cse needs {name}."
-            raise refuse(name, message, "Set it in [tools.web_search], or use another provider.")
-    for name in ("api_key_env", "base_urls"):
-        source = config.source(f"tools.web_search.{name}")
-        if not source.own:
-            raise refuse(
-                name,
-                "The search key is not used: this file may have come with a cloned repository.",
-                f"If it is yours, run: oxydra-runner trust '{source.folder or source.file}'.",
+            raise keys.refuse(
+                name, message, "Set it in [tools.web_search], or use another provider."
             )
+    keys.check_own(("api_key_env", "base_urls"), "The search key")
     variable = search.api_key_env
     value, label = _variable(variable, os.environ if env is None else env, config)
     if not re.fullmatch(r"[\x21-\x7e]+", value):
-        raise refuse(
+        raise keys.refuse(
             "api_key_env",
             f"There is no key in {variable}.",
             f"Set it, or keep it: oxydra-runner key set {variable}.",
@@ -156,23 +175,12 @@ def telegram_token(config: Config, env: Mapping[str, str] | None = None) -> Cred
     if not telegram.enabled:
         return None
 
-    def refuse(name: str, message: str, remedy: str) -> ConfigError:
-        full = f"channels.telegram.{name}"
-        source = config.source(full, "user")
-        return ConfigError(message, remedy=remedy, file=source.file, line=source.line, key=full)
-
-    for name in ("enabled", "bot_token_env", "api_url"):
-        source = config.source(f"channels.telegram.{name}", "user")
-        if not source.own:
-            raise refuse(
-                name,
-                "The bot's token is not used: this file may have come with a cloned repository.",
-                f"If it is yours, run: oxydra-runner trust '{source.folder or source.file}'.",
-            )
+    keys = _Keys(config, "user", "channels.telegram")
+    keys.check_own(("enabled", "bot_token_env", "api_url"), "The bot's token")
     variable = telegram.bot_token_env
     value, label = _variable(variable, os.environ if env is None else env, config)
     if not re.fullmatch(r"[0-9]{1,20}:[A-Za-z0-9_-]{16,200}", value):
-        raise refuse(
+        raise keys.refuse(
             "bot_token_env",
             f"{variable} holds no token of a Telegram bot.",
             f"@BotFather gives one. Set it, or keep it: oxydra-runner key set {variable}.",
