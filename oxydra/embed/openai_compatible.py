@@ -21,7 +21,7 @@ from oxydra.embed.base import packed
 from oxydra.errors import ProviderError, TransportError
 from oxydra.scrub import printable
 from oxydra.threads import CancelToken, Deadline
-from oxydra.transport import HttpRequest, Transport
+from oxydra.transport import RETRYABLE, HttpRequest, Transport
 from oxydra.types import Completed, Message, Meter, ModelRequest, ModelSpec, Usage
 
 BATCH = 64  # texts of one request
@@ -30,7 +30,6 @@ QUESTIONS = 64  # whose vectors are kept
 ATTEMPTS = 4
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts
 BATCH_SECONDS, QUESTION_SECONDS = 120.0, 10.0
-RETRYABLE = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from typing import Any
 from oxydra.errors import ProviderError, TransportError
 from oxydra.providers.base import ProviderSettings, mapping
 from oxydra.scrub import printable
+from oxydra.transport import RETRYABLE
 
 QUOTE_CHARS = 300
-RETRYABLE = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 UNSENT = ("url", "credential", "resolve", "connect", "tls", "limit", "busy")  # kinds of errors
 
 # Error types and codes of the known wires, where a failure inside a stream carries no HTTP status.

@@ -8,6 +8,7 @@ credential may go.
 """
 
 from oxydra.transport.base import (
+    RETRYABLE,
     Credential,
     HttpRequest,
     HttpStream,
@@ -20,6 +21,7 @@ from oxydra.transport.route import Route, Routes
 from oxydra.transport.sse import SseEvent, sse
 
 __all__ = [
+    "RETRYABLE",
     "BrokeredTransport",
     "Credential",
     "DirectConfig",

@@ -16,6 +16,7 @@ from oxydra.errors import Cancelled, TransportError
 from oxydra.threads import CancelToken, Deadline
 
 HIDDEN = "[key]"  # what a reflected key is replaced with
+RETRYABLE = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)  # statuses that may pass
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
