@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from oxydra.errors import NotFoundError, OxydraError
-from oxydra.gateway.commands import Command
+from oxydra.gateway.commands import MAX_NAME, Command
 from oxydra.gateway.hub import Hub
 from oxydra.store import Store
 from oxydra.types import Json, Session
@@ -28,7 +28,6 @@ MENU = {
 }
 PRIVATE = ("sessions", "switch", "cost")  # what would tell a group of its person's other talks
 LISTED = 20
-MAX_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +91,11 @@ class Commands:
         """A topic has a name now, and so has its session."""
         found = self._store.channel_session(self._channel, place.chat, place.topic)
         if found and name.strip():
-            self._store.rename_session(found, " ".join(name.split())[:MAX_NAME])
+            self._store.rename_session(found, _named(name))
 
     def _begin(self, place: Place, name: str) -> Session:
         session = self._hub.create_session(
-            display_name=" ".join(name.split())[:MAX_NAME],
+            display_name=_named(name),
             channel_origin=f"{self._channel}:{place.chat}:{place.topic}",
         )
         self._store.bind_session(self._channel, place.chat, place.topic, session.session_id)
@@ -163,6 +162,11 @@ class Commands:
     def _help(self, place: Place, _rest: str) -> str:
         shown = {n: said for n, said in MENU.items() if place.private or n not in PRIVATE}
         return "\n".join(f"/{name} - {said}" for name, said in shown.items())
+
+
+def _named(name: str) -> str:
+    """A session's name, out of what a person wrote."""
+    return " ".join(name.split())[:MAX_NAME]
 
 
 def _called(session: Session) -> str:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from oxydra.approvals import Approvals
 from oxydra.channels import markup
@@ -272,8 +272,7 @@ class Mail:
             return self._refused(item, error)
         except PolicyDenied as error:
             log.error("%s", error)
-            self._trouble.sending = str(error)
-            self._pace(item.chat).paused = time.monotonic() + FORBIDDEN_SECONDS
+            self._forbid(item.chat, error)
             self._store.owed_unsent(item.item_id)
             return replace(item, sending=False)
         except TransportError as error:
@@ -341,24 +340,17 @@ class Mail:
 
     def _refused(self, item: Owed, error: BotError) -> Owed | None:
         """Telegram said no: what becomes of the item."""
-        now = time.monotonic()
-        if error.status == 429:
-            self._pace(item.chat).refused(now, error.retry_after)
-        elif error.status == 401:
-            self._revoke(error)
-        elif error.passing:
-            self._lost(error)
+        known = self._noted(item.chat, error)
+        if known == "lost":
             return replace(item, sending=True)  # a proxy's word is no proof
-        elif error.moved_to is not None:
-            self.moved(item.chat, error.moved_to)
-        elif "text is empty" in error.why or "text must be non-empty" in error.why:
+        if known == "later":
+            self._store.owed_unsent(item.item_id)
+            return replace(item, sending=False)
+        if "text is empty" in error.why or "text must be non-empty" in error.why:
             self._store.owed_sent(item.item_id, item.sent + 1, item.live)
             return replace(item, sent=item.sent + 1, sending=False)
-        else:
-            self._settle(item, str(error))
-            return None
-        self._store.owed_unsent(item.item_id)
-        return replace(item, sending=False)
+        self._settle(item, str(error))
+        return None
 
     def _settle(self, item: Owed, why: str) -> None:
         if why:
@@ -486,21 +478,12 @@ class Mail:
         try:
             result = act()
         except BotError as error:
-            if error.status == 429:
-                self._pace(chat).refused(time.monotonic(), error.retry_after)
-            elif error.status == 401:
-                self._revoke(error)
-            elif error.passing:
-                self._lost(error)
-                return "lost"
-            elif error.moved_to is not None:
-                self.moved(chat, error.moved_to)
-            else:
+            known = self._noted(chat, error)
+            if not known:
                 log.warning("chat %d: %s", chat, error)
-            return None
+            return "lost" if known == "lost" else None
         except PolicyDenied as error:
-            self._trouble.sending = str(error)
-            self._pace(chat).paused = time.monotonic() + FORBIDDEN_SECONDS
+            self._forbid(chat, error)
             return None
         except TransportError as error:
             self._lost(error)
@@ -513,6 +496,28 @@ class Mail:
     def _pace(self, chat: int) -> Pace:
         base = self._pacing.group if chat < 0 else self._pacing.private
         return self._paces.setdefault(chat, Pace(base, self._pacing.longest))
+
+    def _noted(self, chat: int, error: BotError) -> Literal["later", "lost", ""]:
+        """Act on a refusal that says something of more than one message: then the message may be
+        sent later, or nobody knows whether it arrived ("lost").
+        """
+        if error.status == 429:
+            self._pace(chat).refused(time.monotonic(), error.retry_after)
+        elif error.status == 401:
+            self._revoke(error)
+        elif error.passing:
+            self._lost(error)
+            return "lost"
+        elif error.moved_to is not None:
+            self.moved(chat, error.moved_to)
+        else:
+            return ""
+        return "later"
+
+    def _forbid(self, chat: int, error: PolicyDenied) -> None:
+        """The broker lets nothing go to this chat."""
+        self._trouble.sending = str(error)
+        self._pace(chat).paused = time.monotonic() + FORBIDDEN_SECONDS
 
     def _lost(self, error: OxydraError) -> None:
         """Telegram can't be reached: everything waits."""

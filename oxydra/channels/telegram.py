@@ -332,13 +332,14 @@ class Telegram:
         prompt, tainted = _prompt(incoming.message, text, self._me)
         found = [one for message in incoming.album for one in media.media_of(message)]
         attachments: tuple[Attachment, ...] = ()
-        if found and self._store.turn(turn_id) is None:
+        there = self._store.turn(turn_id)
+        if found and there is None:
             attachments, lines = media.take(found, self._bot.fetch, self._keep)
             prompt = "\n".join([*filter(None, [prompt]), *lines])
             tainted = True
         if incoming.edited:
             prompt = f"[My last message was edited. It says now:]\n{prompt}"
-        if (there := self._store.turn(turn_id)) is not None:
+        if there is not None:
             prompt = there.prompt  # as it was taken: this is the update once more
         try:
             session_id = self._session(place)

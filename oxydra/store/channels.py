@@ -140,7 +140,8 @@ class ChannelTables(Database):
 
     def owed_ready(self, item_id: int, text: str) -> None:
         """`waiting -> ready`: this is what it says."""
-        self._move(item_id, "ready", "text = ?", clean(text))
+        with self._transaction() as db:
+            _move(db, item_id, "ready", "text = ?", clean(text))
 
     def owed_sending(self, item_id: int) -> None:
         """A message of it is about to be sent."""
@@ -160,8 +161,8 @@ class ChannelTables(Database):
 
     def owed_settled(self, item_id: int, *, dropped: bool = False) -> None:
         """`-> done`, or `-> dropped` where it can't arrive; what it said is not kept."""
-        self._move(item_id, "dropped" if dropped else "done", "text = '', sending = 0")
         with self._transaction() as db:
+            _move(db, item_id, "dropped" if dropped else "done", "text = '', sending = 0")
             db.execute(
                 "DELETE FROM outbox WHERE state IN ('done', 'dropped')"
                 " AND item_id <= (SELECT max(item_id) FROM outbox) - ?",
@@ -172,14 +173,6 @@ class ChannelTables(Database):
         with self._transaction() as db:
             db.execute(f"UPDATE outbox SET {change} WHERE item_id = ?", (*values, item_id))
 
-    def _move(self, item_id: int, state: str, change: str, *values: Any) -> None:
-        sources = ", ".join(f"'{source}'" for source in _MOVES[state])
-        with self._transaction() as db:
-            db.execute(
-                f"UPDATE outbox SET state = ?, {change} WHERE item_id = ? AND state IN ({sources})",
-                (state, *values, item_id),
-            )
-
     def _owed(self, where: str, values: Sequence[Any]) -> list[Owed]:
         with self._reading() as db:
             rows: list[Row] = db.execute(
@@ -187,6 +180,14 @@ class ChannelTables(Database):
             ).fetchall()
         named = (dict(zip(Owed.__slots__, row, strict=True)) for row in rows)
         return [Owed(**row | {"sending": bool(row["sending"])}) for row in named]
+
+
+def _move(db: apsw.Connection, item_id: int, state: str, change: str, *values: Any) -> None:
+    sources = ", ".join(f"'{source}'" for source in _MOVES[state])
+    db.execute(
+        f"UPDATE outbox SET state = ?, {change} WHERE item_id = ? AND state IN ({sources})",
+        (state, *values, item_id),
+    )
 
 
 def _insert(db: apsw.Connection, channel: str, debt: Debt) -> None:
