@@ -193,6 +193,26 @@ class Person:
                     asked = send("health_check")
 
 
+class Place:
+    """A daemon that can be killed and a person who talks to it, in the new folder `path`; `stack`
+    ends both. `environment` is what its programs find besides.
+    """
+
+    def __init__(self, path, stack, **environment):
+        from tests.test_daemon import Home
+
+        home = Home(path)
+        path.mkdir()
+        home.folder.mkdir(mode=0o700)
+        home.run("init")
+        home.env |= environment
+        self.daemon = FaultyDaemon(home)
+        stack.callback(self.daemon.close)
+        self.person = Person(self.daemon)
+        stack.callback(self.person.close)
+        self.number = 0
+
+
 class Work:
     """A turn of eleven calls with side effects, in a folder of its own, and what must be true of
     it afterwards.

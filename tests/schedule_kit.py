@@ -4,6 +4,8 @@ whose hub runs schedules.
 
 from dataclasses import replace
 
+import pytest
+
 from oxydra import cadence
 from oxydra.config import SchedulerConfig
 from oxydra.scheduler import Desk as Counter
@@ -11,6 +13,7 @@ from oxydra.scheduler import Engine, ModelDesk, Outcome, Scheduler
 from oxydra.store import Store
 from oxydra.store.schedules import Schedule
 from oxydra.tools.schedule import schedule_tools
+from tests.scripted import Scripted
 from tests.test_gateway import Running
 
 NOW = 1_770_000_000
@@ -106,3 +109,29 @@ class House(Running):
 def notices(client):
     frame = client.until("scheduled_notification")
     return frame["payload"]["message"]
+
+
+@pytest.fixture
+def desk(tmp_path):
+    found = []
+
+    def make(**config):
+        found.append(Desk(tmp_path / "db", **config))
+        return found[-1]
+
+    yield make
+    for each in found:
+        each.store.close()
+
+
+@pytest.fixture
+def house(tmp_path):
+    made = []
+
+    def make(*answers, **scheduler):
+        made.append(House(tmp_path / "db", Scripted(*answers), **scheduler))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()

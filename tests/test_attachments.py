@@ -21,13 +21,6 @@ def attachment(data, name=""):
     return Attachment(kind, hashlib.sha256(data).hexdigest(), data, name)
 
 
-@pytest.fixture
-def store(tmp_path):
-    made = Store(tmp_path / "oxydra.db")
-    yield made
-    made.close()
-
-
 def say(store, *files, turn="t1", session=None):
     session = session or store.create_session().session_id
     turn, _ = store.accept_turn(session, turn, "q", "look", tuple(files))

@@ -18,7 +18,6 @@ from oxydra.memory import Retrieval
 from oxydra.providers import registry
 from oxydra.providers.base import ProviderSettings
 from oxydra.runtime import Spending
-from oxydra.store import Store
 from oxydra.threads import CancelToken
 from oxydra.transport import Credential, DirectTransport
 from oxydra.types import ModelSpec
@@ -79,13 +78,6 @@ class Answer(BaseHTTPRequestHandler):
 def fake():
     with FakeEmbeddings() as fake:
         yield fake
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "oxydra.db")
-    yield store
-    store.close()
 
 
 def backend(fake, store, caps=None, price="0.02", **rest):

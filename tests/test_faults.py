@@ -12,28 +12,18 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.faulty import FaultyDaemon, Person, Work
-from tests.test_daemon import Home
+from tests.faulty import Place, Work
 from tests.test_shell import sandboxed
 
 KILLS = 200  # at random instants, in the slow suite
 DAEMONS = 2  # at once
 
 
-class Place:
-    """A daemon and a person, with how long a turn takes and how many commits it has."""
+class Measured(Place):
+    """One of which is known how long a turn takes and how many commits it has."""
 
     def __init__(self, path, stack):
-        home = Home(path)
-        path.mkdir()
-        home.folder.mkdir(mode=0o700)
-        home.run("init")
-        home.env["OXYDRA__TOOLS__SHELL__ALLOW"] = "*"
-        self.daemon = FaultyDaemon(home)
-        stack.callback(self.daemon.close)
-        self.person = Person(self.daemon)
-        stack.callback(self.person.close)
-        self.number = 0
+        super().__init__(path, stack, OXYDRA__TOOLS__SHELL__ALLOW="*")
         self.run(0)  # the first turn of a conversation has other commits than those after it
         self.daemon.arm(1_000_000, "never")
         began = time.monotonic()
@@ -79,7 +69,7 @@ class Place:
 def places(tmp_path, request):
     sandboxed()
     with ExitStack() as stack:
-        yield [Place(tmp_path / f"p{n}", stack) for n in range(getattr(request, "param", 1))]
+        yield [Measured(tmp_path / f"p{n}", stack) for n in range(getattr(request, "param", 1))]
 
 
 def test_killed_at_some_commits_and_instants(places):

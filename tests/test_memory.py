@@ -42,13 +42,6 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "oxydra.db")
-    yield store
-    store.close()
-
-
 def say(store, session, number, said, answer="", **marks):
     turn, _ = store.accept_turn(session.session_id, f"{session.session_id}/{number}", "r", said)
     store.start_turn(turn)

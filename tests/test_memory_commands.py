@@ -27,13 +27,6 @@ STRANGE = [
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "oxydra.db")
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def other(tmp_path):
     store = Store(tmp_path / "other.db")
     yield store

@@ -21,13 +21,6 @@ from oxydra.types import Marks, Message, Scope, ToolContext, ToolResult, TurnSta
 DONE = {"type": "turn_completed", "payload": {}}
 
 
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "oxydra.db")
-    yield store
-    store.close()
-
-
 def note(store, content, *tags, most=100, **rest):
     return store.add_note(content, tags, Marks(**rest), Origin(), most=most)
 

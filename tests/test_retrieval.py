@@ -34,13 +34,6 @@ needs_wordllama = pytest.mark.skipif(
 BACKENDS = ["deterministic", pytest.param("wordllama", marks=needs_wordllama)]
 
 
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "oxydra.db")
-    yield store
-    store.close()
-
-
 class Counting(Deterministic):
     """Remembers what it was asked for; fails while `broken`."""
 

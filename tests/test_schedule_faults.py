@@ -13,29 +13,20 @@ import pytest
 
 from oxydra.errors import NoDaemonError
 from oxydra.tui.client import Link
-from tests.faulty import FaultyDaemon, Person
-from tests.test_daemon import Home
+from tests.faulty import Place
 
 DAEMONS = 2  # at once
 COMMITS = 9  # of a run, at least: due, claimed, accepted, begun, …, ran
 
 
-class Place:
-    """A daemon, a person who is connected, and schedules that each run once and append a mark."""
+class Scheduled(Place):
+    """One with schedules that each run once and append a mark."""
 
     def __init__(self, path, stack):
-        home = Home(path)
-        path.mkdir()
-        home.folder.mkdir(mode=0o700)
-        home.run("init")
-        self.daemon = FaultyDaemon(home)
-        stack.callback(self.daemon.close)
-        self.person = Person(self.daemon)
-        stack.callback(self.person.close)
+        super().__init__(path, stack)
         self.marks = self.daemon.workspace / "shared" / "marks"
         self.marks.write_text("[end]\n")
         self.marks.chmod(0o666)
-        self.number = 0
         self.notices = []  # frames
         self.broke = False  # since a kill was armed
 
@@ -129,7 +120,7 @@ class Place:
 @pytest.fixture
 def places(tmp_path, request):
     with ExitStack() as stack:
-        yield [Place(tmp_path / f"p{n}", stack) for n in range(getattr(request, "param", 1))]
+        yield [Scheduled(tmp_path / f"p{n}", stack) for n in range(getattr(request, "param", 1))]
 
 
 def test_killed_between_due_claimed_and_ran(places):

@@ -10,35 +10,11 @@ from oxydra.runner.control import ControlServer
 from oxydra.runner.workspace import Workspace
 from oxydra.scheduler import service
 from oxydra.store import notices as notices_store
+from tests import schedule_kit
 from tests.conftest import eventually
-from tests.schedule_kit import NOW, Desk, House, notices
-from tests.scripted import Scripted
+from tests.schedule_kit import NOW, notices
 
-
-@pytest.fixture
-def desk(tmp_path):
-    found = []
-
-    def make(**config):
-        found.append(Desk(tmp_path / "db", **config))
-        return found[-1]
-
-    yield make
-    for each in found:
-        each.store.close()
-
-
-@pytest.fixture
-def house(tmp_path):
-    made = []
-
-    def make(*answers, **scheduler):
-        made.append(House(tmp_path / "db", Scripted(*answers), **scheduler))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.stop()
+desk, house = schedule_kit.desk, schedule_kit.house
 
 
 # ------------------------------------------------------------------------------------- being told

@@ -32,25 +32,16 @@ from oxydra.types import (
     Turn,
     TurnState,
 )
+from tests import schedule_kit
 from tests.conftest import eventually
-from tests.schedule_kit import NOW, Desk, House, notices
-from tests.scripted import MODEL, Scripted, calls
+from tests.schedule_kit import NOW, House, notices
+from tests.scripted import MODEL, calls
 from tests.test_gateway import Held
 
 NOW_UTC = "2026-02-02T02:40:00.000+00:00"
 
 
-@pytest.fixture
-def desk(tmp_path):
-    found = []
-
-    def make(**config):
-        found.append(Desk(tmp_path / "db", **config))
-        return found[-1]
-
-    yield make
-    for each in found:
-        each.store.close()
+desk, house = schedule_kit.desk, schedule_kit.house
 
 
 def test_a_due_time_runs_once_and_has_a_row(desk):
@@ -251,19 +242,6 @@ def test_there_is_a_bound_on_schedules_of_which_the_oldest_that_are_done_go(desk
 
 
 # --------------------------------------------------------------------------------- real turns
-
-
-@pytest.fixture
-def house(tmp_path):
-    made = []
-
-    def make(*answers, **scheduler):
-        made.append(House(tmp_path / "db", Scripted(*answers), **scheduler))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.stop()
 
 
 def test_a_due_goal_runs_as_a_turn_and_who_made_it_is_told(house):

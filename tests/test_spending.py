@@ -73,13 +73,6 @@ class Said:
         yield Completed(Message("assistant", "".join(texts) or "fine"), "stop", last)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "oxydra.db")
-    yield store
-    store.close()
-
-
 class Clock:
     def __init__(self, now: datetime = NOON) -> None:
         self.now = now

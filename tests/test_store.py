@@ -17,13 +17,6 @@ from oxydra.store import MIGRATIONS, Store
 from oxydra.types import ASIDE, CallState, Message, ToolCall, TurnState
 
 
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "oxydra.db")
-    yield store
-    store.close()
-
-
 def running_turn(store, turn_id="t1", prompt="hello"):
     session = store.create_session()
     turn, created = store.accept_turn(session.session_id, turn_id, "r1", prompt)

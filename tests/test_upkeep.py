@@ -25,13 +25,6 @@ PATIENCE = 120
 SAID = 40
 
 
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "oxydra.db")
-    yield store
-    store.close()
-
-
 def fill(store):
     session = store.create_session(display_name="boxes")
     for number in range(SAID):
