@@ -44,6 +44,7 @@ LAYERS = {
     "providers": 3,
     "tools": 3,
     "memory": 4,
+    "mcp": 4,
     "approvals": 4,
     "runtime": 5,
     "scheduler": 6,
