@@ -1,9 +1,10 @@
 """Every error Oxydra raises on purpose.
 
 An `OxydraError` is written for the person who reads it: `message` says what is wrong, `remedy` what
-to do about it, and `str(error)` is both. Errors that steer the flow carry their data as attributes
-(`retry_after`, `status`, `line`), so that no handler ever parses a sentence. `code` is the stable
-word that goes into an `error` frame; `exit_code` is what a command exits with.
+to do about it, and `str(error)` is both; where one line for a shell does it, that is `command`.
+Errors that steer the flow carry their data as attributes (`retry_after`, `status`, `line`), so that
+no handler ever parses a sentence. `code` is the stable word that goes into an `error` frame;
+`exit_code` is what a command exits with.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ class OxydraError(Exception):
     code = "internal"
     exit_code = EXIT_FAILED
 
-    def __init__(self, message: str, *, remedy: str = "", code: str = "") -> None:
+    def __init__(
+        self, message: str, *, remedy: str = "", code: str = "", command: str = ""
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.command = command
         if code:
             self.code = code
 
@@ -51,9 +55,16 @@ class ConfigError(OxydraError):
     exit_code = EXIT_USAGE
 
     def __init__(
-        self, message: str, *, remedy: str = "", file: str = "", line: int = 0, key: str = ""
+        self,
+        message: str,
+        *,
+        remedy: str = "",
+        file: str = "",
+        line: int = 0,
+        key: str = "",
+        command: str = "",
     ) -> None:
-        super().__init__(message, remedy=remedy)
+        super().__init__(message, remedy=remedy, command=command)
         self.file = file
         self.line = line
         self.key = key

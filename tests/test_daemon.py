@@ -164,7 +164,9 @@ def test_health_for_cron(home):
     rows = json.loads(home.run(*at, "--json", program=health))
     assert {row["level"] for row in rows} == {"healthy"}
     assert "alice gateway: healthy" in home.run("doctor")
-    assert json.loads(home.run("doctor", "--json")) == rows
+    assert {row["check"] for row in json.loads(home.run("doctor", "--json"))} > {
+        row["check"] for row in rows
+    }
 
 
 def test_the_ipc_folder_is_private(running):

@@ -19,9 +19,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from oxydra import doctor
 from oxydra.config import RuntimeConfig
 from oxydra.disk import Ballast, Quota, shortage
+from oxydra.doctor import health
 from oxydra.errors import StoreFullError, ToolError
 from oxydra.runner.workspace import Workspace
 from oxydra.runtime import Runtime
@@ -108,12 +108,17 @@ def test_inodes_run_short(disk):
     assert "only 4 more files fit" in shortage(disk)
 
 
+def disk_of(workspace):
+    (found,) = [finding for finding in health(workspace) if finding.check == "disk"]
+    return found
+
+
 def test_health_says_it(disk):
     workspace = Workspace(disk, "alice")
     workspace.prepare()
-    assert doctor._disk(workspace).level == "healthy"
+    assert disk_of(workspace).level == "healthy"
     fill(disk, MIB)
-    check = doctor._disk(workspace)
+    check = disk_of(workspace)
     assert check.level == "degraded" and "Make room" in check.detail
 
 

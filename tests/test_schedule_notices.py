@@ -143,7 +143,7 @@ def test_health_and_doctor_say_that_it_stalls(tmp_path, stalled, level):
     server = ControlServer(workspace.control_socket, {"health_check": lambda _: ("status", status)})
     server.start()
     try:
-        (check,) = [check for check in doctor.health(workspace) if check.name == "scheduler"]
+        (check,) = [check for check in doctor.health(workspace) if check.check == "scheduler"]
     finally:
         assert server.stop()
     assert check.level == level

@@ -1,36 +1,55 @@
-"""`oxydra-health`, for cron: a line for each check of each user; `doctor` says it to people."""
+"""`oxydra-health`, for cron, and `oxydra-runner doctor`, for people."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from oxydra.errors import UsageError
 from oxydra.scrub import printable
 
+if TYPE_CHECKING:  # imported when a command needs it
+    from oxydra.doctor import Finding
+
 
 def doctor(options: argparse.Namespace) -> int:
-    """As `health`, whatever is well said too."""
-    options.quiet = False
-    return health(options)
+    """Everything that can be looked at, and what to do where it is not well."""
+    from oxydra.doctor import Case, examine, repair, worst
+
+    found = []
+    for finding in examine(Case(options.config, options.user, canary=options.canary)):
+        if options.fix and finding.fix is not None and finding.level != "healthy":
+            finding = repair(finding)
+        found.append(finding)
+        if not options.json:
+            _print(finding)
+    if options.json:
+        print(json.dumps([finding.to_json() for finding in found], indent=2))
+    return worst(found)
+
+
+def _print(finding: Finding) -> None:
+    print(printable(finding.line()), flush=True)
+    if finding.level != "healthy" and finding.remedy:
+        print(printable(f"    run: {finding.remedy}"), flush=True)
 
 
 def health(options: argparse.Namespace) -> int:
-    from oxydra import config, doctor
-    from oxydra.runner.workspace import Workspace
+    """A line for each check of each user."""
+    from oxydra.doctor import Case, health, worst
 
-    settings = config.load(options.config, options.user, need_user=False)
-    users = [options.user] if options.user else sorted(settings.runner.users)
-    checks = [
-        check for user in users for check in doctor.health(Workspace(settings.workspace_root, user))
-    ]
-    if options.json:
-        print(json.dumps([check.to_json() for check in checks], indent=2))
-    else:
-        for check in checks:
-            if check.level != "healthy" or not options.quiet:
-                line = f"{check.user} {check.name}: {check.level} {check.detail}"
-                print(printable(line.rstrip()))
-    if not checks:
+    case = Case(options.config, options.user)
+    if case.broken is not None:
+        raise case.broken
+    users = case.users()
+    if not users:
         raise UsageError("No user is configured.", remedy="Run `oxydra-runner init`.")
-    return max(doctor.EXIT_CODES[check.level] for check in checks)
+    found = [one.of(f) for one in users for f in health(one.workspace, one.command)]
+    if options.json:
+        print(json.dumps([finding.to_json() for finding in found], indent=2))
+    else:
+        for finding in found:
+            if finding.level != "healthy" or not options.quiet:
+                print(printable(finding.line()))
+    return worst(found)

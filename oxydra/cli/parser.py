@@ -74,6 +74,10 @@ def _add_daemon(commands: Commands) -> None:
     text = "look whether all is well, and say what to do where it is not: exit code 1 or 2"
     doctor = _command(commands, "doctor", "oxydra.cli.health:doctor", text)
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument(
+        "--canary", action="store_true", help="ask each provider for one token: costs a little"
+    )
+    doctor.add_argument("--fix", action="store_true", help="end what can be ended without harm")
     logs = _command(commands, "logs", "oxydra.cli.logs:logs", "show what was logged")
     logs.add_argument(
         "--role",
