@@ -20,6 +20,7 @@ import apsw
 from oxydra.disk import Ballast
 from oxydra.errors import StoreBusyError, StoreError, StoreFullError
 from oxydra.frames import compact
+from oxydra.store import copies
 from oxydra.store.files import Files
 from oxydra.store.migrations import MIGRATIONS
 from oxydra.types import Json
@@ -43,12 +44,17 @@ class Database:
     """
 
     def __init__(
-        self, path: Path, ballast: Ballast | None = None, files: Files | None = None
+        self,
+        path: Path,
+        ballast: Ballast | None = None,
+        files: Files | None = None,
+        migrations: Sequence[copies.Migration] = MIGRATIONS,
     ) -> None:
         """`ballast` keeps room for what has begun: no turn is accepted that finds none. `files` are
         where attachments lie; unless given, in `attachments` beside the database.
         """
         self.path = path
+        self.snapshot = path.with_name("snapshot.db")  # a copy that a backup reads
         self.files = files or Files(path.parent / "attachments")
         self._ballast = ballast
         self._write_lock = threading.Lock()
@@ -61,7 +67,7 @@ class Database:
         with explained(path):
             self._writer = self._open()
             self._writer.execute("PRAGMA secure_delete = FAST")  # where that costs no more writing
-            self._migrate()
+            self._migrate(migrations)
             self._empty_log(0)  # a process that was killed has left one
         if ballast is not None:
             ballast.hold()
@@ -73,18 +79,36 @@ class Database:
             db.execute(f"PRAGMA {setting}").fetchall()  # of several in one, only the first is run
         return db
 
-    def _migrate(self) -> None:
+    def _migrate(self, migrations: Sequence[copies.Migration]) -> None:
+        """Tried on a copy first, where anything is in it: what fails there changes nothing here."""
         db = self._writer
         done = int(db.pragma("user_version"))
-        if done > len(MIGRATIONS):
+        if done > len(migrations):
             raise StoreError(
                 f"The database {self.path} was written by a newer Oxydra (schema {done}).",
                 remedy="Install that version again; this one will not touch it.",
             )
-        for number, migration in enumerate(MIGRATIONS[done:], start=done + 1):
-            with self._transaction():
-                migration(db)
-                db.pragma("user_version", number)
+        if done == len(migrations):
+            return
+        try:
+            if done:
+                copies.rehearse(db, self.path.with_name("rehearsal.db"), migrations)
+            copies.migrate(db, migrations)
+        except (apsw.FullError, StoreFullError):
+            raise  # that is about room
+        except (apsw.Error, StoreError) as error:
+            raise StoreError(
+                f"The database {self.path} can't be brought from schema {done} to"
+                f" {len(migrations)}: {error}",
+                remedy="Nothing in it was changed: the Oxydra that wrote it can still be used.",
+            ) from error
+
+    def copy(self, stopped: Callable[[], bool] = bool) -> None:
+        """Make `snapshot` what the database is at this moment, while others write to it. Raises
+        `StoreFullError`, and `StoreError` once `stopped()`.
+        """
+        with self._reading() as db:
+            copies.copy(db, self.snapshot, stopped)
 
     def release_ballast(self) -> bool:
         """Give the ballast up, so that the end of a turn can be written to a full disk; whether
@@ -141,6 +165,7 @@ class Database:
             self._empty_log(SOON_MS)  # else with one of the next writes
         for path in self.sidecars():
             path.unlink(missing_ok=True)
+        copies.remove(self.snapshot)
         self._after_erasing()
 
     def sidecars(self) -> list[Path]:
