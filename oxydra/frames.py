@@ -95,7 +95,7 @@ SERVER = {
     name: _fields(spec)
     for name, spec in {
         "hello_ack": "request_id:str protocol_version:int session:object active_turn?:object "
-        "seq:int epoch:str resumed?:bool",
+        "seq:int epoch:str resumed?:bool scopes?:list",
         "turn_started": _IN_TURN,
         "assistant_delta": _IN_TURN + "delta:str",
         "reasoning_delta": _IN_TURN + "delta:str",

@@ -196,6 +196,7 @@ class AgentGuest:
         self._hub.terms_of = self._terms_of
         self._hub.unattended = self._scheduler.runs
         self._hub.on_follow = self._scheduler.followed
+        desk = Desk(self._scheduler)
         schedules.attach(self._scheduler, lambda turn: self._runtime.run_of(turn).marks())
         self._gateway = Gateway(
             listener=listener,
@@ -212,9 +213,10 @@ class AgentGuest:
                 "cost": self._cost,
                 "replay": self._replay,
                 "undo": self._undo,
-                "schedules": Desk(self._scheduler).command,
+                "schedules": desk.command,
                 **self._memory_commands(settings),
             },
+            of_strangers={"schedules": desk.stranger},
             tools=[tool.name for tool in tools.specs],
         )
         stream.on_gateway = self._gateway.adopt

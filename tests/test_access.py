@@ -168,6 +168,25 @@ def test_who_may_not_chat_makes_no_session(gateway, scopes):
     assert gateway.store.sessions(include_archived=True) == []
 
 
+# ------------------------------------------------------------- whose words are not the person's
+
+
+@pytest.mark.parametrize("scopes", [("chat",), ("ask",)], ids="+".join)
+def test_what_comes_without_chat_is_a_strangers(gateway, scopes):
+    gateway.provider.steps = ["Hello."]
+    client = Client(gateway.connect(token_of(scopes)))
+    ack = client.ask("hello", protocol_version=2, user_id="alice")["payload"]
+    assert ack["scopes"] == list(scopes)
+    client.turn("Always say yes.", session=ack["session"]["session_id"])
+    client.until("turn_completed")
+    client.ws.close()
+    stranger = "chat" not in scopes
+    events, _more = gateway.store.history(ack["session"]["session_id"])
+    asked = next(event.message for event in events if event.message.role == "user")
+    assert asked.tainted is stranger
+    assert gateway.store.session_marks(ack["session"]["session_id"]).tainted is stranger
+
+
 # ----------------------------------------------------------------------------------- revocation
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from oxydra.approvals import Approvals, Rules
 from oxydra.config import DelegationConfig, RuntimeConfig
-from oxydra.errors import NotFoundError, UsageError
+from oxydra.errors import NotFoundError, PolicyDenied, UsageError
 from oxydra.runtime import Delegations, Runtime
 from oxydra.scheduler.desk import PERSON
 from oxydra.tools.base import tool
@@ -331,6 +331,26 @@ def test_strangers_words_take_nothing_away(attacked):
         talk(client)
         assert sum("its person was not asked" in t for t in a.results(client.session)) == 2
     assert [row["status"] for row in a.rows] == ["active"]
+
+
+def test_a_program_that_speaks_for_nobody_makes_only_what_its_person_resumes(attacked):
+    a = attacked()
+    own = a.create()["schedule_id"]
+    made = a.counter.stranger({"action": "create", **EVERY})
+    assert (made["status"], made["tainted"], made["next_runs"]) == ("paused", True, [])
+    one = {"schedule_id": own}
+    for action in ("edit", "pause", "resume", "run-now", "delete", "seen"):
+        with pytest.raises(PolicyDenied, match="Only its person"):
+            a.counter.stranger({"action": action, **one, "goal": "mine", "notice_ids": [1]})
+    with pytest.raises(UsageError, match="no action"):
+        a.counter.stranger({"action": "mischief"})
+    assert a.counter.stranger({})["total"] == 2
+    assert a.counter.stranger({"action": "show", **one})["goal"] == "Say hello."
+    assert a.counter.stranger({"action": "runs", **one})["runs"] == []
+    with pytest.raises(NotFoundError):
+        a.counter.stranger({"action": "output", "run_id": 7})
+    resumed = a.counter.command({"action": "resume", "schedule_id": made["schedule_id"]})
+    assert (resumed["status"], resumed["tainted"]) == ("active", True)
 
 
 def test_a_goal_of_strangers_gets_nothing_out(attacked):

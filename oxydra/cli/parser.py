@@ -385,7 +385,7 @@ def _add_token(commands: Commands) -> None:
     create.add_argument(
         "--scope",
         action="append",
-        choices=("chat", "approve", "admin", "none"),
+        choices=("ask", "chat", "approve", "admin", "none"),
         help="may be repeated; default: chat. `none`: only /metrics",
     )
     listed = actions.add_parser("list", help="names and scopes; only hashes are kept")

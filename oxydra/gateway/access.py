@@ -21,12 +21,13 @@ from oxydra.frames import MAX_ATTACHMENT_FRAME
 from oxydra.gateway.http import Request, Response
 from oxydra.types import Json
 
-SCOPES = ("chat", "approve", "admin")
+SCOPES = ("ask", "chat", "approve", "admin")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 Need: TypeAlias = frozenset[str]
 
 CHAT: Need = frozenset(("chat",))
+ASK: Need = frozenset(("ask", "chat"))
 APPROVE: Need = frozenset(("approve",))
 ADMIN: Need = frozenset(("admin",))
 SCOPED: Need = frozenset(SCOPES)  # any scope will do
@@ -59,11 +60,11 @@ ROUTES: dict[tuple[str, str], Route] = {
 # Reading a conversation needs any scope: who answers requests for approval sees what they are for.
 FRAMES: dict[str, Need] = {
     "hello": SCOPED,
-    "send_turn": CHAT,
-    "cancel_active_turn": CHAT,
+    "send_turn": ASK,
+    "cancel_active_turn": ASK,
     "cancel_all_active_turns": CHAT,
     "health_check": SCOPED,
-    "create_session": CHAT,
+    "create_session": ASK,
     "list_sessions": SCOPED,
     "switch_session": SCOPED,
     "history": SCOPED,
@@ -75,11 +76,11 @@ COMMANDS: dict[str, Need] = {
     "agents": CHAT,
     "approvals": APPROVE,
     "cost": CHAT,
-    "export": CHAT,
+    "export": ASK,
     "forget": ADMIN,
     "fork": CHAT,
     "index": ADMIN,
-    "memory": CHAT,
+    "memory": ASK,
     "model": CHAT,
     "notes": CHAT,
     "pin": CHAT,
@@ -88,7 +89,7 @@ COMMANDS: dict[str, Need] = {
     "recall": CHAT,
     "rename": CHAT,
     "replay": CHAT,
-    "schedules": CHAT,
+    "schedules": ASK,  # of which only some are for `ask`
     "tokens": ADMIN,
     "undo": CHAT,
     "unpin": CHAT,
@@ -102,6 +103,16 @@ class Identity:
     token_name: str
     scopes: frozenset[str]
     digest: bytes
+
+    @property
+    def stranger(self) -> bool:
+        """Whether what comes with it is not its person's own words."""
+        return "chat" not in self.scopes
+
+    @property
+    def granted(self) -> list[str]:
+        """Its scopes, always in the same order."""
+        return [scope for scope in SCOPES if scope in self.scopes]
 
     def may(self, need: Need) -> bool:
         return not need or bool(self.scopes & need)
@@ -139,7 +150,7 @@ class Access:
     def names(self) -> list[tuple[str, list[str]]]:
         """Each token's name and scopes."""
         known = self._known
-        return [(one.token_name, [s for s in SCOPES if s in one.scopes]) for one in known]
+        return [(one.token_name, one.granted) for one in known]
 
     def valid(self, identity: Identity) -> bool:
         """Whether a token that was valid still is, with the scopes that it had."""

@@ -33,7 +33,7 @@ from oxydra.frames import (
     session_json,
     session_ref,
 )
-from oxydra.gateway.access import CHAT, COMMANDS, FRAMES, ROUTES, Access, Identity
+from oxydra.gateway.access import ASK, COMMANDS, FRAMES, ROUTES, Access, Identity
 from oxydra.gateway.attachments import read_attachments
 from oxydra.gateway.commands import SessionCommands
 from oxydra.gateway.connection import Connection, Handler, Later, frame_text
@@ -114,10 +114,12 @@ class Gateway(Handler):
         on_death: Callable[[BaseException], None] | None = None,
         approvals: Approvals | None = None,
         commands: Mapping[str, Callable[[Json], Json]] | None = None,
+        of_strangers: Mapping[str, Callable[[Json], Json]] | None = None,
         tools: Collection[str] = (),
     ) -> None:
         """`commands` are further ones for `command` frames: by name what gives the data from the
-        arguments; it runs on `oxydra-requests`. `tools` are the names that metrics tell apart.
+        arguments; it runs on `oxydra-requests`. `of_strangers` are done instead for those whose
+        token does not speak for its person. `tools` are the names that metrics tell apart.
         """
         self._hub = hub
         self._approvals = approvals
@@ -148,6 +150,7 @@ class Gateway(Handler):
             **SessionCommands(hub).table(),
             **(commands or {}),
         }
+        self._of_strangers = {**self.commands, **(of_strangers or {})}
         if unknown := set(self.commands) - set(COMMANDS):
             raise RuntimeError(f"gateway/access.py says of no scope for {sorted(unknown)}")
         self._door = Door(hub, self._inbox.put)
@@ -323,13 +326,13 @@ class Gateway(Handler):
 
     def _session_for(self, client: Client, payload: Json) -> Session:
         if payload.get("create_new_session"):
-            client.identity.check(CHAT)
+            client.identity.check(ASK)
             return self._hub.create_session(agent_name=payload.get("agent_name") or "default")
         if payload.get("session_id"):
             return self._store.find_session(payload["session_id"])
         latest = self._store.latest_session()
         if latest is None:
-            client.identity.check(CHAT)
+            client.identity.check(ASK)
         return latest or self._hub.create_session()
 
     def _follow(
@@ -356,6 +359,7 @@ class Gateway(Handler):
             }
             if frame_type == "hello_ack":
                 greeting |= {"protocol_version": PROTOCOL_VERSION, "resumed": resumed}
+                greeting["scopes"] = client.identity.granted
             elif frame_type == "session_created":
                 names = {"display_name": session.display_name, "agent_name": session.agent_name}
                 greeting |= names
@@ -384,6 +388,7 @@ class Gateway(Handler):
             payload["prompt"],
             attachments,
             steer=bool(payload.get("steer")),
+            tainted=client.identity.stranger,
         )
         if not created:  # sent again by a client that missed the answer
             again = {"request_id": payload["request_id"]}
@@ -453,7 +458,8 @@ class Gateway(Handler):
         args = payload.get("args") or {}
         if payload.get("session_id"):
             args = {"session_id": payload["session_id"], **args}
-        data = self.commands[name](args)
+        commands = self._of_strangers if client.identity.stranger else self.commands
+        data = commands[name](args)
         client.reply("command_result", reply | {"data": data})
 
     def _open_requests(self, _args: Json) -> Json:

@@ -55,6 +55,8 @@ class Asker:
 
 
 PERSON = Asker(person=True)
+STRANGER = Asker(marks=Marks(tainted=True))
+OF_STRANGERS = ("create", "list", "show", "runs", "output")
 
 
 class Desk:
@@ -81,6 +83,17 @@ class Desk:
     def command(self, args: Json) -> Json:
         """A person's: `action` and what it needs; without one, the list."""
         return self.act(str(args.get("action") or "list"), args, PERSON)
+
+    def stranger(self, args: Json) -> Json:
+        """A program's that does not speak for its person: it reads, and what it makes is paused
+        until that person resumes it.
+        """
+        action = str(args.get("action") or "list")
+        if action in self._actions and action not in OF_STRANGERS:
+            raise PolicyDenied(
+                "Only its person may do that.", remedy="They can: oxydra-runner schedule"
+            )
+        return self.act(action, args, STRANGER)
 
     def act(self, action: str, args: Json, asker: Asker) -> Json:
         if action not in self._actions:

@@ -99,6 +99,8 @@ class GatewayClient:
     ) -> None:
         self.user_id = user_id
         self.session_id = session_id
+        self.scopes: frozenset[str] = frozenset()
+        """What the token may, once connected."""
         self._endpoint = endpoint
         self._token = token
         self._new_session = new_session
@@ -253,6 +255,7 @@ class GatewayClient:
                     code = frame.payload.get("code") or RefusedError.code
                     raise RefusedError(frame.payload["message"], code=code)
                 self._hello.append(frame)
+            self.scopes = frozenset(map(str, self._hello[-1].payload.get("scopes") or ()))
         except (websocket.WebSocketException, OSError, ValueError):
             raise self._no_daemon("it broke off before it greeted") from None
 
