@@ -701,6 +701,21 @@ def forked(body: Callable[..., int], *arguments: object) -> int:
     os._exit(code)
 
 
+def begin_anew(guest: Any) -> None:
+    """What a program inside a guest may have, from now on; called right before it is started.
+    `guest` says so: its `limits`, `running` tasks, `cage` and `folders`, whose descriptors stay.
+    """
+    limit(guest.limits, guest.running)
+    guest.cage.give_up_more()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    kept = [folder.descriptor for folder in guest.folders]
+    close_all_but(kept)
+    for descriptor in kept:
+        os.set_inheritable(descriptor, True)  # the environment may name them
+
+
 def keep(body: Callable[..., int], *arguments: object) -> int:
     """The keeper of `body`, which runs in a child: when that ends, or this process is told to, all
     that it has left behind ends too. Runs in a process of its own; returns the exit code.

@@ -9,7 +9,7 @@ import signal
 import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -73,7 +73,8 @@ class ShellSpec:
     sessions get besides the usual ones. `log` is a descriptor for what the guest itself has to say.
     `levels` are the rungs that may be tried, `newest_landlock` the newest version of it to use.
     `egress` is the guest's end of a stream to the broker, for commands that may have a network;
-    only a level with a network namespace of its own takes it.
+    only a level with a network namespace of its own takes it. `servers` are programs that may be
+    started and spoken to, by name: rows `{command, env}`, which may hold keys.
     """
 
     workspace: Path
@@ -88,6 +89,7 @@ class ShellSpec:
     newest_landlock: int = 99
     egress: socket.socket | None = None
     guards: Sequence[Guard] = ()
+    servers: Mapping[str, Json] = field(default_factory=dict, repr=False)
 
     def folders_at(self, level: str) -> list[Folder]:
         """The folders as commands have them at this level: where nothing can be mounted, one with

@@ -36,7 +36,8 @@ def files(role: str) -> dict[str, Path]:
     """Our own files in that image, by their paths below /opt/oxydra."""
     package = Path(__file__).resolve().parent.parent
     if role == "shell":
-        scripts = {name: guest_script(name) for name in ("shell-daemon", "egress-forwarder")}
+        names = ("shell-daemon", "shell-servers", "egress-forwarder")
+        scripts = {name: guest_script(name) for name in names}
         return scripts | {name: package / name for name in ("cage.py", "mux.py")}
     found = {"guest/oxydra-vm": guest_script("oxydra-vm")}
     for name in ("__init__.py", "tool-worker"):

@@ -119,12 +119,14 @@ def _start(spec: ShellSpec, level: str, namespaces: list[str]) -> LadderProcess:
     with contextlib.ExitStack() as stack:
         stack.enter_context(theirs)
         daemon = _open_source(stack, guest_script("shell-daemon"))
+        servers = _open_source(stack, guest_script("shell-servers"))
         cage = _open_source(stack, Path(oxydra.cage.__file__))
         places, guards = stack.enter_context(opened(spec))
-        kept = [theirs.fileno(), daemon, cage, *places.values()]
+        kept = [theirs.fileno(), daemon, servers, cage, *places.values()]
         python, prefixes = interpreter(spec.uid)
         command = [python, "-I", "-S", f"/proc/self/fd/{daemon}"]
         command += ["--control", str(theirs.fileno()), "--cage", f"/proc/self/fd/{cage}"]
+        command += ["--servers", f"/proc/self/fd/{servers}"]
         if namespaces and spec.egress is not None:
             files = (Path(oxydra.mux.__file__), guest_script("egress-forwarder"))
             forwarder = [_open_source(stack, file) for file in files]
@@ -176,6 +178,8 @@ def _mounts(prefixes: Sequence[str], folders: Iterable[tuple[bool, int, str]]) -
     these: whether it can be written, its descriptor, its path inside.
     """
     words = ["--ro-bind", "/usr", "/usr"]
+    for name in ("/etc", "/etc/pki", "/etc/pki/tls", "/etc/ssl", "/mnt"):
+        words += ["--dir", name]  # made by the way they would be root's alone
     for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         if os.path.islink(name):
             words += ["--symlink", os.readlink(name), name]
@@ -186,7 +190,6 @@ def _mounts(prefixes: Sequence[str], folders: Iterable[tuple[bool, int, str]]) -
             words += ["--ro-bind-try", name, name]
     for prefix in prefixes:
         words += ["--ro-bind", prefix, prefix]
-    words += ["--dir", "/mnt"]  # made by the way it would be root's alone
     for writable, descriptor, name in folders:
         words += [
             "--bind" if writable else "--ro-bind",

@@ -74,6 +74,7 @@ class ShellLine:
             "newest_landlock": spec.newest_landlock,
             "folders": folders,
             "guards": mounted if named else [],
+            "servers": {name: dict(row) for name, row in spec.servers.items()},
             **more,
         }
         self._control.settimeout(READY_SECONDS)

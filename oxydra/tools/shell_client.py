@@ -3,7 +3,8 @@
 `ShellClient` is the service `shell` of a `ToolContext`. Its stream is handed over by the runner,
 again after each restart of the shell guest; `oxydra-shell-stream` reads it and ends with it.
 Replies are matched by `request_id`, so that a late one can't be taken for another's. A command runs
-at most once: asked for again under the same id, the daemon says what became of it.
+at most once: asked for again under the same id, the daemon says what became of it. Servers of the
+configuration run there too (`ServerPipe`), each for as long as the stream by which it was started.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class _Connection:
         self._waiting: dict[str, _Box] = {}
         self.lost = False
         self.sessions: OrderedDict[str, _Session] = OrderedDict()  # by conversation
+        self.servers: set[str] = set()  # that run
         self._reader = Service("shell-stream", self._read, wake=self.hang_up)
         self._reader.start()
 
@@ -147,6 +149,54 @@ class _Connection:
             box.put(("lost", {}))
 
 
+class ServerPipe:
+    """A server in the shell guest, by its standard streams. One thread reads, any write."""
+
+    def __init__(self, connection: _Connection, number: str, server_id: str) -> None:
+        self._connection = connection
+        self._number = number  # what its requests are called
+        self._count = itertools.count(1)
+        self._server_id = server_id
+        self.exit_code: int | None = None  # known once `read` has returned the end
+
+    def read(self) -> tuple[str, bytes]:
+        """What it says next, and on which stream it did; ("", b"") once it has ended."""
+        try:
+            said = self._ask("read_server", {}, None)
+        except ToolError:
+            said = {"eof": True}
+        if not said.get("eof"):
+            return str(said.get("stream")), _data(said, "data")
+        self._connection.servers.discard(self._server_id)
+        code = said.get("exit_code")
+        self.exit_code = code if isinstance(code, int) else None
+        return "", b""
+
+    def write(self, data: bytes) -> None:
+        """Raises `ToolError` where it has ended, or does not read what it is sent."""
+        self._ask("write_server", {"data": data.decode("utf-8", "surrogatepass")}, ANSWER_SECONDS)
+
+    def stop(self) -> None:
+        """End it, and so `read`. Idempotent."""
+        with contextlib.suppress(ToolError):
+            self._ask("stop_server", {}, ANSWER_SECONDS)
+
+    def _ask(self, op: str, payload: Json, seconds: float | None) -> Json:
+        number = f"{self._number}/{next(self._count)}"
+        try:
+            with self._connection.answers(number) as box:
+                request = {"request_id": number, "server_id": self._server_id, **payload}
+                self._connection.send(op, request)
+                answer, said = _next(box, Deadline.after(seconds))
+        except _Refused as refusal:
+            raise ToolError(f"{refusal}", code=refusal.code) from refusal
+        except _Lost:
+            answer, said = "silent", {}
+        if answer == "silent":
+            raise ToolError("The shell guest does not answer.", code="shell_unavailable")
+        return said
+
+
 @dataclass(slots=True)
 class _Session:
     """A bash of the daemon's. `fresh`: it stands in the place of another, which nobody was told
@@ -189,9 +239,11 @@ class ShellClient:
 
     @property
     def open(self) -> bool:
-        """Whether a conversation has a shell, in which something may still run."""
+        """Whether a conversation has a shell, in which something may run yet, or a server."""
         connection = self._connection
-        return connection is not None and not connection.lost and bool(connection.sessions)
+        if connection is None or connection.lost:
+            return False
+        return bool(connection.sessions or connection.servers)
 
     def connect(self, stream: ByteStream) -> None:
         """Go on with another stream; what waits on the old one is told that it is lost."""
@@ -249,6 +301,23 @@ class ShellClient:
                 "The shell ended while the command ran; how far it came is not known.",
                 remedy="Look before you run it again.",
             ) from None
+
+    def server(self, name: str, token: CancelToken) -> ServerPipe:
+        """Start the server that the configuration calls so. Raises `ToolError` and `Cancelled`."""
+        connection = self._connected(token)
+        try:
+            said = self._ask(connection, "start_server", {"name": name}, token)
+        except _Refused as refusal:
+            raise ToolError(f"{refusal}", code=refusal.code) from refusal
+        except _Lost:
+            raise ToolError(
+                "The shell guest ended meanwhile; it is being started again.",
+                remedy="Try again in a minute.",
+                code="shell_unavailable",
+            ) from None
+        server_id = str(said["server_id"])
+        connection.servers.add(server_id)
+        return ServerPipe(connection, self._number(), server_id)
 
     def recover(
         self, conversation: str, request_id: str, token: CancelToken, deadline: Deadline
