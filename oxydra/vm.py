@@ -6,9 +6,9 @@ control channel, the shell, the gateway's clients where they are forwarded, and 
 broker. It has no network and no key.
 
 Its main thread answers the runner on the control channel and ends when that does; `oxydra-mux`
-reads the stream; the other threads are the gateway's two, `oxydra-indexer` and one per running
-turn. When the runner says so or is gone, running turns are left as they are in the store and resume
-with the next start.
+reads the stream; the other threads are the gateway's two, `oxydra-indexer`, `oxydra-checkup` and
+one per running turn. When the runner says so or is gone, running turns are left as they are in the
+store and resume with the next start.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ from oxydra.runtime.replay import Replay
 from oxydra.runtime.undo import Undo
 from oxydra.scheduler import Desk, ModelDesk, Scheduler
 from oxydra.scrub.guest import GuestScrubber
-from oxydra.store import Files, Store
+from oxydra.store import Checkup, Files, Store
 from oxydra.threads import Service, install_hooks
 from oxydra.tools.changes import Changes
 from oxydra.tools.confine import Workspace
@@ -120,6 +120,7 @@ class AgentGuest:
         files = Files(internal / "attachments", settings.gateway.max_attachments_mib << 20)
         self._store = Store(internal / "oxydra.db", Ballast(internal / "ballast"), files)
         own = [Path(f.at) for f in envelope.folders if f.writable and not f.guarded]
+        self._checkup = Checkup(self._store)
         self._quota = Quota(own, int(envelope.runtime_policy.get("workspace_bytes", 1 << 62)))
         self._workspace = Workspace(envelope.folders, self._quota.over)
         rules = Rules.from_json(envelope.runtime_policy.get("approvals"))
@@ -407,6 +408,7 @@ class AgentGuest:
             self._telegram.listen()
         self._hub.start()
         self._scheduler.start()
+        self._checkup.start()
         if self._indexing:
             self._indexer.start()
         self._gateway.start()
@@ -419,6 +421,7 @@ class AgentGuest:
         if self._telegram is not None:
             self._telegram.stop(STOP_SECONDS / 8)
         self._scheduler.stop(STOP_SECONDS / 8)
+        self._checkup.stop(STOP_SECONDS / 8)
         self._indexer.stop(STOP_SECONDS / 4)
         self._hub.stop(STOP_SECONDS / 2)
         self._runtime.stop(STOP_SECONDS / 4)
@@ -439,6 +442,8 @@ class AgentGuest:
             "spending": self._spending.summary(),
             "estimates": self._runtime.context.estimates(),
             "scheduler": self._scheduler.state(),
+            "store": self._checkup.state(),
+            "outbox": self._store.overdue(),
             **({"telegram": self._telegram.state()} if self._telegram is not None else {}),
             **self._hub.counts(),
         }

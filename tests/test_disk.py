@@ -23,7 +23,6 @@ from oxydra.config import RuntimeConfig
 from oxydra.disk import Ballast, Quota, shortage
 from oxydra.doctor import health
 from oxydra.errors import StoreFullError, ToolError
-from oxydra.runner.workspace import Workspace
 from oxydra.runtime import Runtime
 from oxydra.store import Store
 from oxydra.threads import CancelToken
@@ -32,6 +31,7 @@ from oxydra.tools.registry import ToolRegistry
 from oxydra.tools.shell import result
 from oxydra.types import TurnState
 from tests.conftest import eventually
+from tests.doctor_kit import Patient, only
 from tests.sandbox import sandbox
 from tests.scripted import MODEL, Scripted
 from tests.test_daemon import SCRIPT, home  # noqa: F401
@@ -108,18 +108,13 @@ def test_inodes_run_short(disk):
     assert "only 4 more files fit" in shortage(disk)
 
 
-def disk_of(workspace):
-    (found,) = [finding for finding in health(workspace) if finding.check == "disk"]
-    return found
-
-
-def test_health_says_it(disk):
-    workspace = Workspace(disk, "alice")
-    workspace.prepare()
-    assert disk_of(workspace).level == "healthy"
+def test_health_says_it(disk, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("OXYDRA__WORKSPACE_ROOT", str(disk))
+    patient = Patient(tmp_path_factory.mktemp("patient"))
+    assert only(health(patient.case()), "disk").level == "healthy"
     fill(disk, MIB)
-    check = disk_of(workspace)
-    assert check.level == "degraded" and "Make room" in check.detail
+    found = only(health(patient.case()), "disk")
+    assert found.level == "degraded" and "Make room" in found.detail
 
 
 # ------------------------------------------------------------------------------------------ ballast

@@ -18,7 +18,9 @@ from oxydra import cli
 from tests.conftest import ROOT
 from tests.test_daemon import Home
 
-UNITS = sorted((ROOT / "examples" / "systemd").iterdir())
+SYSTEMD = ROOT / "examples" / "systemd"
+UNITS = sorted(SYSTEMD.iterdir())
+DAEMONS = [SYSTEMD / name for name in ("oxydra.service", "oxydra@.service")]
 CRONTAB = ROOT / "examples" / "cron" / "oxydra"
 SETTING = re.compile(r"[A-Z]+=\S+")
 
@@ -69,6 +71,10 @@ def test_a_unit_is_one_that_systemd_takes(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / path.name.replace("@.", "@alice.")
     program = re.compile(r"^ExecStart=\S+", re.M)
     copy.write_text(program.sub(f"ExecStart={ROOT}/bin/oxydra-runner", path.read_text()))
+    if path.suffix == ".timer":
+        service = path.with_suffix(".service")
+        text = program.sub(f"ExecStart={ROOT}/bin/oxydra-health", service.read_text())
+        (tmp_path / service.name).write_text(text)
     scope = "--system" if "@" in path.name else "--user"
     command = [analyze, scope, "--man=no", "verify", str(copy)]
     env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
@@ -90,7 +96,7 @@ def test_systemd_would_say_what_is_wrong(tmp_path: Path) -> None:
     assert "Restrat" in done.stderr and "/nonexistent/oxydra" in done.stderr
 
 
-@each_unit
+@pytest.mark.parametrize("path", DAEMONS, ids=lambda path: path.name)
 def test_a_unit_says_what_it_should(path: Path) -> None:
     service = unit(path)["Service"]
     cli.build_parser().parse_args(shlex.split(service["ExecStart"])[1:])
@@ -128,6 +134,24 @@ def test_the_command_of_the_users_unit_runs_until_systemd_stops_it(home) -> None
     assert done.returncode == 2, "what RestartPreventExitStatus is about"
     home.folder.joinpath("runner.toml").unlink()
     home.run("init")
+
+
+def test_the_command_that_the_timer_has_run(home) -> None:
+    timer = unit(SYSTEMD / "oxydra-health.timer")
+    assert timer["Timer"]["OnCalendar"] == "*:0/10"
+    service = unit(SYSTEMD / "oxydra-health.service")["Service"]
+    assert service["Type"] == "oneshot"
+
+    def look() -> subprocess.CompletedProcess[str]:
+        command = shlex.split(service["ExecStart"].replace("%h", str(home.path)))
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd="/", env=home.env, timeout=60
+        )
+
+    assert look().returncode == 2
+    home.run("start", "--detach")
+    done = look()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_the_commands_of_the_crontab(home) -> None:

@@ -3,11 +3,6 @@
 import queue
 import threading
 
-import pytest
-
-from oxydra import doctor
-from oxydra.runner.control import ControlServer
-from oxydra.runner.workspace import Workspace
 from oxydra.scheduler import service
 from oxydra.store import notices as notices_store
 from tests import schedule_kit
@@ -133,18 +128,3 @@ def test_a_thread_that_is_no_more_is_a_stall(house):
     h = house()
     assert h.scheduler.stop(60)
     assert h.scheduler.state()["stalled"]
-
-
-@pytest.mark.parametrize(("stalled", "level"), [(True, "degraded"), (False, "healthy")])
-def test_health_and_doctor_say_that_it_stalls(tmp_path, stalled, level):
-    workspace = Workspace(tmp_path, "alice")
-    workspace.ipc.mkdir(parents=True)
-    status = {"healthy": True, "scheduler": {"enabled": True, "stalled": stalled}}
-    server = ControlServer(workspace.control_socket, {"health_check": lambda _: ("status", status)})
-    server.start()
-    try:
-        (check,) = [check for check in doctor.health(workspace) if check.check == "scheduler"]
-    finally:
-        assert server.stop()
-    assert check.level == level
-    assert ("Nothing that is due runs" in check.detail) == stalled

@@ -6,7 +6,6 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from oxydra.errors import UsageError
 from oxydra.scrub import printable
 
 if TYPE_CHECKING:  # imported when a command needs it
@@ -37,19 +36,14 @@ def _print(finding: Finding) -> None:
 
 def health(options: argparse.Namespace) -> int:
     """A line for each check of each user."""
-    from oxydra.doctor import Case, health, worst
+    from oxydra.doctor import within, worst
 
-    case = Case(options.config, options.user)
-    if case.broken is not None:
-        raise case.broken
-    users = case.users()
-    if not users:
-        raise UsageError("No user is configured.", remedy="Run `oxydra-runner init`.")
-    found = [one.of(f) for one in users for f in health(one.workspace, one.command)]
+    found = within(options.timeout, options.config, options.user, options.max_age)
+    if options.quiet:
+        found = [finding for finding in found if finding.level != "healthy"]
     if options.json:
         print(json.dumps([finding.to_json() for finding in found], indent=2))
     else:
         for finding in found:
-            if finding.level != "healthy" or not options.quiet:
-                print(printable(finding.line()))
+            print(printable(finding.line()))
     return worst(found)

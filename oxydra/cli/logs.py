@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from oxydra.cli.parser import UNITS
 from oxydra.cli.target import load, workspace_of
 from oxydra.errors import NoDaemonError, UsageError
 from oxydra.scrub import printable
@@ -21,7 +22,6 @@ if TYPE_CHECKING:  # imported when the command needs them
     from oxydra.runner.workspace import Workspace
 
 PAUSE_SECONDS = 0.25  # between two looks at files that did not grow
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def logs(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oxydra.cli.parser import add_common, build_parser
+from oxydra.cli.parser import add_common, build_parser, seconds
 from oxydra.errors import EXIT_USAGE, OxydraError
 from oxydra.scrub import printable
 
@@ -39,7 +39,7 @@ def tui(argv: Sequence[str] | None = None) -> int:
 
 
 def health(argv: Sequence[str] | None = None) -> int:
-    """`oxydra-health`: one line per user, for cron."""
+    """`oxydra-health`: one line per user and check, for cron."""
     parser = argparse.ArgumentParser(
         prog="oxydra-health",
         description="Check the daemons: exit code 0 healthy, 1 degraded, 2 down.",
@@ -47,6 +47,20 @@ def health(argv: Sequence[str] | None = None) -> int:
     add_common(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="print only what is not healthy")
+    parser.add_argument(
+        "--max-age",
+        type=seconds,
+        default="10m",
+        metavar="TIME",
+        help="how long something may be due or owed: 30s, 10m, 2h; default 10m",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default="20s",
+        metavar="TIME",
+        help="answer within it, whatever hangs; default 20s",
+    )
     options = parser.parse_args(argv)
     options.run = "oxydra.cli.health:health"
     return _guarded(options)

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from oxydra.version import VERSION
 
 MAX_TAIL = 2000  # lines of `logs`
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,6 +93,14 @@ def _add_daemon(commands: Commands) -> None:
     logs.add_argument("--since", default="", metavar="T", help="10m, 2h, 3d or an ISO 8601 time")
     logs.add_argument("--json", action="store_true", help="print each line as JSON")
     logs.add_argument("--raw", action="store_true", help="print control characters as they are")
+
+
+def seconds(text: str) -> int:
+    """`30s`, `10m`, `2h`, `3d`."""
+    number, unit = text[:-1], text[-1:]
+    if not number.isdecimal() or unit not in UNITS or not 0 < int(number) * UNITS[unit] < 1 << 31:
+        raise argparse.ArgumentTypeError("write 30s, 10m, 2h or 3d")
+    return int(number) * UNITS[unit]
 
 
 def _count(text: str) -> int:

@@ -6,7 +6,18 @@ is a function and a line there. No thread is started here.
 """
 
 from oxydra.doctor.base import EXIT_CODES, Case, Finding, Level, worst
+from oxydra.doctor.bounded import within
+from oxydra.doctor.daemon import health
 from oxydra.doctor.examine import examine, repair
-from oxydra.doctor.health import health
 
-__all__ = ["EXIT_CODES", "Case", "Finding", "Level", "examine", "health", "repair", "worst"]
+__all__ = [
+    "EXIT_CODES",
+    "Case",
+    "Finding",
+    "Level",
+    "examine",
+    "health",
+    "repair",
+    "within",
+    "worst",
+]

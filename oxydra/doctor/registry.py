@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+from oxydra import config
+from oxydra.config import Isolation
 from oxydra.doctor.base import Case, Finding
+from oxydra.errors import OxydraError
 
 Check = Callable[[Case], Iterator[Finding]]
 
@@ -17,12 +21,29 @@ MACHINE = {  # once; the case may have no settings
     "configuration": "oxydra.doctor.configuration:check",
 }
 USER = {  # for each user, where the configuration can be read
-    "daemon": "oxydra.doctor.health:check",
+    "daemon": "oxydra.doctor.daemon:check",
 }
+
+GUESTS = {  # by tier, what says why its guests can't be made; nothing is needed for the others
+    "container": "oxydra.tiers.container:missing",
+}
+
+
+def missing_images(case: Case) -> OxydraError | None:
+    """Why the guests of this user's tier can't be made; None if they can."""
+    place = GUESTS.get(case.settings.tier)
+    if place is None:
+        return None
+    missing: Callable[[Isolation], OxydraError | None] = _found(place)
+    return missing(config.isolation(case.settings))
 
 
 def checks(registry: Mapping[str, str]) -> Iterator[tuple[str, Check]]:
     """Each with its name, imported when its turn comes."""
     for name, place in registry.items():
-        module, _, function = place.partition(":")
-        yield name, getattr(importlib.import_module(module), function)
+        yield name, _found(place)
+
+
+def _found(place: str) -> Any:
+    module, _, function = place.partition(":")
+    return getattr(importlib.import_module(module), function)

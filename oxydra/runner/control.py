@@ -32,9 +32,9 @@ Handler = Callable[[Json], tuple[str, Json]]
 
 def call(path: Path, op: str, payload: Json, *, timeout: float = 5.0) -> Json:
     """Ask a running runner. Raises `NoDaemonError` if none answers, `OxydraError` for a refusal."""
-    with socket.socket(socket.AF_UNIX) as client, address(path) as place:
-        client.settimeout(timeout)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX) as client, address(path) as place:
+            client.settimeout(timeout)
             client.connect(place)
             client.sendall(pack(op, payload))
             unpacker = Unpacker()
@@ -43,10 +43,10 @@ def call(path: Path, op: str, payload: Json, *, timeout: float = 5.0) -> Json:
                     if answer == "error":
                         raise OxydraError(str(body.get("message")), code=str(body.get("code")))
                     return body
-        except OSError as error:
-            raise NoDaemonError(
-                "No daemon answers for this user.", remedy="Start one with `oxydra-runner start`."
-            ) from error
+    except OSError as error:
+        raise NoDaemonError(
+            "No daemon answers for this user.", remedy="Start one with `oxydra-runner start`."
+        ) from error
     raise NoDaemonError("The daemon ended before it answered.", remedy="Start it again.")
 
 

@@ -68,6 +68,10 @@ class Restarts:
         self.due = now + self._pause
         self._pause = min(2 * self._pause, self._longest)
 
+    def up(self) -> float:
+        """Seconds since it was last started."""
+        return round(time.monotonic() - self._since, 1)
+
     def take(self) -> bool:
         """Whether it is to be started now."""
         if self.due is None or time.monotonic() < self.due:
@@ -352,6 +356,7 @@ class Runner:
             "gateway_endpoint": self._endpoint,
             "uptime_secs": round(time.time() - self._started_at, 1),
             "guest_restarts": self._restarts.count,
+            "guest_up_secs": self._restarts.up(),
             "shell_pid": 0 if self._shell is None else self._shell.pid,
             "shell_restarts": self._shell_restarts.count,
         }

@@ -15,6 +15,7 @@ from typing import Any
 import apsw
 
 from oxydra.store.database import Database, Row, clean, timestamp
+from oxydra.types import Json
 
 GIVEN = 2000  # items that stay of those that are settled
 _MOVES = {
@@ -137,6 +138,15 @@ class ChannelTables(Database):
     def owed_item(self, channel: str, kind: str, key: str) -> Owed | None:
         found = self._owed("channel = ? AND kind = ? AND key = ?", (channel, kind, key))
         return found[0] if found else None
+
+    def overdue(self) -> Json:
+        """How many items could have left, and for how many seconds the oldest of them is owed."""
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                "SELECT count(*), CAST(86400 * (julianday('now') - min(julianday(created_at)))"
+                " AS INTEGER) FROM outbox WHERE state = 'ready'"
+            ).fetchall()
+        return {"owed": rows[0][0], "oldest_seconds": max(0, rows[0][1] or 0)}
 
     def owed_ready(self, item_id: int, text: str) -> None:
         """`waiting -> ready`: this is what it says."""

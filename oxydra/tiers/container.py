@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oxydra.config import Isolation
 from oxydra.errors import OxydraError
 from oxydra.frames import pack
 from oxydra.threads import Service
@@ -291,7 +292,7 @@ class ContainerTier:
         with contextlib.ExitStack() as undo:
             client = engine.client()
             undo.callback(client.close)
-            image = self._image(client, role, spec)
+            image = image_of(client, role, spec.isolation)
             self._remove_leftovers(client, role, spec.workspace)
             way_in = Door(ipc, role, spec.uid, spec.gid)
             undo.callback(way_in.close)
@@ -306,18 +307,6 @@ class ContainerTier:
                 way_in.close()
                 container.remove()
                 raise
-
-    def _image(self, client: APIClient, role: str, spec: GuestSpec | ShellSpec) -> str:
-        """The image's name, once it is known to be there and of this version."""
-        from docker.errors import NotFound
-
-        given = spec.isolation.guest_images
-        name = (given.agent if role == "agent" else given.shell) or images.default_reference(role)
-        labels: Mapping[str, str] | None = None
-        with telling(f"The image {name} can't be looked at"), contextlib.suppress(NotFound):
-            labels = client.inspect_image(name)["Config"].get("Labels") or {}
-        images.check(role, name, labels, given.extra_packages)
-        return name
 
     def _remove_leftovers(self, client: APIClient, role: str, workspace: Path) -> None:
         """What a killed runner of this workspace has left, and an earlier guest of this role."""
@@ -382,6 +371,33 @@ class ContainerTier:
                 restart_policy={"Name": "no"},
             ),
         }
+
+
+def image_of(client: APIClient, role: str, isolation: Isolation) -> str:
+    """The image's name, once it is known to be there and of this version. Raises `OxydraError`."""
+    from docker.errors import NotFound
+
+    given = isolation.guest_images
+    name = (given.agent if role == "agent" else given.shell) or images.default_reference(role)
+    labels: Mapping[str, str] | None = None
+    with telling(f"The image {name} can't be looked at"), contextlib.suppress(NotFound):
+        labels = client.inspect_image(name)["Config"].get("Labels") or {}
+    images.check(role, name, labels, given.extra_packages)
+    return name
+
+
+def missing(isolation: Isolation) -> OxydraError | None:
+    """What keeps the guests from being made: no engine, no image; None if nothing does."""
+    try:
+        client = Engine.find().client()
+        try:
+            for role in images.REPOSITORIES:
+                image_of(client, role, isolation)
+        finally:
+            client.close()
+    except OxydraError as error:
+        return error
+    return None
 
 
 def leftovers(client: APIClient, workspace: Path) -> list[Json]:

@@ -7,6 +7,7 @@ starts a guest. No thread runs here.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,12 +71,14 @@ def check(
     `image_outdated`.
     """
     wanted = set(extra_packages)
-    options = f" --extra-packages {','.join(sorted(wanted))}" if wanted else ""
-    remedy = f"Build it: {sys.executable} {guest_script('build-images')}{options}"
+    options = ["--extra-packages", ",".join(sorted(wanted))] if wanted else []
+    command = shlex.join([sys.executable, str(guest_script("build-images")), *options])
+    remedy = f"Build it: {command}"
     if labels is None:
         raise OxydraError(
             f"The image {reference} is not in the Docker engine.",
             remedy=remedy,
+            command=command,
             code="image_missing",
         )
     held = set(labels.get(PACKAGES_LABEL, "").split(","))
@@ -90,7 +93,9 @@ def check(
         wrong = f"was built without the extra packages {', '.join(sorted(wanted - held))}"
     else:
         return
-    raise OxydraError(f"The image {reference} {wrong}.", remedy=remedy, code="image_outdated")
+    raise OxydraError(
+        f"The image {reference} {wrong}.", remedy=remedy, command=command, code="image_outdated"
+    )
 
 
 def build(arguments: Sequence[str]) -> int:
