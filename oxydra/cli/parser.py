@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_egress(commands)
     _add_workspace(commands)
     _add_token(commands)
+    _add_mcp(commands)
     return parser
 
 
@@ -134,6 +135,12 @@ def _add_conversation(commands: Commands) -> None:
         help="a row for each: of the last 31 days, or of this month",
     )
     cost.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_mcp(commands: Commands) -> None:
+    text = "offer the agent to one MCP client, on stdin and stdout; its token is in OXYDRA_TOKEN"
+    mcp = _command(commands, "mcp", "oxydra.cli.mcp:mcp", text)
+    mcp.add_argument("--token-file", metavar="F", type=Path, help="holds the client's token")
 
 
 def _add_schedules(commands: Commands) -> None:

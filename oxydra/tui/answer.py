@@ -40,6 +40,16 @@ class Desk:
         rows: list[Json] = listed.payload["sessions"]
         return rows
 
+    def history(self, session_id: str, before: int | None, limit: int) -> Json:
+        """A `session_history`."""
+        wanted = {"session_id": session_id, "before_sequence": before, "limit": limit}
+        return self._ask("history", wanted).payload
+
+    def create(self, name: str, agent: str) -> Json:
+        """A new session: its `session_created`."""
+        wanted = {"display_name": name or None, "agent_name": agent or None}
+        return self._ask("create_session", wanted).payload
+
     def command(self, name: str, /, **args: object) -> Json:
         """The data of a `command_result`. Raises `OxydraError`."""
         data: Json = self._ask("command", {"name": name, "args": args}).payload["data"]

@@ -1,26 +1,18 @@
-"""`oxydra-runner ask`: one question over the gateway, its answer streamed to a text stream.
-
-The client's own thread delivers frames into a queue; the caller's thread takes them and writes. A
-daemon that is restarted meanwhile takes the turn up again: the same turn id is sent once more,
-which runs nothing twice.
-"""
+"""`oxydra-runner ask`: one question over the gateway, its answer streamed to a text stream."""
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import sys
 import uuid
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from oxydra.errors import EXIT_FAILED, NoDaemonError, OxydraError
+from oxydra.errors import EXIT_FAILED, OxydraError
 from oxydra.frames import Frame, compact
 from oxydra.gateway.answer import Answer
-from oxydra.tui.client import ClientConfig, GatewayClient, Link, Locate
+from oxydra.tui.client import Locate
+from oxydra.tui.follow import line
 from oxydra.types import Json
-
-PATIENCE = 60.0  # seconds without a connection after which a question is given up
 
 
 def ask(
@@ -43,28 +35,12 @@ def ask(
     question joins the turn that runs, and the answer is that turn's. Raises `OxydraError` for a
     turn that failed and `NoDaemonError` if there is none.
     """
-    events: queue.SimpleQueue[Frame | Link] = queue.SimpleQueue()
-    endpoint, token = locate()
-    client = GatewayClient(
-        endpoint,
-        token,
-        user_id,
-        on_frame=events.put,
-        on_link=events.put,
-        session_id=session_id,
-        new_session=session_id is None,
-        agent=agent,
-        locate=locate,
-        config=ClientConfig(),
-    )
-    client.connect()
-    try:
-        turn: Json = {"prompt": prompt, "attachments": list(attachments)}
-        if steer:
-            turn["steer"] = True
-        terminal = _converse(client, events, turn, None if as_json else out, clean)
-    finally:
-        client.close()
+    turn: Json = {"turn_id": uuid.uuid4().hex, "prompt": prompt, "attachments": list(attachments)}
+    if steer:
+        turn["steer"] = True
+    with line(locate, user_id, session_id=session_id, agent=agent) as asked:
+        terminal = asked.follow(turn, _writer(None if as_json else out, clean))
+    assert terminal is not None  # there is no deadline
     if as_json:
         out.write(compact(terminal.payload) + "\n")
         return 0 if terminal.type == "turn_completed" else EXIT_FAILED
@@ -75,71 +51,33 @@ def ask(
     return 0
 
 
-def _converse(
-    client: GatewayClient,
-    events: queue.SimpleQueue[Frame | Link],
-    turn: Json,
-    out: TextIO | None,
-    clean: Callable[[str], str],
-) -> Frame:
-    """Send the turn and follow it to its terminal frame."""
-    turn_id = answered = uuid.uuid4().hex  # `answered` is another's once the question joined it
+def _writer(out: TextIO | None, clean: Callable[[str], str]) -> Callable[[Frame], None]:
+    """What writes a turn as it comes; nothing where there is no stream."""
 
     def write(text: str) -> None:
         if out is not None:
             out.write(clean(text))
             out.flush()
 
-    def end_line() -> None:
-        if not answer.ends_line:
-            write("\n")
-
     answer = Answer(write)
-    accepted = False
-    while True:
-        try:
-            event = events.get(timeout=None if client.connected else PATIENCE)
-        except queue.Empty:
-            raise NoDaemonError(
-                f"The daemon has been gone for {PATIENCE:g} s.",
-                remedy="Start it again with `oxydra-runner start`; the turn then goes on.",
-            ) from None
-        if isinstance(event, Link):
-            if event.connected and (event.fresh or not accepted):
-                where = {"session_id": client.session_id, "turn_id": turn_id}
-                with contextlib.suppress(NoDaemonError):  # it broke again: a Link will say so
-                    client.send("send_turn", {**turn, **where})
-            continue
-        if event.type == "turn_joined" and _concerns(event.payload, turn_id):
-            answered = event.payload["into"]
-            accepted = True
-            continue
-        if not _concerns(event.payload, turn_id) and not _concerns(event.payload, answered):
-            if event.type == "error":
-                raise OxydraError(event.payload["message"], code=event.payload.get("code") or "")
-            continue
-        accepted = True
-        match event.type:
+
+    def hear(frame: Frame) -> None:
+        match frame.type:
             case "assistant_delta":
-                answer.delta(event.payload["delta"])
+                answer.delta(frame.payload["delta"])
             case "turn_progress":
-                answer.progress(event.payload)
+                answer.progress(frame.payload)
             case "approval_request":
-                tool, wanted = clean(event.payload["tool"]), clean(event.payload["approval_id"])
+                tool, wanted = clean(frame.payload["tool"]), clean(frame.payload["approval_id"])
                 print(
                     f"oxydra: {tool} needs your approval: see the terminal UI, or"
                     f" `oxydra-runner approvals list` ({wanted}).",
                     file=sys.stderr,
                 )
-            case "turn_completed":
-                answer.finish(event.payload["response"]["message"]["content"])
-                end_line()
-                return event
-            case "turn_cancelled" | "error":
-                end_line()
-                return event
+            case "turn_completed" | "turn_cancelled" | "error":
+                if frame.type == "turn_completed":
+                    answer.finish(frame.payload["response"]["message"]["content"])
+                if not answer.ends_line:
+                    write("\n")
 
-
-def _concerns(payload: Json, turn_id: str) -> bool:
-    turn = payload.get("turn")
-    return isinstance(turn, dict) and turn.get("turn_id") == turn_id
+    return hear
