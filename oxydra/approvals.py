@@ -20,7 +20,7 @@ import logging
 import re
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -242,7 +242,11 @@ def resolved_payload(approval: Approval) -> Json:
 class Approvals:
     """Asks about the calls of one user's turns. Every method may be called from any thread."""
 
-    def __init__(self, store: Store, rules: Rules, *, sandboxed: bool) -> None:
+    def __init__(
+        self, store: Store, rules: Rules, *, sandboxed: bool, uncontained: Collection[str] = ()
+    ) -> None:
+        """`uncontained` are the names of tools that no sandbox holds, whatever holds the others."""
+        self._uncontained = frozenset(uncontained)
         self._store = store
         self._rules = rules
         self._sandboxed = sandboxed
@@ -308,7 +312,7 @@ class Approvals:
 
     def _decide(self, item: Wanted, scope: TurnScope) -> Verdict:
         circumstances = Circumstances(
-            sandboxed=self._sandboxed,
+            sandboxed=self._sandboxed and item.call.name not in self._uncontained,
             attended=scope.attended,
             sensitive=scope.sensitive or item.tool.sensitive,
             tainted=scope.tainted,

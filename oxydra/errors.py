@@ -218,6 +218,14 @@ class PolicyDenied(ToolError):
     code = "denied"
 
 
+class TurnFailed(OxydraError):
+    """A turn ended without an answer; `code` is as in its `error` frame."""
+
+    def __init__(self, message: str, *, code: str = "", turn_id: str = "") -> None:
+        super().__init__(message, code=code)
+        self.turn_id = turn_id
+
+
 class Cancelled(OxydraError):
     """The work was stopped by its token. Caught in one place: the turn loop."""
 

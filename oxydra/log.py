@@ -46,6 +46,35 @@ class _Formatter(logging.Formatter):
         return printable(self._scrub(super().format(record)))
 
 
+_attached: dict[logging.Handler, Callable[[str], str]] = {}
+
+
+@contextlib.contextmanager
+def attached(process: str, stream: TextIO, scrub: Callable[[str], str]) -> Iterator[None]:
+    """Inside the block this package's records go to `stream`, and to nothing else: for a process
+    whose logging is its own. Of several that are attached each is scrubbed of all secrets.
+    """
+    handler = logging.StreamHandler(stream)
+
+    def scrubbed(text: str) -> str:
+        for one in list(_attached.values()):
+            text = one(text)
+        return text
+
+    handler.setFormatter(_Formatter(process, scrubbed))
+    logger = logging.getLogger(__name__.partition(".")[0])
+    _attached[handler] = scrub
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        del _attached[handler]
+        logger.propagate = not _attached
+
+
 def setup(
     process: str,
     stream: TextIO,

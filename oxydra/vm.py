@@ -18,13 +18,13 @@ import contextlib
 import logging
 import mimetypes
 import os
-import queue
 import resource
 import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
@@ -39,18 +39,17 @@ from oxydra.channels.registry import Chats, channel
 from oxydra.config import GuestConfig, MemoryConfig
 from oxydra.disk import Ballast, Quota, shortage
 from oxydra.errors import FrameError, OxydraError, ToolError, UsageError
-from oxydra.frames import Envelope, Unpacker, channel_info, pack, usage_json
+from oxydra.frames import Envelope, Unpacker, pack, usage_json
 from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import Hub
 from oxydra.gateway.memory import MemoryCommands
 from oxydra.memory import Indexer, ModelNotebook, Retrieval, Weights
-from oxydra.mux import Channel, Mux
+from oxydra.mux import Channel
 from oxydra.policy import VirtualPath, parse_virtual
 from oxydra.policy.network import Egress
 from oxydra.providers import registry
 from oxydra.providers.metered import Metered
 from oxydra.providers.reliable import Choice, Reliable
-from oxydra.relay import Relay
 from oxydra.runtime import (
     MADE,
     Agent,
@@ -67,7 +66,8 @@ from oxydra.runtime.undo import Undo
 from oxydra.scheduler import Desk, ModelDesk, Scheduler
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Checkup, Files, Store
-from oxydra.threads import Service, install_hooks
+from oxydra.stream import RunnerStream
+from oxydra.threads import install_hooks
 from oxydra.tools.changes import Changes
 from oxydra.tools.confine import Workspace
 from oxydra.tools.delegate import delegate_tools
@@ -87,7 +87,6 @@ logger = logging.getLogger(__name__)
 STOP_SECONDS = 8.0
 EMBEDDED_TOKENS = 1 << 20  # more than a request for vectors can have
 RECEIVED = VirtualPath("shared", ("received",))  # where files go that came by a channel
-CONTROL_SECONDS = 20.0  # that the runner may take to open its channel
 # of root's: to hand files to their owner and to read them, to become nobody in a tool worker
 KEPT_CAPABILITIES = ("chown", "dac_override", "fowner", "kill", "setgid", "setuid")
 UNCAGED: Json = {
@@ -98,13 +97,37 @@ UNCAGED: Json = {
 UNSANDBOXED = (None, "none", "rlimits")  # levels at which nothing contains a privileged call
 
 
+def _die(error: BaseException) -> None:
+    """A thread without which nobody is served has died: end, so that the runner starts us again."""
+    logger.critical("the gateway failed (%s): the agent guest ends", error)
+    signal.raise_signal(signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a program brings along that is itself the guest, as with `oxydra.Agent`: its tools, its
+    providers by their names, and what is told when a thread without which nobody is served has
+    died.
+    """
+
+    tools: Sequence[Tool] = ()
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    on_death: Callable[[BaseException], None] = _die
+
+
 class AgentGuest:
     """Everything that serves one user. `start` returns when clients are answered."""
 
     def __init__(
-        self, envelope: Envelope, stream: RunnerStream, listener: socket.socket | None, level: str
+        self,
+        envelope: Envelope,
+        stream: RunnerStream,
+        listener: socket.socket | None,
+        level: str,
+        own: Own | None = None,
     ) -> None:
         """`level` says how this process is locked in, "none" where it is not."""
+        self._own = own or Own()
         settings = config.from_effective(envelope.config)
         self._envelope = envelope
         self._level = level
@@ -119,15 +142,16 @@ class AgentGuest:
         self._short = partial(shortage, internal, *writable)
         files = Files(internal / "attachments", settings.gateway.max_attachments_mib << 20)
         self._store = Store(internal / "oxydra.db", Ballast(internal / "ballast"), files)
-        own = [Path(f.at) for f in envelope.folders if f.writable and not f.guarded]
+        counted = [Path(f.at) for f in envelope.folders if f.writable and not f.guarded]
         self._checkup = Checkup(self._store)
-        self._quota = Quota(own, int(envelope.runtime_policy.get("workspace_bytes", 1 << 62)))
+        self._quota = Quota(counted, int(envelope.runtime_policy.get("workspace_bytes", 1 << 62)))
         self._workspace = Workspace(envelope.folders, self._quota.over)
         rules = Rules.from_json(envelope.runtime_policy.get("approvals"))
         self._approvals = Approvals(
             self._store,
             rules,
             sandboxed=envelope.startup_status.get("sandbox_level") not in UNSANDBOXED,
+            uncontained=[tool.spec.name for tool in self._own.tools],
         )
         keys = envelope.runtime_policy.get("keys", ())
         self._memory = remembering(self._store, settings.memory, self._embedding(settings, keys))
@@ -138,7 +162,7 @@ class AgentGuest:
         recall = Recall(self._store, self._memory, found.retrieval) if found.enabled else None
         self._shell = ShellClient(lambda: self._short() or self._quota.over())
         delegations = Delegations(self._store, settings.runtime.delegation)
-        extra = [*self._shell_tools(settings), *delegate_tools(settings)]
+        extra = [*self._shell_tools(settings), *delegate_tools(settings), *self._own.tools]
         extra += memory_tools(settings.memory)
         tools = ToolRegistry(
             extra=[*extra, *(schedule_tools() if settings.scheduler.enabled else [])]
@@ -193,7 +217,9 @@ class AgentGuest:
         delegations.attach(self._runtime)
         notes.attach(lambda turn: self._runtime.run_of(turn).marks())
         self._hub = Hub(self._store, self._runtime, settings.gateway, envelope.user_id)
-        self._scheduler = Scheduler(self._store, settings.scheduler, self._hub, on_death=_die)
+        self._scheduler = Scheduler(
+            self._store, settings.scheduler, self._hub, on_death=self._own.on_death
+        )
         self._hub.terms_of = self._terms_of
         self._hub.unattended = self._scheduler.runs
         self._hub.on_follow = self._scheduler.followed
@@ -206,7 +232,7 @@ class AgentGuest:
             config=settings.gateway,
             tokens=envelope.gateway_token_hashes,
             health=self.health,
-            on_death=_die,
+            on_death=self._own.on_death,
             approvals=self._approvals,
             commands={
                 "agents": lambda _: self._runtime.agents.report(self._runtime.tools),
@@ -236,7 +262,7 @@ class AgentGuest:
             keep=self._keep_received,
             audit=self._store.path.parent / "sender_audit.log",
             tools=[tool.name for tool in tools],
-            on_death=_die,
+            on_death=self._own.on_death,
         )
         self._scheduler.post.add("telegram", made.courier)
         return made
@@ -394,6 +420,8 @@ class AgentGuest:
 
         def choice(spec: ModelSpec) -> Choice:
             name = spec.provider
+            if name in self._own.providers:
+                return Choice(Metered(self._own.providers[name]), spec)
             entry = settings.providers.registry[name]
             key = name if name in keys else ""
             provider = registry.settings(name, entry, credential=key)
@@ -593,71 +621,6 @@ def _code() -> list[str]:
     return [place for place in places if place != "/"]
 
 
-class RunnerStream:
-    """The one stream to the runner, and the channels that the runner opens on it.
-
-    `oxydra-mux` reads it and ends with it; `oxydra-relay` carries forwarded clients.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.on_gateway: Callable[[socket.socket, str], None] = _turn_away
-        self._sock = sock
-        self._mux = Mux(sock, opener=True, accept=self._accept)
-        self._reader = Service("mux", lambda _: self._mux.run(), wake=self._mux.close)
-        self._relay = Relay()
-        self._control: queue.SimpleQueue[Channel] = queue.SimpleQueue()
-        self._shells: queue.SimpleQueue[Channel] = queue.SimpleQueue()
-        self._started: Channel | None = None
-
-    def __enter__(self) -> RunnerStream:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._relay.stop()
-        self._reader.stop()
-        self._sock.close()
-
-    def start(self) -> Channel:
-        """Begin to read; the control channel. Raises `FrameError` if the runner opens none."""
-        if self._started is None:
-            self._reader.start()
-            try:
-                self._started = self._control.get(timeout=CONTROL_SECONDS)
-            except queue.Empty:
-                raise FrameError("The runner opened no control channel.") from None
-        return self._started
-
-    def open(self, info: bytes, data: bytes, fin: bool) -> Channel:
-        """A channel to the runner's broker. Raises OSError."""
-        return self._mux.open(info, data, fin)
-
-    def shell(self) -> Channel | None:
-        """A channel to the shell guest that was opened and not taken yet; the newest."""
-        found = None
-        while not self._shells.empty():
-            found = self._shells.get()
-        return found
-
-    def _accept(self, channel: Channel) -> None:
-        said = channel_info(channel.info)
-        match said.get("kind"):
-            case "control":
-                self._control.put(channel)
-            case "shell":
-                self._shells.put(channel)
-            case "gateway":
-                ours, theirs = socket.socketpair()
-                self._relay.join(ours, channel)
-                self.on_gateway(theirs, str(said.get("peer")))
-            case other:
-                logger.error("the runner opened a channel of the kind %r", other)
-
-
-def _turn_away(client: socket.socket, _peer: str) -> None:
-    """A client that came before the gateway was there."""
-    client.close()
-
-
 def caps_of(envelope: Envelope) -> Caps:
     """The user's caps. Raises `FrameError`: none of them is ever left out."""
     try:
@@ -709,9 +672,3 @@ def read_bootstrap(stream: BinaryIO) -> Envelope:
     if "bootstrap" not in frames or not unpacker.empty:
         raise FrameError("The bootstrap stream ended before the envelope was complete.")
     return Envelope.from_json(frames["bootstrap"])
-
-
-def _die(error: BaseException) -> None:
-    """A thread without which nobody is served has died: end, so that the runner starts us again."""
-    logger.critical("the gateway failed (%s): the agent guest ends", error)
-    signal.raise_signal(signal.SIGTERM)

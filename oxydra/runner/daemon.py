@@ -83,9 +83,11 @@ class Restarts:
 
 
 class Runner:
-    """One daemon. `run` blocks until it is stopped."""
+    """One daemon. `run` blocks until it is stopped. `tier` starts its guests, where that is not
+    the configured one.
+    """
 
-    def __init__(self, settings: RunnerSettings) -> None:
+    def __init__(self, settings: RunnerSettings, tier: Tier | None = None) -> None:
         self._settings = settings
         self._workspace = settings.workspace
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -99,7 +101,7 @@ class Runner:
         self._last_end = ""
         self._started_at = time.time()
         self._endpoint = ""
-        self._tier: Tier | None = None
+        self._tier = tier
         self._broker: Broker | None = None
         self._relay = Relay()  # between clients, the shell guest and the agent guest
         self._lock = -1
@@ -112,7 +114,8 @@ class Runner:
 
         Raises `OxydraError` with the remedy if it cannot start; then nothing is left behind.
         """
-        self._tier = registry.create(self._settings.tier)
+        if self._tier is None:
+            self._tier = registry.create(self._settings.tier)
         self._workspace.prepare()
         with contextlib.ExitStack() as stack:
             self._lock = stack.enter_context(self._workspace.lock(wait=1.0))
