@@ -124,6 +124,8 @@ class Server:
         deadline = Deadline.after(GRACE)
         for _call, service in under_way:
             service.stop(deadline.remaining())
+        if self._writing.acquire(timeout=deadline.remaining()):  # an answer may be half written
+            self._writing.release()
 
     # ------------------------------------------------------------------------ what the client says
 
