@@ -500,7 +500,7 @@ def _program(attributes: bool, signals: bool, streams: bool) -> list[_Step]:
 # ----------------------------------------------------------------------------------- a guest's cage
 
 
-NAMESPACED = ("container+cage", "bwrap+cage")
+NAMESPACED = ("microvm+cage", "container+cage", "bwrap+cage")
 """The levels at which a guest has namespaces of its own and its folders the names a model knows."""
 
 
@@ -509,10 +509,10 @@ class GuestCage:
     and `read` others: what its own process gives up by `enter`, and a session of commands by
     `give_up_more`.
 
-    `level`: `container+cage` and `bwrap+cage` stand in namespaces of their own, `cage` on the
-    host's tree, `rlimits` has no cage at all. `attributes` as in `filter_calls`; nothing newer than
-    version `newest_landlock` is used. `proxy` is a TCP port that commands may connect to, 0 for
-    none.
+    `level`: `microvm+cage` stands in a machine of its own, `container+cage` and `bwrap+cage` in
+    namespaces of their own, `cage` on the host's tree, `rlimits` has no cage at all. `attributes`
+    as in `filter_calls`; nothing newer than version `newest_landlock` is used. `proxy` is a TCP
+    port that commands may connect to, 0 for none.
     """
 
     def __init__(

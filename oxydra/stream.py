@@ -9,10 +9,11 @@ import logging
 import queue
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
 from oxydra.errors import FrameError
 from oxydra.frames import channel_info
-from oxydra.mux import Channel, Mux
+from oxydra.mux import Channel, Mux, Stream
 from oxydra.relay import Relay
 from oxydra.threads import Service
 
@@ -21,16 +22,22 @@ logger = logging.getLogger(__name__)
 CONTROL_SECONDS = 20.0  # that the runner may take to open its channel
 
 
+class Wire(Stream, Protocol):
+    """What leads to the runner: a socket, or the port of a machine."""
+
+    def close(self) -> object: ...
+
+
 class RunnerStream:
     """The one stream to the runner, and the channels that the runner opens on it.
 
     `oxydra-mux` reads it and ends with it; `oxydra-relay` carries forwarded clients.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, wire: Wire) -> None:
         self.on_gateway: Callable[[socket.socket, str], None] = _turn_away
-        self._sock = sock
-        self._mux = Mux(sock, opener=True, accept=self._accept)
+        self._wire = wire
+        self._mux = Mux(wire, opener=True, accept=self._accept)
         self._reader = Service("mux", lambda _: self._mux.run(), wake=self._mux.close)
         self._relay = Relay()
         self._control: queue.SimpleQueue[Channel] = queue.SimpleQueue()
@@ -43,7 +50,7 @@ class RunnerStream:
     def __exit__(self, *_error: object) -> None:
         self._relay.stop()
         self._reader.stop()
-        self._sock.close()
+        self._wire.close()
 
     def start(self) -> Channel:
         """Begin to read; the control channel. Raises `FrameError` if the runner opens none."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import mimetypes
 import os
@@ -66,7 +67,7 @@ from oxydra.runtime.undo import Undo
 from oxydra.scheduler import Desk, ModelDesk, Scheduler
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Checkup, Files, Store
-from oxydra.stream import RunnerStream
+from oxydra.stream import RunnerStream, Wire
 from oxydra.threads import install_hooks
 from oxydra.tools.changes import Changes
 from oxydra.tools.confine import Workspace
@@ -504,20 +505,31 @@ class AgentGuest:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the guest until the runner ends it; the exit code is 0 then."""
     options = _parser().parse_args(argv)
+    listener = None
+    if options.listen_fd is not None:
+        listener = socket.socket(fileno=options.listen_fd)
+        listener.set_inheritable(False)
+    contained = "container" if options.stream_socket is not None else ""
+    return _run(_connected(options), partial(_read_bootstrap, options), listener, contained)
+
+
+def serve_machine(port: Wire, bootstrap: bytes) -> int:
+    """The same in a machine of its own, over its port; `bootstrap` is the envelope's frame."""
+    return _run(port, partial(read_bootstrap, io.BytesIO(bootstrap)), None, "microvm")
+
+
+def _run(
+    wire: Wire, bootstrap: Callable[[], Envelope], listener: socket.socket | None, contained: str
+) -> int:
     install_hooks()
     log.setup("oxydra-vm", sys.stderr)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a descriptor for each client
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides, not a Ctrl+C in its terminal
-    listener = None
-    if options.listen_fd is not None:
-        listener = socket.socket(fileno=options.listen_fd)
-        listener.set_inheritable(False)
-    with RunnerStream(_connected(options)) as stream:
+    with RunnerStream(wire) as stream:
         try:
-            envelope = _read_bootstrap(options)
+            envelope = bootstrap()
             log.setup("oxydra-vm", sys.stderr, scrub=scrubber_of(envelope).logged)
-            contained = options.stream_socket is not None
             root = Path(envelope.workspace_root)
             level = lock_in(root / "internal", envelope.folders, contained)
             control = stream.start()
@@ -578,16 +590,16 @@ def _read_bootstrap(options: argparse.Namespace) -> Envelope:
         raise FrameError(f"The bootstrap file can't be read: {error.strerror}.") from error
 
 
-def lock_in(internal: Path, folders: Sequence[Folder], contained: bool) -> str:
+def lock_in(internal: Path, folders: Sequence[Folder], contained: str) -> str:
     """Give up everything but the database's folder and these, for good: "cage", or "none"
     where the kernel can't hold it. Before any thread is started, which would not be held.
 
-    `contained` in a container: "container+cage", or "container" where a part of the cage is
-    missing.
+    `contained` says in what the process stands alone, as in `container`: then "container+cage", or
+    "container" where a part of the cage is missing.
     """
     found = cage.probe()
     if not (found.seccomp and (found.files or contained)):
-        return "container" if contained else "none"
+        return contained or "none"
     os.environ["SQLITE_TMPDIR"] = str(internal)
     mimetypes.init()  # it reads files of its own accord
     cage.forbid_privileges()
@@ -602,7 +614,7 @@ def lock_in(internal: Path, folders: Sequence[Folder], contained: bool) -> str:
         )
     cage.filter_calls(attributes=False)
     if contained:
-        return "container+cage" if found.files else "container"
+        return f"{contained}+cage" if found.files else contained
     return "cage"
 
 

@@ -52,7 +52,13 @@ class Sandbox:
             for parent in (folder, *folder.parents):
                 parent.chmod(parent.stat().st_mode | 0o011)
         self.log = os.open(folder / "shell.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        tier = "container" if level == "container+cage" else "process"
+        tier = (
+            "container"
+            if level == "container+cage"
+            else "micro_vm"
+            if level == "microvm+cage"
+            else "process"
+        )
         settings: dict[str, object] = {
             "uid": UID,
             "gid": UID if os.geteuid() == 0 else os.getegid(),

@@ -235,8 +235,8 @@ def test_how_it_ended(state, how):
 
 
 def test_a_tier_that_there_is_not():
-    with pytest.raises(ConfigError, match=r"there is: container, process"):
-        registry.create("micro_vm")
+    with pytest.raises(ConfigError, match=r"there is: container, micro_vm, process"):
+        registry.create("jail")
 
 
 # -------------------------------------------------------------------------------------------- doors

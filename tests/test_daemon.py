@@ -26,6 +26,8 @@ SCRIPT = "[[script %s]]"
 class Home:
     """A person's home with a configuration, and the daemons started in it."""
 
+    patience = 60  # seconds that a command may take
+
     def __init__(self, path):
         self.path = path
         self.folder = path / ".oxydra"
@@ -50,7 +52,7 @@ class Home:
             [sys.executable, program, *(arguments if program != RUNNER else self.at(arguments))],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=self.patience,
             cwd=self.path,
             env=self.env,
             **options,
@@ -277,7 +279,7 @@ from oxydra.types import Folder
 root, secret, victim = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 inherited = socket.socket(fileno=int(sys.argv[4]))
 folders = [Folder(name, str(root / name), name != "vault") for name in ("shared", "tmp", "vault")]
-assert vm.lock_in(root / "internal", folders, False) == "cage"
+assert vm.lock_in(root / "internal", folders, "") == "cage"
 def connect():
     socket.socket().connect(("127.0.0.1", 1))
 def unbind():  # a listener that is turned into a client

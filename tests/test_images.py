@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from oxydra.errors import OxydraError
-from oxydra.tiers import images, rootfs
+from oxydra.tiers import images, recipe, rootfs
 from oxydra.version import VERSION
 from tests.conftest import REAL_ENVIRONMENT, ROOT
 from tests.docker_images import agent_image, build_images, run, shell_image
@@ -116,7 +116,7 @@ def test_packages_by_option(builder: Any, options: Any) -> None:
 
 def test_requirements_are_those_of_setup_cfg_without_the_hosts(builder: Any) -> None:
     plain = {re.split(r"[>;]", row)[0] for row in builder.requirements(())}
-    assert plain >= {"apsw", "requests", "pypdf"} and not plain & set(builder.NOT_IN_GUESTS)
+    assert plain >= {"apsw", "requests", "pypdf"} and not plain & set(recipe.NOT_IN_GUESTS)
     more = {re.split(r"[>;]", row)[0] for row in builder.requirements(("telegram",))}
     assert more - plain == {"pytelegrambotapi"}
 

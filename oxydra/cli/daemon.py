@@ -198,7 +198,8 @@ def _status_lines(status: Json) -> list[str]:
         f"{status['user_id']}: {health}",
         f"  gateway   {status['gateway_endpoint']}",
         f"  model     {model.get('model', '?')} ({model.get('provider', '?')})",
-        f"  tier      {startup.get('sandbox_tier', '?')}, sandbox {startup.get('sandbox_level')},"
+        f"  tier      {startup.get('sandbox_tier', '?')}{_by(startup.get('accelerator'))},"
+        f" sandbox {startup.get('sandbox_level')},"
         f" workers {startup.get('worker_level', '?')}",
         f"  processes runner {status['runner_pid']}, agent {status['guest_pid']},"
         f" up {status['uptime_secs']:.0f} s, {status['guest_restarts']} restarts of the agent",
@@ -215,6 +216,11 @@ def _status_lines(status: Json) -> list[str]:
     lines += [f"  estimates {_estimate_line(row)}" for row in status.get("estimates", ())]
     lines += [f"  ! {row['detail']}" for row in startup.get("degraded_reasons", [])]
     return [printable(line) for line in lines]
+
+
+def _by(accelerator: object) -> str:
+    """What executes the guests' machines, where they have some."""
+    return f" ({accelerator})" if accelerator else ""
 
 
 def _usage_line(usage: Json) -> str:

@@ -190,7 +190,7 @@ class Runner:
                 folders=self._workspace.folders,
                 uid=uid,
                 gid=gid,
-                envelope=self._envelope(self._tier),
+                envelope=self._envelope(self._tier, uid),
                 listener=listener,
                 lock=self._lock,
                 log=output,
@@ -210,8 +210,9 @@ class Runner:
             raise ConnectionError("the agent guest is being started again")
         return self._guest.open("gateway", peer=peer)
 
-    def _envelope(self, tier: Tier) -> Envelope:
+    def _envelope(self, tier: Tier, uid: int) -> Envelope:
         status = {
+            **tier.described(uid),
             "sandbox_tier": tier.name,
             "sandbox_level": self._shell_level,
             "sidecar_available": self._shell_level != "none",

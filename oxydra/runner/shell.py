@@ -49,6 +49,7 @@ NO_EGRESS = {
     "detail": "Commands have no network, though [egress] allows one: only a sandbox with a network "
     "of its own can offer it. Install bubblewrap, or use the container tier.",
 }
+CONTAINED = ("microvm+cage", "container+cage")  # levels that limit what all commands take
 UNMOUNTABLE = (
     "holds what programs on this machine act upon, which only a sandbox with mounts of its own can "
     "protect; install bubblewrap, or use the container tier"
@@ -140,7 +141,7 @@ class ShellGuest:
 
     def degraded(self) -> list[Json]:
         """What it does not protect here."""
-        contained = self.level == "container+cage"  # what its engine can't limit, the tier says
+        contained = self.level in CONTAINED  # what an engine can't limit, the tier says
         rows = [*self._rows, *([] if contained or memory_is_capped() else [UNCAPPED])]
         if self._offline:
             rows.append(NO_EGRESS)

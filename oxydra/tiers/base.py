@@ -18,9 +18,9 @@ from oxydra.errors import OxydraError
 from oxydra.frames import Envelope
 from oxydra.types import Folder, Json
 
-# how well commands are locked in, best first; the first is the container tier's, the others the
-# process tier's
-LEVELS = ("container+cage", "bwrap+cage", "cage", "rlimits")
+# how well commands are locked in, best first; the first is the microVM tier's, the second the
+# container tier's, the others the process tier's
+LEVELS = ("microvm+cage", "container+cage", "bwrap+cage", "cage", "rlimits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class ShellSpec:
     dedicated: bool
     env: Mapping[str, str]
     log: int
-    levels: Sequence[str] = LEVELS[1:3]
+    levels: Sequence[str] = LEVELS[2:4]
     newest_landlock: int = 99
     egress: socket.socket | None = None
     guards: Sequence[Guard] = ()
@@ -156,6 +156,11 @@ class Tier(Protocol):
     def guest_folders(self, folders: Sequence[Folder]) -> list[Folder]:
         """Folders of the host, where a guest of this tier finds them."""
 
+    def described(self, uid: int) -> Json:
+        """What `startup_status` says of this tier besides its name, with guests of that user's.
+        Raises `OxydraError` if there can be none.
+        """
+
     def degraded(self) -> list[Json]:
         """What this tier does not protect here: rows `{code, detail}` for `startup_status`."""
 
@@ -189,6 +194,12 @@ def opened(spec: ShellSpec) -> Iterator[tuple[dict[str, int], dict[Guard, int]]]
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), guard.at)
             guards[guard] = place
         yield folders, guards
+
+
+def identities(guards: Mapping[Guard, int]) -> dict[Guard, tuple[int, int]]:
+    """Device and inode of what `opened` has opened."""
+    states = {guard: os.fstat(place) for guard, place in guards.items()}
+    return {guard: (state.st_dev, state.st_ino) for guard, state in states.items()}
 
 
 def ending(status: int) -> str:

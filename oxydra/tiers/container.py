@@ -26,7 +26,7 @@ from oxydra.errors import OxydraError
 from oxydra.frames import pack
 from oxydra.threads import Service
 from oxydra.tiers import images
-from oxydra.tiers.base import GuestSpec, ShellSpec, ending, opened
+from oxydra.tiers.base import GuestSpec, ShellSpec, ending, identities, opened
 from oxydra.tiers.door import Door
 from oxydra.tiers.engine import Engine, EngineError, forgiving, telling
 from oxydra.tiers.shell_line import STOP_SECONDS, ShellLine
@@ -223,6 +223,9 @@ class ContainerTier:
     def guest_folders(self, folders: Sequence[Folder]) -> list[Folder]:
         return [replace(folder, at=folder.virtual) for folder in folders]
 
+    def described(self, uid: int) -> Json:
+        return {}
+
     def degraded(self) -> list[Json]:
         uncapped = self._engine.uncapped()
         if not uncapped:
@@ -263,7 +266,7 @@ class ContainerTier:
                 guest.configure(
                     spec,
                     places,
-                    guards,
+                    identities(guards),
                     self._engine.user(spec.uid, spec.gid),
                     shell="/bin/bash",
                     attributes=True,

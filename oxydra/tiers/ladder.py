@@ -26,7 +26,7 @@ from pathlib import Path
 import oxydra.cage
 import oxydra.mux
 from oxydra.errors import OxydraError
-from oxydra.tiers.base import ShellSpec, ending, guest_script, opened
+from oxydra.tiers.base import ShellSpec, ending, guest_script, identities, opened
 from oxydra.tiers.shell_line import STOP_SECONDS, ShellLine
 
 log = logging.getLogger(__name__)
@@ -118,9 +118,9 @@ def _start(spec: ShellSpec, level: str, namespaces: list[str]) -> LadderProcess:
     ours, theirs = socket.socketpair()
     with contextlib.ExitStack() as stack:
         stack.enter_context(theirs)
-        daemon = _open_source(stack, guest_script("shell-daemon"))
-        servers = _open_source(stack, guest_script("shell-servers"))
-        cage = _open_source(stack, Path(oxydra.cage.__file__))
+        daemon = open_source(stack, guest_script("shell-daemon"))
+        servers = open_source(stack, guest_script("shell-servers"))
+        cage = open_source(stack, Path(oxydra.cage.__file__))
         places, guards = stack.enter_context(opened(spec))
         kept = [theirs.fileno(), daemon, servers, cage, *places.values()]
         python, prefixes = interpreter(spec.uid)
@@ -129,7 +129,7 @@ def _start(spec: ShellSpec, level: str, namespaces: list[str]) -> LadderProcess:
         command += ["--servers", f"/proc/self/fd/{servers}"]
         if namespaces and spec.egress is not None:
             files = (Path(oxydra.mux.__file__), guest_script("egress-forwarder"))
-            forwarder = [_open_source(stack, file) for file in files]
+            forwarder = [open_source(stack, file) for file in files]
             kept += forwarder
             command += ["--egress", *(f"/proc/self/fd/{file}" for file in forwarder)]
         if namespaces:
@@ -157,7 +157,7 @@ def _start(spec: ShellSpec, level: str, namespaces: list[str]) -> LadderProcess:
             guest.configure(
                 spec,
                 places,
-                guards,
+                identities(guards),
                 (spec.uid, spec.gid),
                 shell=shutil.which("bash") or "/bin/bash",
                 attributes=level in oxydra.cage.NAMESPACED or spec.dedicated,
@@ -213,7 +213,7 @@ def interpreter(uid: int) -> tuple[str, tuple[str, ...]]:
     )
 
 
-def _open_source(stack: contextlib.ExitStack, path: Path) -> int:
+def open_source(stack: contextlib.ExitStack, path: Path) -> int:
     """A descriptor of a copy of a file, which everybody can read wherever the file lies."""
     if not hasattr(os, "memfd_create"):
         descriptor = os.open(path, os.O_RDONLY)

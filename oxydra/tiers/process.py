@@ -53,6 +53,9 @@ class ProcessTier:
     def guest_folders(self, folders: Sequence[Folder]) -> list[Folder]:
         return list(folders)
 
+    def described(self, uid: int) -> Json:
+        return {}
+
     def degraded(self) -> list[Json]:
         return []  # the guests say how well they are caged
 

@@ -9,6 +9,7 @@ from oxydra.tiers.base import Tier
 
 TIERS = {
     "container": "oxydra.tiers.container:ContainerTier",
+    "micro_vm": "oxydra.tiers.microvm:MicroVmTier",
     "process": "oxydra.tiers.process:ProcessTier",
 }
 

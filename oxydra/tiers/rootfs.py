@@ -155,17 +155,31 @@ def file_system(archive: Path, role: str, epoch: int) -> Layer:
                 continue
             if not (member.isfile() or member.issym() or member.islnk()):
                 continue
-            content = None
-            if not member.issym():
-                stream = source.extractfile(member)
-                content = b"" if stream is None else stream.read()
-                content = shared.setdefault(member.linkname or member.name, content)
-                member.type, member.size = tarfile.REGTYPE, len(content)
-                member.linkname = ""
+            content = None if member.issym() else plain(source, member, shared)
             member.name = name
             layer.put(member, content)
     complete(layer)
     return layer
+
+
+def plain(source: tarfile.TarFile, member: tarfile.TarInfo, shared: dict[str, bytes]) -> bytes:
+    """Make a plain file of one with several names; its content, the same object for all of them.
+    `shared` holds what was read before.
+    """
+    stream = source.extractfile(member)
+    content = b"" if stream is None else stream.read()
+    content = shared.setdefault(member.linkname or member.name, content)
+    member.type, member.size, member.linkname = tarfile.REGTYPE, len(content), ""
+    return content
+
+
+def extend(layer: Layer, archive: Path) -> None:
+    """Add what the archive of a layer holds."""
+    shared: dict[str, bytes] = {}
+    with tarfile.open(archive) as source:
+        for member in source:
+            content = member.isfile() or member.islnk()
+            layer.put(member, plain(source, member, shared) if content else None)
 
 
 def inside(name: str) -> str:

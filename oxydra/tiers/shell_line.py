@@ -5,9 +5,8 @@ are handed to it, and hanging up ends it. No thread runs here.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from oxydra.cage import NAMESPACED, tasks_of
 from oxydra.errors import FrameError, OxydraError
@@ -15,7 +14,7 @@ from oxydra.frames import Unpacker, pack
 from oxydra.tiers.base import Guard, ShellSpec
 from oxydra.types import Json
 
-READY_SECONDS = 10.0
+READY_SECONDS = 30.0  # a machine without KVM on a busy host
 STOP_SECONDS = 3.0
 PROXY_PORT = 3128  # as in guest/egress-forwarder
 FORWARDER_TASKS = 72  # its threads count against the user's
@@ -35,15 +34,15 @@ class ShellLine:
         self,
         spec: ShellSpec,
         places: Mapping[str, int],
-        guards: Mapping[Guard, int],
+        guards: Mapping[Guard, tuple[int, int]],
         user: tuple[int, int],
         **more: Json | str | int | bool,
     ) -> None:
         """Tell the daemon what it is to do; returns once it is ready. Raises `OxydraError`.
 
-        `places` and `guards` are what `base.opened` says, `user` is the user and group that it
-        becomes if it is root. Its stream to the broker goes along where it has a network of its own
-        to offer a proxy on.
+        `places` is what `base.opened` says, `guards` how the guest is to find each, by device and
+        inode; `user` is the user and group that it becomes if it is root. Its stream to the broker
+        goes along where it has a network of its own to offer a proxy on.
         """
         named = self.level in NAMESPACED
         egress = spec.egress if named else None
@@ -58,8 +57,8 @@ class ShellLine:
             for folder in spec.folders_at(self.level)
         ]
         mounted = [
-            {"path": g.at, "writable": g.writable, "device": state.st_dev, "inode": state.st_ino}
-            for g, state in ((guard, os.fstat(place)) for guard, place in guards.items())
+            {"path": g.at, "writable": g.writable, "device": device, "inode": inode}
+            for g, (device, inode) in guards.items()
         ]
         said = {
             "level": self.level,
@@ -80,10 +79,7 @@ class ShellLine:
         self._control.settimeout(READY_SECONDS)
         unpacker = Unpacker(limit=1 << 16)
         try:
-            passed = [egress.fileno()] if egress else []
-            frame = pack("configure", said)
-            sent = socket.send_fds(self._control, [frame], passed)
-            self._control.sendall(frame[sent:])
+            self._tell(pack("configure", said), [egress.fileno()] if egress else [])
             while data := self._control.recv(4096):
                 for op, payload in unpacker.feed(data):
                     if op == "ready":
@@ -94,6 +90,11 @@ class ShellLine:
         except (OSError, FrameError) as error:
             raise OxydraError(f"it does not get ready ({error})") from error
         raise OxydraError("it ended at once; logs/shell.log says why")
+
+    def _tell(self, frame: bytes, passed: Sequence[int]) -> None:
+        """Send a frame and descriptors."""
+        sent = socket.send_fds(self._control, [frame], passed)
+        self._control.sendall(frame[sent:])
 
     def attach(self, stream: socket.socket) -> None:
         """Let whoever holds the other end of `stream` use it. Raises OSError if it has ended."""
