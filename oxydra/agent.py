@@ -532,6 +532,9 @@ class InProcess:
     def guest_folders(self, folders: Sequence[Folder]) -> list[Folder]:
         return list(folders)
 
+    def described(self, uid: int) -> Json:
+        return {}
+
     def degraded(self) -> list[Json]:
         return [IN_PROCESS]
 
