@@ -44,6 +44,7 @@ from oxydra.frames import Envelope, Unpacker, pack, usage_json
 from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import Hub
 from oxydra.gateway.memory import MemoryCommands
+from oxydra.gateway.snapshots import Snapshots
 from oxydra.memory import Indexer, ModelNotebook, Retrieval, Weights
 from oxydra.mux import Channel
 from oxydra.policy import VirtualPath, parse_virtual
@@ -218,6 +219,7 @@ class AgentGuest:
         delegations.attach(self._runtime)
         notes.attach(lambda turn: self._runtime.run_of(turn).marks())
         self._hub = Hub(self._store, self._runtime, settings.gateway, envelope.user_id)
+        self._snapshots = Snapshots(self._store)
         self._scheduler = Scheduler(
             self._store, settings.scheduler, self._hub, on_death=self._own.on_death
         )
@@ -236,6 +238,7 @@ class AgentGuest:
             on_death=self._own.on_death,
             approvals=self._approvals,
             commands={
+                "backup": self._snapshots.command,
                 "agents": lambda _: self._runtime.agents.report(self._runtime.tools),
                 "prompt": self._explain_prompt,
                 "cost": self._cost,
@@ -458,6 +461,7 @@ class AgentGuest:
         self._workers.stop()
         self._quota.stop()
         self._transport.close()
+        self._snapshots.stop()
         self._store.close()
         self._workspace.close()
 

@@ -25,6 +25,7 @@ from oxydra.types import Json
 log = logging.getLogger(__name__)
 
 NAME = "egress.jsonl"
+OLDER = "egress.1.jsonl"
 MAX_BYTES = 8 << 20
 FIRST = "0" * 64  # what stands in the place of a hash before the first line
 
@@ -86,7 +87,7 @@ class AuditLog:
             self._file = -1
 
     def _turn_over(self) -> None:
-        os.replace(self._path, self._path.with_suffix(".1.jsonl"))
+        os.replace(self._path, self._path.with_name(OLDER))
         os.close(self._file)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._file = os.open(self._path, flags, 0o600)
@@ -102,7 +103,7 @@ class AuditLog:
 def rows(folder: Path) -> Iterator[Json]:
     """All rows that are kept, newest first; lines that are none are passed over."""
     path = folder / NAME
-    for file in (path, path.with_suffix(".1.jsonl")):
+    for file in (path, folder / OLDER):
         try:
             lines = file.read_bytes().splitlines()
         except OSError:
@@ -138,7 +139,7 @@ def verify(folder: Path) -> tuple[int, str]:
     """
     count = 0
     path = folder / NAME
-    older = path.with_suffix(".1.jsonl")
+    older = folder / OLDER
     last = "" if older.exists() else FIRST
     for file in (older, path):
         if not file.exists():

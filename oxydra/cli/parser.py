@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_images(commands)
     _add_egress(commands)
     _add_workspace(commands)
+    _add_backup(commands)
     _add_token(commands)
     _add_mcp(commands)
     return parser
@@ -391,6 +392,36 @@ def _add_workspace(commands: Commands) -> None:
     ):
         action = _command(actions, name, f"oxydra.cli.workspace:{name}", text)
         action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_backup(commands: Commands) -> None:
+    text = "put all that is kept into one file, while the daemon runs or not; of all users"
+    backup = _command(commands, "backup", "oxydra.cli.backup:backup", text)
+    backup.add_argument("file", metavar="FILE", type=Path, help="or a folder of backups")
+    what = backup.add_mutually_exclusive_group()
+    what.add_argument("--verify", action="store_true", help="look whether one is whole and sound")
+    what.add_argument(
+        "--keep", type=_some, metavar="N", help="in a folder: the newest N, and remove the others"
+    )
+    backup.add_argument("--with-keys", action="store_true", help="and the keys of `key set`")
+    text = "put a backup back, here or on another machine"
+    restore = _command(commands, "restore", "oxydra.cli.backup:restore", text)
+    restore.add_argument("file", metavar="FILE", type=Path, help="as `backup` made it")
+    restore.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    restore.add_argument(
+        "--replace", action="store_true", help="in the place of what is there, which is then gone"
+    )
+    restore.add_argument(
+        "--workspace-root", metavar="FOLDER", help="where the workspaces go; default: as they were"
+    )
+    for command in (backup, restore):
+        command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _some(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 10_000:
+        raise argparse.ArgumentTypeError("must be a number from 1 on")
+    return int(text)
 
 
 def _add_token(commands: Commands) -> None:

@@ -190,7 +190,7 @@ def is_trusted(folder: Path, home: Path | None = None) -> bool:
 
 
 def holds_configuration(folder: Path) -> bool:
-    return any(True for _ in _configuring(folder))
+    return any(True for _ in configuring(folder))
 
 
 def _folder(folder: Path) -> Path:
@@ -205,7 +205,7 @@ def fingerprint(folder: Path) -> str:
     import hashlib
 
     digest = hashlib.sha256()
-    for path in sorted(_configuring(folder)):
+    for path in sorted(configuring(folder)):
         data = read_bytes(path) or b""
         for part in (os.fsencode(os.path.relpath(path, folder)), data):
             digest.update(len(part).to_bytes(8, "big"))
@@ -213,9 +213,13 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _configuring(folder: Path) -> Iterator[Path]:
-    """The configuration files of a folder, and the files that these name."""
+def configuring(folder: Path, runner_file: Path | None = None) -> Iterator[Path]:
+    """The configuration files of a folder, with a runner.toml of another name if there is one, and
+    the files that these name.
+    """
     found = [folder / name for name in NAMES if os.path.isfile(folder / name)]
+    if runner_file is not None and runner_file not in found and os.path.isfile(runner_file):
+        found.append(runner_file)
     found += sorted((folder / "users").glob("*.toml"))
     yield from found
     for path in found:

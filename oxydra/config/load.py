@@ -182,17 +182,17 @@ def load(
     """
     env = os.environ if env is None else env
     home = files.config_home(env)
-    layers = list(_layers(config, folder or Path.cwd(), system, home))
+    found = list(layers(config, folder or Path.cwd(), system, home))
     values: dict[Kind, Values] = {kind: Values(kind) for kind in SCHEMAS}
     _add_built_in(values["agent"])
-    for layer in layers:
+    for layer in found:
         for name in ("agent.toml", "providers.toml"):
             _add_file(values["agent"], layer.folder / name, layer.own)
         _add_file(values["runner"], layer.runner_file, layer.own)
     _add_environment(values, env)
     _add_overrides(values, overrides or {})
     runner: RunnerConfig = values["runner"].build()
-    user_id = _choose_user(runner, user, need_user, [layer.folder for layer in layers])
+    user_id = _choose_user(runner, user, need_user, [layer.folder for layer in found])
     if user_id:
         above = values["user"]  # what variables and options said
         values["user"] = _user_file(values["runner"], runner, user_id)
@@ -215,7 +215,7 @@ def load(
 # ------------------------------------------------------------------------------------------- layers
 
 
-def _layers(config: Path | None, here: Path, system: Path, home: Path) -> Iterator[Layer]:
+def layers(config: Path | None, here: Path, system: Path, home: Path) -> Iterator[Layer]:
     for folder in (system, home):
         yield Layer(folder, True, folder / "runner.toml")
     if config is None:

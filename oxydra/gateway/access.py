@@ -75,6 +75,7 @@ FRAMES: dict[str, Need] = {
 COMMANDS: dict[str, Need] = {
     "agents": CHAT,
     "approvals": APPROVE,
+    "backup": ADMIN,
     "cost": CHAT,
     "export": ASK,
     "forget": ADMIN,

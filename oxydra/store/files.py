@@ -83,6 +83,16 @@ class Files:
             return None
         return data
 
+    def names(self) -> list[str]:
+        """The SHA-256s of all that are there."""
+        return [name for name, _ in self._entries() if _NAME.fullmatch(name)]
+
+    def path(self, sha256: str) -> Path:
+        """Where one is, or would be. Raises `FileNotFoundError` for what can't be one's name."""
+        if not _NAME.fullmatch(sha256):
+            raise FileNotFoundError(2, "no attachment", sha256)
+        return self.folder / sha256
+
     def size(self) -> int:
         """Bytes of all of them."""
         return sum(state.st_size for _, state in self._entries())
