@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -424,3 +425,23 @@ def test_a_kill_at_any_instant_leaves_no_half(home, tmp_path, count):
     home.run("backup", str(file))
     assert {p.name for p in tmp_path.iterdir()} == {"old", "x.tar.gz"}
     assert [p.name for p in home.workspace.parent.iterdir()] == ["alice"]
+
+
+def test_forgetting_names_the_backups_that_hold_it(home, tmp_path):
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    home.run("start", "--detach")
+    home.run("ask", "the word is xylophone")
+    home.run("backup", str(folder / "holds.tar.gz"))
+    (folder / "damaged.tar.gz").write_bytes((folder / "holds.tar.gz").read_bytes()[:500])
+    where = ("--look-in", str(folder))
+    told = json.loads(
+        home.run("memory", "forget", "--matching", "xylophone", "--yes", "--json", *where)
+    )
+    assert told["held_by"] == [str(folder / "holds.tar.gz")]
+    home.run("backup", str(folder / "after.tar.gz"))
+    assert not [
+        path
+        for path in folder.iterdir()
+        if "after" in path.name and b"xylophone" in gzip.decompress(path.read_bytes())
+    ]

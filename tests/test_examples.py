@@ -73,7 +73,8 @@ def test_a_unit_is_one_that_systemd_takes(path: Path, tmp_path: Path) -> None:
     copy.write_text(program.sub(f"ExecStart={ROOT}/bin/oxydra-runner", path.read_text()))
     if path.suffix == ".timer":
         service = path.with_suffix(".service")
-        text = program.sub(f"ExecStart={ROOT}/bin/oxydra-health", service.read_text())
+        name = "oxydra-health" if "health" in path.name else "oxydra-runner"
+        text = program.sub(f"ExecStart={ROOT}/bin/{name}", service.read_text())
         (tmp_path / service.name).write_text(text)
     scope = "--system" if "@" in path.name else "--user"
     command = [analyze, scope, "--man=no", "verify", str(copy)]
@@ -154,6 +155,17 @@ def test_the_command_that_the_timer_has_run(home) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_the_command_that_makes_a_backup_every_night(home) -> None:
+    assert unit(SYSTEMD / "oxydra-backup.timer")["Timer"]["Persistent"] == "true"
+    service = unit(SYSTEMD / "oxydra-backup.service")["Service"]
+    for command in (service["ExecStartPre"], service["ExecStart"]):
+        words = shlex.split(command.replace("%h", str(home.path)))
+        subprocess.run(words, check=True, capture_output=True, cwd="/", env=home.env, timeout=60)
+    folder = home.path / "oxydra-backups"
+    (made,) = folder.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700 and made.stat().st_mode & 0o777 == 0o600
+
+
 def test_the_commands_of_the_crontab(home) -> None:
     def cron(command):
         return subprocess.run(
@@ -166,11 +178,13 @@ def test_the_commands_of_the_crontab(home) -> None:
             stdin=subprocess.DEVNULL,
         )
 
-    start, health, audit = (command for _, command in cron_rows())
+    start, health, audit, backup = (command for _, command in cron_rows())
     down = cron(health)
     assert down.returncode == 2 and "alice daemon: down" in down.stdout
-    for command in (start, health, audit):
+    for command in (start, health, audit, backup):
         done = cron(command)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), command
+    (made,) = (home.path / "oxydra-backups").iterdir()
+    assert "as they were written" in home.run("backup", "--verify", str(made))
     (home.workspace / "shared" / ".envrc").write_text("")
     assert "/shared/.envrc" in cron(audit).stdout

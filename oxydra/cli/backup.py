@@ -97,7 +97,7 @@ def _tell(report: Report, gone: list[Path]) -> None:
     for path in gone:
         print(printable(f"{path} was removed."))
     for line in report.left_out:
-        print(printable(f"Left out: {line}."), file=sys.stderr)
+        print(printable(f"Left out: {line}."))
     for line in report.troubles:
         print(printable(f"Not in the backup: {line}."), file=sys.stderr)
 

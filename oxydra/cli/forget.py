@@ -7,9 +7,12 @@ into folders with backups that are named, whether the bytes are still there.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gzip
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +27,7 @@ if TYPE_CHECKING:  # imported when a command needs it
 PATIENCE = 600.0  # seconds that a large database may take
 MOST_TEXTS = 200  # that files are searched for, the longest of what was forgotten
 BLOCK = 1 << 20
+GZIP = b"\x1f\x8b"
 LIVE = ("internal/oxydra.db", "internal/oxydra.db-wal", "internal/oxydra.db-shm")
 
 
@@ -137,9 +141,13 @@ def _holding(folders: Iterable[Path], pattern: re.Pattern[bytes]) -> Iterator[st
 def _holds(descriptor: int, pattern: re.Pattern[bytes]) -> bool:
     """Whether a file holds it, read in blocks that overlap by as much as a text may have."""
     before = b""
-    with open(descriptor, "rb", buffering=0) as file:
-        while block := file.read(BLOCK):
-            if pattern.search(before + block):
-                return True
-            before = block[-BLOCK // 4 :]
+    with open(descriptor, "rb") as raw:
+        packed = raw.read(2) == GZIP  # as backups are
+        raw.seek(0)
+        file = gzip.GzipFile(fileobj=raw) if packed else raw
+        with contextlib.suppress(EOFError, gzip.BadGzipFile, zlib.error):  # it only looks like one
+            while block := file.read(BLOCK):
+                if pattern.search(before + block):
+                    return True
+                before = block[-BLOCK // 4 :]
     return False
