@@ -145,21 +145,6 @@ def test_all_of_it_is_there_on_another_machine(home, other, tmp_path):
         assert (other.folder / name).read_bytes() == (home.folder / name).read_bytes()
 
 
-def test_from_a_stop_nothing_is_lost(home, other, tmp_path):
-    file = tmp_path / "x.tar.gz"
-    home.run("start", "--detach")
-    home.run("ask", "hello")
-    home.run("stop")
-    fill(home.workspace / "shared")
-    home.run("backup", str(file))
-    other.run("restore", str(file))
-    for name in ("shared", "tmp", "vault"):
-        assert tree(other.workspace / name) == tree(home.workspace / name)
-    paths = [one.workspace / "internal" / "oxydra.db" for one in (home, other)]
-    assert rows(paths[0]) == rows(paths[1])
-    assert "rows are as they were written" in other.run("egress", "log", "--verify")
-
-
 def test_what_is_there_is_not_replaced_by_chance(home, tmp_path):
     file = tmp_path / "x.tar.gz"
     kept = home.workspace / "shared" / "kept"
@@ -258,6 +243,25 @@ def made(workspace, path):
 
 def put_back(path, folder, **more):
     return restore(path, Plan(folder=folder, root=str(folder), **more))
+
+
+def test_from_a_stop_nothing_is_lost(workspace, tmp_path):
+    store = Store(workspace.database)
+    for n in range(200):
+        store.create_session(display_name=f"{n}" * 1000)
+    image = Attachment("image/png", hashlib.sha256(b"x").hexdigest(), b"x")
+    store.files.keep([image])
+    store.close()
+    fill(workspace.shared)
+    made(workspace, tmp_path / "x.tar.gz")
+    put_back(tmp_path / "x.tar.gz", tmp_path / "new")
+    other = Workspace(tmp_path / "new", "alice")
+    for name in ("shared", "tmp", "vault"):
+        assert tree(other.path / name) == tree(workspace.path / name)
+    assert rows(other.database) == rows(workspace.database)
+    again = Store(other.database)
+    assert again.files.data(image.sha256) == b"x"
+    again.close()
 
 
 def test_what_is_no_file_is_named(workspace, tmp_path):
@@ -398,7 +402,7 @@ def killed_at(arguments, home, seconds):
         return False
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_kill_at_any_instant_leaves_no_half(home, tmp_path, count):
     """Neither of a backup nor of what a backup is put in the place of."""
     shared = home.workspace / "shared"
