@@ -17,7 +17,8 @@ def doctor(options: argparse.Namespace) -> int:
     from oxydra.doctor import Case, examine, repair, worst
 
     found = []
-    for finding in examine(Case(options.config, options.user, canary=options.canary)):
+    case = Case(options.config, options.user, canary=options.canary)
+    for finding in examine(case, options.checks):
         if options.fix and finding.fix is not None and finding.level != "healthy":
             finding = repair(finding)
         found.append(finding)

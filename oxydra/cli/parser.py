@@ -80,6 +80,7 @@ def _add_daemon(commands: Commands) -> None:
     doctor.add_argument(
         "--canary", action="store_true", help="ask each provider for one token: costs a little"
     )
+    doctor.add_argument("checks", nargs="*", metavar="CHECK", help="only these; default: all")
     doctor.add_argument("--fix", action="store_true", help="end what can be ended without harm")
     logs = _command(commands, "logs", "oxydra.cli.logs:logs", "show what was logged")
     logs.add_argument(

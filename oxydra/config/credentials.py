@@ -115,11 +115,18 @@ class _Keys:
         self._kind: Kind = kind
         self._section = section
 
-    def refuse(self, name: str, message: str, remedy: str) -> ConfigError:
+    def refuse(self, name: str, message: str, remedy: str, command: str = "") -> ConfigError:
         """An error about one of them."""
         full = f"{self._section}.{name}"
         source = self._config.source(full, self._kind)
-        return ConfigError(message, remedy=remedy, file=source.file, line=source.line, key=full)
+        return ConfigError(
+            message,
+            remedy=remedy,
+            file=source.file,
+            line=source.line,
+            key=full,
+            command=command,
+        )
 
     def check_own(self, names: Iterable[str], secret: str) -> None:
         """Raises `ConfigError` where somebody else's folder says one of them: then `secret` stays
@@ -160,7 +167,8 @@ def search_key(config: Config, env: Mapping[str, str] | None = None) -> Credenti
         raise keys.refuse(
             "api_key_env",
             f"There is no key in {variable}.",
-            f"Set it, or keep it: oxydra-runner key set {variable}.",
+            f"Set it, or keep it: {_set(variable)}.",
+            _set(variable),
         )
     return Credential(provider="web_search", source=label, value=value)
 
@@ -183,7 +191,8 @@ def telegram_token(config: Config, env: Mapping[str, str] | None = None) -> Cred
         raise keys.refuse(
             "bot_token_env",
             f"{variable} holds no token of a Telegram bot.",
-            f"@BotFather gives one. Set it, or keep it: oxydra-runner key set {variable}.",
+            f"@BotFather gives one. Set it, or keep it: {_set(variable)}.",
+            _set(variable),
         )
     return Credential(provider="telegram", source=label, value=value)
 
@@ -202,12 +211,18 @@ def git_tokens(config: Config, env: Mapping[str, str] | None = None) -> dict[str
             source = config.values["runner"].source(("egress", "git_credentials", host))
             raise ConfigError(
                 f"egress.git_credentials names {variable} for {host}, which holds no token.",
-                remedy=f"Set it, or keep the token: oxydra-runner key set {variable}.",
+                remedy=f"Set it, or keep the token: {_set(variable)}.",
+                command=_set(variable),
                 file=source.file,
                 line=source.line,
             )
         found[host] = Credential(provider=host, source=label, value=value)
     return found
+
+
+def _set(variable: str) -> str:
+    """The line that keeps a key under this name."""
+    return f"oxydra-runner key set {variable}"
 
 
 def _variable(variable: str, env: Mapping[str, str], config: Config) -> tuple[str, str]:
@@ -239,7 +254,8 @@ class _Finder:
             if not value:
                 raise ConfigError(
                     f"credential_refs.{name} names {variable}, which is not set.",
-                    remedy=f"Set it, or keep the key: oxydra-runner key set {variable}.",
+                    remedy=f"Set it, or keep the key: {_set(variable)}.",
+                    command=_set(variable),
                     file=source.file,
                     line=source.line,
                 )
@@ -456,7 +472,8 @@ def _no_key(name: str, config: Config, where: str) -> ConfigError:
     source = config.source(f"{where}.provider")
     return ConfigError(
         f"There is no key for provider {name!r}.",
-        remedy=f"Set {variable}, or keep it: oxydra-runner key set {variable}.",
+        remedy=f"Set {variable}, or keep it: {_set(variable)}.",
+        command=_set(variable),
         file=source.file,
         line=source.line,
         key=f"{where}.provider",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -96,13 +97,16 @@ def _refuse_unsafe(path: Path, found: os.stat_result, bits: int) -> None:
         raise ConfigError(
             f"This belongs to another user (uid {found.st_uid}), who could change it.",
             remedy=f"After looking at it: chown -h {os.geteuid()} '{path}'.",
+            command=f"chown -h {os.geteuid()} {shlex.quote(str(path))}",
             file=str(path),
         )
     if found.st_mode & bits:
         what = "read or written" if bits & ~SHARED_BITS else "written"
+        command = f"chmod {'go-rwx' if bits & ~SHARED_BITS else 'go-w'} {shlex.quote(str(path))}"
         raise ConfigError(
             f"This can be {what} by other users (mode {stat.S_IMODE(found.st_mode):04o}).",
-            remedy=f"Run: chmod {'go-rwx' if bits & ~SHARED_BITS else 'go-w'} '{path}'.",
+            remedy=f"Run: {command}",
+            command=command,
             file=str(path),
         )
 

@@ -8,6 +8,7 @@ whether a key may be sent to a host depends on it.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,11 +120,18 @@ class Values:
             path = path[:-1]
         return BUILT_IN
 
-    def fail(self, path: KeyPath, message: str, remedy: str = "") -> ConfigError:
+    def fail(self, path: KeyPath, message: str, remedy: str = "", command: str = "") -> ConfigError:
         """An error about the value at `path`, naming where it was set."""
         source = self.source(path)
         place = "environment" if source.variable else source.file
-        return ConfigError(message, remedy=remedy, file=place, line=source.line, key=dotted(path))
+        return ConfigError(
+            message,
+            remedy=remedy,
+            file=place,
+            line=source.line,
+            key=dotted(path),
+            command=command,
+        )
 
     def build(self) -> Any:
         return build(self.schema, self.leaves, self.fail)
@@ -228,6 +236,7 @@ def layers(config: Path | None, here: Path, system: Path, home: Path) -> Iterato
                     "This folder was found here, was not made here by `init`, and is not trusted "
                     "as it is now: whoever wrote it could decide where your messages and files go.",
                     remedy=f"Look at it, then run: oxydra-runner trust '{folder}'.",
+                    command=f"oxydra-runner trust {shlex.quote(str(folder))}",
                     file=str(folder),
                 )
             yield Layer(folder, True, folder / "runner.toml")
@@ -338,6 +347,7 @@ def _user_file(values: Values, runner: RunnerConfig, user_id: str) -> Values:
             at,
             f"The file of user {user_id!r} is missing: {path}.",
             "Make it (examples/config/runner-user.toml is a start), or correct config_path.",
+            f"touch {shlex.quote(str(path))}",
         )
     found = Values("user")
     _add_file(found, path, source.own, source.folder)

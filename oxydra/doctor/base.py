@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import os
+import re
 import shlex
 import shutil
 import sys
@@ -15,12 +18,24 @@ from typing import Literal
 from oxydra import config
 from oxydra.catalog import Catalog
 from oxydra.config import Config
+from oxydra.config.check import all_keys, find
+from oxydra.config.load import SCHEMAS
 from oxydra.errors import ConfigError, NoDaemonError, OxydraError
 from oxydra.runner.control import call
+from oxydra.runner.settings import RunnerSettings, from_config
 from oxydra.runner.workspace import Workspace
 from oxydra.types import Json
 
 TIMEOUT = 3.0  # seconds for each question to a daemon
+
+INSTALLERS = (
+    ("apt-get", "install -y"),
+    ("dnf", "install -y"),
+    ("zypper", "install -y"),
+    ("pacman", "-S --noconfirm"),
+    ("apk", "add"),
+    ("brew", "install"),
+)
 
 Level = Literal["healthy", "degraded", "down"]
 EXIT_CODES: dict[Level, int] = {"healthy": 0, "degraded": 1, "down": 2}
@@ -109,6 +124,11 @@ class Case:
         return Workspace(self.settings.workspace_root, self.user, mounts)
 
     @cached_property
+    def runner(self) -> RunnerSettings:
+        """What a daemon would be started with. Raises `ConfigError`."""
+        return from_config(self.settings)
+
+    @cached_property
     def catalog(self) -> Catalog:
         return Catalog.load(home=self.settings.home)
 
@@ -123,13 +143,39 @@ class Case:
     def command(self, *words: str) -> str:
         """`oxydra-runner` with these words, for this configuration and user."""
         said = [] if self.path is None else ["--config", str(self.path)]
-        if self._asked or (self._settings and len(self._settings.runner.users) > 1):
-            said += ["--user", self.user] if self.user else []
+        if self.user and self._settings and len(self._settings.runner.users) > 1:
+            said += ["--user", self.user]
         return runner_command(*said, *words)
+
+    def remedy(self, error: OxydraError) -> str:
+        """The line that ends what an error is about, or opens the place where it is to be ended."""
+        if error.command:
+            known, _, words = error.command.partition(" ")
+            same = known == "oxydra-runner"
+            return f"{runner_command()} {words}" if same else error.command
+        if not isinstance(error, ConfigError) or not os.path.exists(error.file):
+            return self.command("init")
+        file = shlex.quote(error.file)
+        if error.line and (meant := _meant(error.key)):
+            wrong = error.key.rpartition(".")[2]
+            return f"sed -i '{error.line}s/\b{wrong}\b/{meant}/' {file}"
+        return f"${{EDITOR:-vi}} +{error.line or 1} {file}"
 
     def of(self, finding: Finding) -> Finding:
         """The finding as this user's."""
         return replace(finding, user=self.user)
+
+
+def _meant(key: str) -> str:
+    """The last part of a key that there is not, as it was probably meant; "" for one there is."""
+    path = tuple(key.split("."))
+    if not re.fullmatch(r"\w+", path[-1]) or any(find(each, path) for each in SCHEMAS.values()):
+        return ""
+    parts = {
+        part for each in SCHEMAS.values() for full, _ in all_keys(each) for part in full.split(".")
+    }
+    near = difflib.get_close_matches(path[-1], sorted(parts), 1)
+    return near[0] if near else ""
 
 
 def runner_command(*words: str) -> str:
@@ -139,3 +185,12 @@ def runner_command(*words: str) -> str:
     if shutil.which(name) is None and beside.is_file():
         name = str(beside)
     return shlex.join([name, *words])
+
+
+def install(*packages: str) -> str:
+    """The line that has this system's package manager install something."""
+    name, words = next(
+        (found for found in INSTALLERS if shutil.which(found[0])), ("apt-get", "install -y")
+    )
+    root = "sudo " if os.geteuid() != 0 and name != "brew" else ""
+    return f"{root}{name} {words} {shlex.join(packages)}"

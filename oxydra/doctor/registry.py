@@ -19,9 +19,26 @@ Check = Callable[[Case], Iterator[Finding]]
 
 MACHINE = {  # once; the case may have no settings
     "configuration": "oxydra.doctor.configuration:check",
+    "python": "oxydra.doctor.machine:python",
+    "sqlite": "oxydra.doctor.machine:sqlite",
+    "sqlite-vss": "oxydra.doctor.machine:vss",
+    "embedding": "oxydra.doctor.machine:embedding",
+    "time-zones": "oxydra.doctor.machine:zones",
+    "bubblewrap": "oxydra.doctor.machine:bubblewrap",
 }
 USER = {  # for each user, where the configuration can be read
+    "model": "oxydra.doctor.models:model",
+    "keys": "oxydra.doctor.models:keys",
+    "reach": "oxydra.doctor.models:reach",
+    "canary": "oxydra.doctor.models:canary",
+    "telegram": "oxydra.doctor.telegram:check",
+    "permissions": "oxydra.doctor.place:permissions",
+    "leftovers": "oxydra.doctor.place:left_over",
+    "port": "oxydra.doctor.place:port",
+    "database": "oxydra.doctor.place:database",
     "daemon": "oxydra.doctor.daemon:check",
+    "tiers": "oxydra.doctor.tiers:check",
+    "schedule": "oxydra.doctor.schedule:check",
 }
 
 GUESTS = {  # by tier, what says why its guests can't be made; nothing is needed for the others
