@@ -13,7 +13,7 @@ SOURCES := oxydra guest tests $(SCRIPTS)
 
 export SLOW
 
-.PHONY: help run test check lint types bench bench-memory wheel clean
+.PHONY: help run test check lint types bench bench-memory soak wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,6 +41,9 @@ bench: $(VENV)/.test ## measure start, rest, a turn, the loop and a crowd, with 
 
 bench-memory: $(VENV)/.test ## measure what memory finds again, in the conversations of DATA=<file>
 	@$(PY) -m tests.bench.memory $(DATA)
+
+soak: $(VENV)/.test ## kill what runs, again and again, for MINUTES=30, and see that nothing is lost
+	@$(PY) -m tests.soak $(MINUTES)
 
 wheel: $(VENV)/.test ## build the wheel and the sdist into dist/
 	@$(PY) -m build --outdir dist .

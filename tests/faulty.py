@@ -130,6 +130,8 @@ class FaultyDaemon:
 class Person:
     """A client that reconnects, and sends its message again where it missed the answer."""
 
+    patience = 60.0  # seconds without a word from the daemon, after which it is given up
+
     def __init__(self, daemon):
         from oxydra.tui.client import ClientConfig, GatewayClient
 
@@ -176,7 +178,7 @@ class Person:
 
         submit()
         while True:
-            event = self.events.get(timeout=60)
+            event = self.events.get(timeout=self.patience)
             if isinstance(event, Link):
                 if event.connected and (event.fresh or not frames):
                     submit()
