@@ -9,7 +9,7 @@ RUNNER := $(PY) bin/oxydra-runner --config .oxydra/runner.toml
 RUFF := --isolated --line-length 100
 RULES := --select E,F,I,UP,B,SIM,W,C4,PIE,RET,RUF --ignore RUF001,RUF002,RUF003
 SCRIPTS := $(shell grep -lsI '^\#!.*python' bin/* guest/*)
-SOURCES := oxydra guest tests $(SCRIPTS)
+SOURCES := oxydra guest tests examples $(SCRIPTS)
 
 export SLOW
 

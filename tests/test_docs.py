@@ -20,7 +20,7 @@ from oxydra import cli, frames
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md") if p.exists()]
-DOCS += sorted((ROOT / "docs").rglob("*.md"))
+DOCS += [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples" / "README.md"]
 PROTOCOL = ROOT / "docs" / "protocol.md"
 
 each_document = pytest.mark.parametrize("path", DOCS, ids=lambda p: p.relative_to(ROOT).as_posix())
