@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from oxydra.cli.examples import add_examples
 from oxydra.cli.parser import add_common, build_parser, seconds
 from oxydra.errors import EXIT_USAGE, OxydraError
 from oxydra.scrub import printable
@@ -33,6 +34,7 @@ def tui(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--session", metavar="ID", help="an id, a prefix of one, or a name")
     parser.add_argument("--config", metavar="F", type=Path, help="where to find the token file")
     parser.add_argument("--token-file", metavar="F", type=Path, help="holds the gateway token")
+    add_examples(parser)
     options = parser.parse_args(argv)
     options.run = "oxydra.cli.conversation:tui_direct"
     return _guarded(options)
@@ -61,6 +63,7 @@ def health(argv: Sequence[str] | None = None) -> int:
         metavar="TIME",
         help="answer within it, whatever hangs; default 20s",
     )
+    add_examples(parser)
     options = parser.parse_args(argv)
     options.run = "oxydra.cli.health:health"
     return _guarded(options)

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
+from oxydra.cli.examples import add_examples
 from oxydra.version import VERSION
 
 MAX_TAIL = 2000  # lines of `logs`
@@ -37,6 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_backup(commands)
     _add_token(commands)
     _add_mcp(commands)
+    text = "print what makes a shell complete commands and options"
+    completion = _command(commands, "completion", "oxydra.cli.completion:completion", text)
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    add_examples(parser)
     return parser
 
 
