@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 
+import pytest
+
+from tests.conftest import eventually
 from tests.mcp_kit import DEADLINE, Peer
-from tests.test_daemon import RUNNER, home, running  # noqa: F401
+from tests.test_daemon import RUNNER, SCRIPT, home, running  # noqa: F401
 
 
 class Process(Peer):
@@ -27,13 +33,21 @@ class Process(Peer):
         )
         super().__init__(self.process.stdin.fileno(), self.process.stdout.fileno())
 
+    def hang_up(self):
+        with contextlib.suppress(OSError):  # it may be gone
+            self.process.stdin.close()
+
     def ended(self):
         """The exit code, and what was said on stderr."""
-        code = self.process.wait(DEADLINE)
-        said = self.process.stderr.read().decode()
-        for stream in (self.process.stdout, self.process.stderr):
-            stream.close()
-        return code, said
+        return self.process.wait(DEADLINE), self.process.stderr.read().decode()
+
+    def close(self):
+        self.hang_up()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(DEADLINE)
+        self.process.stdout.close()
+        self.process.stderr.close()
 
 
 @contextlib.contextmanager
@@ -43,15 +57,11 @@ def served(person, *arguments, **options):
     try:
         peer.hello()
         yield peer
-        peer.process.stdin.close()
+        peer.hang_up()
         assert peer.receive() is None
         assert peer.ended() == (0, "")
     finally:
-        if peer.process.poll() is None:
-            peer.process.kill()
-            peer.ended()
-        with contextlib.suppress(OSError):
-            peer.process.stdin.close()
+        peer.close()
 
 
 def token_of(person, *scopes):
@@ -105,7 +115,7 @@ def test_a_signal_ends_it(home):  # noqa: F811
         peer.process.send_signal(sign)
         assert peer.receive() is None
         assert peer.ended() == (0, "")
-        peer.process.stdin.close()
+        peer.close()
 
 
 def test_it_needs_a_token_of_its_own(home):  # noqa: F811
@@ -124,8 +134,80 @@ def test_stdout_has_the_protocol_and_nothing_else(home):  # noqa: F811
     peer = Process(home, token="a-token-that-nobody-knows")
     for line in lines:
         peer.say(json.dumps(line))
-    peer.process.stdin.close()
+    peer.hang_up()
     answers = [peer.receive(), peer.receive()]
     assert [answer["id"] for answer in answers] == [1, 2]
     assert peer.receive() is None
     assert peer.ended() == (0, "")
+    peer.close()
+
+
+# ------------------------------------------------------------------------------------------- kills
+
+STEPS = [
+    {"text": "Looking. ", "tool": "file_list", "arguments": {"path": "/shared"}},
+    {"tool": "shell_exec", "arguments": {"command": "sleep 0.3; echo slept"}},
+    {"tool": "file_list", "arguments": {"path": "/shared"}},
+    {"text": "That is all."},
+]
+QUESTION = SCRIPT % json.dumps(STEPS)
+
+
+def killed_after(seconds, pid):
+    """Kill a process in so many seconds; whatever it is at by then."""
+    timer = threading.Timer(seconds, os.kill, (pid, signal.SIGKILL))
+    timer.start()
+    return timer
+
+
+@pytest.mark.slow
+def test_a_daemon_that_is_killed_during_a_call_answers_it(running):  # noqa: F811
+    token = token_of(running, "ask")
+    chance = random.Random(7)
+    with served(running, "--token-file", str(token)) as peer:
+        for round_ in range(3):  # the runner waits longer from one to the next
+            guest = running.status()["guest_pid"]
+            timer = killed_after(chance.uniform(0, 1.2), guest)
+            found = peer.call("ask", prompt=QUESTION, wait_seconds=600)
+            timer.join()
+            assert (found["state"], found["answer"]) == ("completed", "That is all."), round_
+            eventually(lambda killed=guest: another(running, killed), timeout=90)
+            said = peer.call("session_read", session_id=found["session_id"])["messages"]
+            assert [m["text"] for m in said if m["role"] == "user"] == [QUESTION]
+
+
+def another(person, guest):
+    """Whether another guest serves than the one that was killed."""
+    done = person.command("status", "--json")
+    return done.returncode == 0 and json.loads(done.stdout)["guest_pid"] not in (None, 0, guest)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_at_any_instant_leaves_nothing_half_done(running):  # noqa: F811
+    token = token_of(running, "ask")
+    chance = random.Random(11)
+    for _ in range(12):
+        peer = Process(running, "--token-file", str(token))
+        timer = killed_after(chance.uniform(0, 1.5), peer.process.pid)
+        with contextlib.suppress(OSError, AssertionError):  # it may be gone at any of these
+            peer.hello()
+            peer.begin("ask", token="t", prompt=QUESTION)
+            while peer.receive() is not None:
+                pass
+        timer.join()
+        assert peer.ended()[0] == -signal.SIGKILL
+        peer.close()
+    with served(running, "--token-file", str(token)) as peer:
+
+        def at_rest():
+            rows = peer.call("session_list")["sessions"]
+            read = [peer.call("session_read", session_id=row["session_id"]) for row in rows]
+            spoken = [one["messages"] for one in read if one["messages"]]
+            return spoken if all(m[-1]["text"] == "That is all." for m in spoken) else None
+
+        eventually(at_rest)
+        spoken = at_rest()
+        assert spoken  # some of them came that far
+        for messages in spoken:
+            roles = [m["role"] for m in messages if m["role"] != "recalled"]
+            assert roles == ["user", *["assistant", "tool"] * 3, "assistant"]

@@ -98,7 +98,7 @@ class ReadSession:
 @dataclass(frozen=True, slots=True)
 class Said:
     number: int
-    role: str
+    role: Annotated[str, "user, assistant, tool, or recalled: quotations from memory"]
     text: str
     time: str
     from_strangers: bool

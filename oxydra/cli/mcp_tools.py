@@ -58,7 +58,7 @@ from oxydra.threads import CancelToken, Deadline
 from oxydra.tui.answer import Desk, desk
 from oxydra.tui.client import Locate, RefusedError
 from oxydra.tui.follow import line
-from oxydra.types import Json
+from oxydra.types import RECALLED, Json
 from oxydra.version import VERSION
 
 T = TypeVar("T")
@@ -407,7 +407,7 @@ def _said(event: Json) -> Said:
     text = printable(message["content"])
     return Said(
         number=event["sequence"],
-        role=message["role"],
+        role="recalled" if event["turn_id"].startswith(RECALLED) else message["role"],
         text=text[:MAX_TEXT],
         time=event["created_at"],
         from_strangers=bool(message.get("tainted")),
