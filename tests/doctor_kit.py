@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -29,12 +30,23 @@ class Patient:
         config.write_default(self.folder, "alice")
         self.workspace = self.case().workspace
         self.workspace.prepare()
+        self.programs = path / "programs"
+        self.programs.mkdir()
+        runner = [sys.executable, str(ROOT / "bin" / "oxydra-runner")]
+        self.program("oxydra-runner", f'exec {shlex.join(runner)} "$@"')
         self.env = {
-            "PATH": f"{ROOT / 'bin'}:{os.environ['PATH']}",
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
             "HOME": os.environ["HOME"],
             "XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"],
             "LANG": "C.UTF-8",
         }
+
+    def program(self, name: str, script: str) -> Path:
+        """A program of this machine's, found before all others."""
+        path = self.programs / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return path
 
     def case(self, **more: Any) -> Case:
         return Case(self.folder, "alice", **more)

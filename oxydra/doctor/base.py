@@ -158,7 +158,7 @@ class Case:
         file = shlex.quote(error.file)
         if error.line and (meant := _meant(error.key)):
             wrong = error.key.rpartition(".")[2]
-            return f"sed -i '{error.line}s/\b{wrong}\b/{meant}/' {file}"
+            return f"sed -i '{error.line}s/\\b{wrong}\\b/{meant}/' {file}"
         return f"${{EDITOR:-vi}} +{error.line or 1} {file}"
 
     def of(self, finding: Finding) -> Finding:

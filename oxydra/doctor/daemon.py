@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shlex
 from collections.abc import Callable, Iterator
 
 from oxydra.disk import shortage
@@ -68,8 +69,14 @@ def disk(case: Case) -> Finding:
         detail = f"The workspace {case.workspace.path} cannot be read: {error.strerror}."
         return Finding("disk", "degraded", detail, case.command("init"))
     if short := shortage(case.workspace.path):
-        detail = f"Commands are paused: {short}. Make room."
-        return Finding("disk", "degraded", detail, case.command("workspace", "size"))
+        tmp = case.workspace.tmp
+        detail = f"Commands are paused: {short}. Make room"
+        if case.workspace.owns(tmp) and tmp.is_dir() and any(tmp.iterdir()):
+            detail += ", in the scratch folder of commands first."
+            remedy = f"find {shlex.quote(str(tmp))} -mindepth 1 -delete"
+        else:
+            detail, remedy = f"{detail}.", case.command("workspace", "size")
+        return Finding("disk", "degraded", detail, remedy)
     return Finding("disk", "healthy")
 
 
@@ -162,5 +169,5 @@ def images(case: Case) -> Finding:
     """Whether what the tier's guests are made from is there."""
     tier = case.settings.tier
     if (error := missing_images(case)) is not None:
-        return Finding("images", "degraded", str(error), error.command or case.command("doctor"))
+        return Finding("images", "degraded", str(error), case.remedy(error))
     return Finding("images", "healthy", f"the {tier} tier's are there")

@@ -38,8 +38,10 @@ print("alive", flush=True)
 class Outside:
     """A world to break out into: all of it would be open to the user that commands run as."""
 
-    def __init__(self, workspace: Path, uid: int) -> None:
+    def __init__(self, workspace: Path, uid: int, owner: int | None = None) -> None:
+        """Commands run as `uid`; what lies outside is `owner`'s, by default theirs."""
         self.uid = uid
+        self.owner = uid if owner is None else owner
         self.folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
         self.workspace = workspace
         self.other = workspace.parent / f"{workspace.name}-bob"
@@ -81,8 +83,9 @@ class Outside:
             path = self.workspace / name
             path.parent.mkdir(exist_ok=True, parents=True)
             path.write_text(text)
-        mine = (*self.workspace.rglob("*"), *self.other.rglob("*"), self.other)
-        for path in (*self.folder.iterdir(), self.folder, *mine):
+        for path in (*self.folder.iterdir(), self.folder):
+            os.chown(path, self.owner, -1)
+        for path in (*self.workspace.rglob("*"), *self.other.rglob("*"), self.other):
             os.chown(path, self.uid, -1)
         self.folder.chmod(0o755)
 

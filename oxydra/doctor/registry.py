@@ -43,6 +43,7 @@ USER = {  # for each user, where the configuration can be read
 
 GUESTS = {  # by tier, what says why its guests can't be made; nothing is needed for the others
     "container": "oxydra.tiers.container:missing",
+    "micro_vm": "oxydra.tiers.templates:missing",
 }
 
 

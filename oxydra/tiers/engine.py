@@ -117,6 +117,7 @@ def check_socket(path: str) -> None:
             f"The container engine's socket {path} may not be used by this user.",
             remedy="Join its group (`sudo usermod -aG docker $USER`, then log in again; whoever "
             f"is in it can become root), or set up rootless Docker, {PROCESS_TIER}.",
+            command="sudo usermod -aG docker $USER",
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTSOCK):
@@ -127,10 +128,12 @@ def check_socket(path: str) -> None:
             raise EngineError(
                 "No container engine is installed.",
                 remedy=f"Install one (`sudo apt install docker.io`), {PROCESS_TIER}.",
+                command="sudo apt install docker.io",
             ) from error
         raise EngineError(
             f"The container engine is not running: nothing answers at {path}.",
             remedy=f"Start it (`sudo systemctl start docker`), {PROCESS_TIER}.",
+            command=f"{'sudo ' if os.geteuid() else ''}systemctl start docker",
         ) from error
 
 

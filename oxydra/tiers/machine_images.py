@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -83,8 +84,9 @@ def find(extra_packages: Iterable[str] = ()) -> ImageSet:
     these packages.
     """
     wanted = set(extra_packages)
-    options = f" --extra-packages {','.join(sorted(wanted))}" if wanted else ""
-    remedy = f"Build them: {sys.executable} {guest_script('build-microvm')}{options}"
+    options = ["--extra-packages", ",".join(sorted(wanted))] if wanted else []
+    command = shlex.join([sys.executable, str(guest_script("build-microvm")), *options])
+    remedy = f"Build them: {command}"
     place = folder()
     try:
         manifest = json.loads((place / MANIFEST).read_bytes())
@@ -95,6 +97,7 @@ def find(extra_packages: Iterable[str] = ()) -> ImageSet:
             f"The images of the microVM tier are not in {place.parent}"
             + (": those there are of other code." if older else "."),
             remedy=remedy,
+            command=command,
             code="image_outdated" if older else "image_missing",
         ) from error
     if wanted - held:
@@ -102,6 +105,7 @@ def find(extra_packages: Iterable[str] = ()) -> ImageSet:
         raise OxydraError(
             f"The images of the microVM tier were built without the extra packages {lack}.",
             remedy=remedy,
+            command=command,
             code="image_outdated",
         )
     return ImageSet(place, manifest)

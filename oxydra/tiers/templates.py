@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from oxydra.config import Isolation
 from oxydra.errors import OxydraError
 from oxydra.tiers import machine_images
 from oxydra.tiers.qemu import ANSWER_SECONDS, BOOT_SECONDS, Machine, Memory, Shape
@@ -194,3 +195,19 @@ def prune() -> None:
         if stale:
             log.info("removing the template %s, which nothing starts from any more", place.name)
             shutil.rmtree(place, ignore_errors=True)
+
+
+def missing(isolation: Isolation) -> OxydraError | None:
+    """What a start would have to make first, images or templates; None if nothing."""
+    try:
+        machine_images.find(isolation.guest_images.extra_packages)
+    except OxydraError as error:
+        return error
+    if folder().is_dir() and any((place / "about.json").is_file() for place in folder().iterdir()):
+        return None
+    return OxydraError(
+        "No template of a machine is saved: the next start boots one, which takes longer.",
+        remedy="The next start saves it.",
+        command="oxydra-runner restart",
+        code="template_missing",
+    )
