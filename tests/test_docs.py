@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from oxydra import cli, frames
+from oxydra.doctor import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md") if p.exists()]
@@ -186,3 +187,10 @@ def test_the_access_tables_are_what_the_code_says() -> None:
         page.write_text(head + begin + access_tables() + end + tail, encoding="utf-8")
         return
     assert written == access_tables(), "REGENERATE=1 make test ARGS=tests/test_docs.py"
+
+
+def test_every_check_of_doctor_is_described() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.partition("## doctor")[2].partition("\n## ")[0]
+    described = re.findall(r"^\| `([a-z][a-z-]+)` \|", table, flags=re.M)
+    assert described == [*registry.MACHINE, *registry.USER]
