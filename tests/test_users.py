@@ -131,3 +131,41 @@ def test_who_fails_does_not_stop_the_others(house):
 
 def test_all_is_not_for_one(house):
     assert "--all and --user" in house.fails("--user", "bob", "stop", "--all", code=2)
+
+
+@pytest.mark.slow
+def test_ten_users_of_one_host_are_separated_and_take_less_than_four_gigabytes(tmp_path):
+    from tests.bench.users import house_of, memory_of  # it stands on this file
+
+    house, names = house_of(tmp_path, 10)
+    house.run("start", "--all")
+    try:
+        secrets = {}
+        for name in names:
+            place = space(house, name)
+            for folder in ("shared", "vault", "internal"):
+                secrets[name, folder] = place / folder / "secret.txt"
+                secrets[name, folder].write_text(f"secret of {name} in {folder}")
+        for number, name in enumerate(names):
+            other = names[number - 1]
+            wanted = [secrets[other, folder] for folder in ("shared", "vault", "internal")]
+            wanted += [space(house, other) / "ipc" / "gateway-token", house.config]
+            words = " ".join(f"{path}; cat" for path in wanted)
+            steps = [{"tool": "file_read", "arguments": {"path": str(path)}} for path in wanted]
+            steps += [
+                {"tool": "file_read", "arguments": {"path": f"/shared/../../{other}/shared/x"}},
+                {"tool": "shell_exec", "arguments": {"command": f"cat {words} /shared/secret.txt"}},
+                {"tool": "shell_exec", "arguments": {"command": "ls -R .."}},
+            ]
+            script = f"[[script {json.dumps([{'parallel': steps}])}]]"
+            told = json.loads(house.run("--user", name, "ask", "--json", script))
+            session = told["session"]["session_id"]
+            said = house.run("--user", name, "session", "export", session, "--format", "json")
+            token = wanted[3].read_text().strip()
+            assert f"secret of {name} in shared" in said, "its own it may read"
+            assert f"secret of {other}" not in said
+            assert token not in said and "config_version" not in said
+        megabytes, processes = memory_of(house)
+        assert processes >= 20 and megabytes < 4096
+    finally:
+        house.run("stop", "--all")

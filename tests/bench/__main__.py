@@ -29,6 +29,8 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
     "tui": lambda daemon, server, runs: measures.alone("tests.bench.tui"),
     "schedules": lambda daemon, server, runs: measures.alone("tests.bench.schedules"),
     "search": lambda daemon, server, runs: measures.alone("tests.bench.search"),
+    "sandbox": lambda daemon, server, runs: measures.alone("tests.bench.sandbox"),
+    "users": lambda daemon, server, runs: measures.alone("tests.bench.users"),
     "crowd": lambda daemon, server, runs: measures.crowd(daemon, runs),
     "door": lambda daemon, server, runs: measures.door(daemon, runs),
     "many": lambda daemon, server, runs: measures.many(server, runs),

@@ -178,6 +178,27 @@ GROUPS = (
         ),
     ),
     Group(
+        "Sandbox and library",
+        "a shell guest, from its start to the answer of its first command; an agent in a program, "
+        "from `Agent.open` to its return; medians of 7, in a process of their own",
+        (
+            Row("sandbox_bwrap_ms", "shell guest, bwrap and cage", "ms", None, 0),
+            Row("sandbox_cage_ms", "shell guest, cage", "ms", None, 0),
+            Row("library_open_ms", "Agent.open", "ms", None, 0),
+        ),
+    ),
+    Group(
+        "Ten users of one host",
+        "`start --all`, then two turns of each, a command and a note; 15 s later PSS of all "
+        "processes that descend from the ten runners, with the vectors of each user's memory loaded",
+        (
+            Row("users_start_s", "all ready after", "s", None, 2),
+            Row("users_rest_mb", "memory at rest", "MB", None, 0),
+            Row("users_pss_mb", "memory after the turns", "MB", 4096, 0),
+            Row("users_processes", "processes", "", None, 0),
+        ),
+    ),
+    Group(
         "The container tier",
         "start and commands as above, with both guests in containers on a local engine, images "
         "built; left out where there is no engine",
