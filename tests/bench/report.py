@@ -190,7 +190,7 @@ GROUPS = (
     Group(
         "Ten users of one host",
         "`start --all`, then two turns of each, a command and a note; 15 s later PSS of all "
-        "processes that descend from the ten runners, with the vectors of each user's memory loaded",
+        "processes that descend from the ten runners, with the vectors of each user's memory",
         (
             Row("users_start_s", "all ready after", "s", None, 2),
             Row("users_rest_mb", "memory at rest", "MB", None, 0),
