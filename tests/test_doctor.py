@@ -23,6 +23,7 @@ import pytest
 
 from oxydra import config, doctor
 from oxydra.doctor import registry
+from oxydra.doctor.machine import clock_at
 from oxydra.doctor.models import masked
 from oxydra.runner import shell
 from tests.doctor_kit import Patient, everything_in
@@ -129,9 +130,16 @@ def test_a_section_that_is_mistyped(ward):
         ('[runtime]\nmax_turns = "many"\n', 's/"many"/5/'),
         ("[runtime]\nmax_turns = = 5\n", "s/= =/=/"),
         ('[scheduler]\ndefault_timezone = "Mars/Olympus"\n', "s/Mars.Olympus/UTC/"),
+        ("[gateway]\nmax_turns = 5\n", "s/max_turns = 5//"),
         ('[selection]\nprovider = "ollama"\nxyzzy_q = 1\n', "s/xyzzy_q = 1//"),
     ],
-    ids=["a value of another type", "no TOML", "a zone that there is not", "a key of nothing"],
+    ids=[
+        "a value of another type",
+        "no TOML",
+        "a zone that there is not",
+        "a key of elsewhere",
+        "a key of nothing",
+    ],
 )
 def test_a_line_that_a_person_has_to_correct(ward, text, mend):
     """The command opens the file at the line, whatever the person does there."""
@@ -160,6 +168,22 @@ def test_no_configuration_at_all(ward):
         (ward.folder / name).unlink()
     (command,) = ward.treat("configuration")
     assert command.endswith("init")
+
+
+def test_nobody_is_configured(ward):
+    ward.write("runner.toml", 'workspace_root = "workspaces"\n')
+    (command,) = ward.treat("configuration")
+    assert command.startswith("mkdir -p ")
+    assert [case.user for case in ward.case().users()] == ["alice"]
+
+
+def test_a_limit_in_a_folder_that_came_with_a_clone(ward, monkeypatch):
+    """Named, so it is used, and not trusted with limits until its person says so."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(ward.path / "another"))
+    (ward.path / ".git").mkdir()
+    ward.write("users/alice.toml", "[budget]\nper_day = 5\n")
+    (command,) = ward.treat("configuration")
+    assert command == f"oxydra-runner trust {ward.folder}"
 
 
 def test_a_users_file_that_is_gone(ward):
@@ -267,6 +291,11 @@ def test_a_clock_that_is_off(ward):
         assert finding.check == "clock" and "ahead of" in finding.detail
         (command,) = ward.treat("reach")
     assert command == "timedatectl set-ntp true"
+
+
+def test_a_clock_that_was_never_set():
+    assert clock_at(1.0, 1_790_000_000.0).level == "degraded"
+    assert clock_at(1_790_000_000.0, 1_790_000_000.0).level == "healthy"
 
 
 def test_a_server_that_is_not_reached(ward):

@@ -16,6 +16,7 @@ import pytest
 from oxydra.doctor import health, within, worst
 from oxydra.store import Checkup, Store
 from oxydra.store.channels import Debt
+from oxydra.tiers import machine_images, templates
 from oxydra.tiers.door import address
 from tests.conftest import ROOT, eventually
 from tests.doctor_kit import Patient, everything_in, only
@@ -88,6 +89,20 @@ def test_images_that_are_missing(patient, monkeypatch):
     with patient.daemon():
         finding = only(health(patient.case()), "images")
     assert finding.level == "degraded" and "none.sock" in finding.detail
+
+
+def test_templates_that_are_missing(patient, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(patient.path / "cache"))
+    monkeypatch.setenv("OXYDRA__BEHAVIOR__SANDBOX_TIER", "micro_vm")
+    with patient.daemon():
+        assert "images of the microVM tier" in only(health(patient.case()), "images").detail
+        machine_images.folder().mkdir(parents=True)
+        manifest = machine_images.folder() / machine_images.MANIFEST
+        manifest.write_text('{"extra_packages": []}')
+        assert "No template" in only(health(patient.case()), "images").detail
+        (templates.folder() / "a").mkdir(parents=True)
+        (templates.folder() / "a" / "about.json").write_text("{}")
+        assert only(health(patient.case()), "images").level == "healthy"
 
 
 # ------------------------------------------------------------------------------ the program

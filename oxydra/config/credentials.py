@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -139,6 +140,7 @@ class _Keys:
                     name,
                     f"{secret} is not used: this file may have come with a cloned repository.",
                     f"If it is yours, run: oxydra-runner trust '{source.folder or source.file}'.",
+                    f"oxydra-runner trust {shlex.quote(str(source.folder or source.file))}",
                 )
 
 
@@ -329,6 +331,7 @@ class _Finder:
             "repository.",
             remedy=f"If it is yours, run: oxydra-runner trust '{folder}'; or set it in "
             f"{self._config.home / 'providers.toml'}.",
+            command=f"oxydra-runner trust {shlex.quote(str(folder))}",
             file=source.file,
             line=source.line,
             key=f"providers.registry.{self._name}",

@@ -588,6 +588,7 @@ def _check_owned(config: Config) -> None:
                     path,
                     f"[{path[0]}] is not used: this file may have come with a cloned repository.",
                     f"If it is yours, run: oxydra-runner trust '{source.folder or source.file}'.",
+                    f"oxydra-runner trust {shlex.quote(str(source.folder or source.file))}",
                 )
 
 

@@ -174,6 +174,8 @@ def _meant(key: str) -> str:
     parts = {
         part for each in SCHEMAS.values() for full, _ in all_keys(each) for part in full.split(".")
     }
+    if path[-1] in parts:  # it belongs somewhere else
+        return ""
     near = difflib.get_close_matches(path[-1], sorted(parts), 1)
     return near[0] if near else ""
 

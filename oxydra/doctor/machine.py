@@ -6,10 +6,13 @@ import platform
 import shlex
 import shutil
 import sys
+import time
 import zoneinfo
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from importlib.util import find_spec
+from pathlib import Path
 
 import apsw
 
@@ -18,6 +21,7 @@ from oxydra.doctor.base import Case, Finding, install
 from oxydra.memory.sidecar import vss_problem
 from oxydra.version import VERSION
 
+SET_CLOCK = "timedatectl set-ntp true"
 OLDEST = (3, 11)
 OLDEST_SQLITE = (3, 43)  # the first whose indexes of words can forget without the text
 VSS_LIBRARIES = ("libgomp1", "libblas3", "liblapack3")  # as Debian calls them
@@ -98,6 +102,20 @@ def zones(_case: Case) -> Iterator[Finding]:
     else:
         detail = "This system has no time zones, so no schedule has a time."
         yield Finding("time-zones", "down", detail, install("tzdata"))
+
+
+def clock(_case: Case) -> Iterator[Finding]:
+    """A clock that was never set; `reach` compares it with that of a server."""
+    yield clock_at(time.time(), Path(__file__).stat().st_mtime)
+
+
+def clock_at(now: float, built: float) -> Finding:
+    """What the clock says, in Unix seconds, and when this version was put here."""
+    shown = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
+    if now < built - 86_400:
+        detail = f"The clock says {shown}, which was before this version was installed."
+        return Finding("clock", "degraded", detail, SET_CLOCK)
+    return Finding("clock", "healthy", shown)
 
 
 def bubblewrap(_case: Case) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from oxydra import config
 from oxydra.config import Credential, Selection
 from oxydra.config.schema import VARIABLES
 from oxydra.doctor.base import Case, Finding, Level
+from oxydra.doctor.machine import SET_CLOCK
 from oxydra.errors import OxydraError, ProviderError, TransportError
 from oxydra.providers import registry
 from oxydra.threads import CancelToken, Deadline
@@ -39,7 +40,8 @@ def model(case: Case) -> Iterator[Finding]:
     else:
         others = [f"then {each.provider}/{each.model}" for each in chain[1:]]
         yield Finding("model", "healthy", ", ".join([detail, *others]))
-    case.runner  # noqa: B018 - raises what is wrong
+    names = ", ".join(sorted({route.origin for route in case.runner.routes}))
+    yield Finding("services", "healthy", names or "none is asked")
 
 
 def keys(case: Case) -> Iterator[Finding]:
@@ -89,7 +91,7 @@ def clock(date: str, origin: str) -> Iterator[Finding]:
         how = "ahead of" if off > 0 else "behind"
         detail = f"The clock is {abs(off):,.0f} s {how} that of {origin}: schedules run at the"
         detail += " wrong time, and certificates may count as expired."
-        yield Finding("clock", "degraded", detail, "timedatectl set-ntp true")
+        yield Finding("clock", "degraded", detail, SET_CLOCK)
     else:
         yield Finding("clock", "healthy", f"{off:+.0f} s against {origin}")
 

@@ -24,6 +24,7 @@ MACHINE = {  # once; the case may have no settings
     "sqlite-vss": "oxydra.doctor.machine:vss",
     "embedding": "oxydra.doctor.machine:embedding",
     "time-zones": "oxydra.doctor.machine:zones",
+    "clock": "oxydra.doctor.machine:clock",
     "bubblewrap": "oxydra.doctor.machine:bubblewrap",
 }
 USER = {  # for each user, where the configuration can be read
