@@ -44,11 +44,11 @@ def within(
             else:
                 found.append(Finding(**row))
     detail = "What looks at it has failed itself."
-    if deadline.expired and owed:
-        os.kill(child, signal.SIGKILL)
+    if owed:
+        os.kill(child, signal.SIGKILL)  # it has ended or hangs, and then is not waited for
+    os.waitpid(child, os.WNOHANG if owed else 0)
+    if deadline.expired:
         detail = f"Not all was looked at within {seconds:g} s: a disk or a socket hangs."
-    else:
-        os.waitpid(child, 0)
     found += [Finding("deadline", "down", detail, user=name) for name in sorted(owed)]
     return sorted(found, key=lambda finding: finding.user)
 
