@@ -312,7 +312,9 @@ class Approvals:
 
     def _decide(self, item: Wanted, scope: TurnScope) -> Verdict:
         circumstances = Circumstances(
-            sandboxed=self._sandboxed and item.call.name not in self._uncontained,
+            sandboxed=self._sandboxed
+            and item.call.name not in self._uncontained
+            and getattr(item.tool, "contained", True),
             attended=scope.attended,
             sensitive=scope.sensitive or item.tool.sensitive,
             tainted=scope.tainted,

@@ -45,6 +45,7 @@ from oxydra.gateway.frontend import Gateway
 from oxydra.gateway.hub import Hub
 from oxydra.gateway.memory import MemoryCommands
 from oxydra.gateway.snapshots import Snapshots
+from oxydra.mcp.servers import Places, Servers
 from oxydra.memory import Indexer, ModelNotebook, Retrieval, Weights
 from oxydra.mux import Channel
 from oxydra.policy import VirtualPath, parse_virtual
@@ -169,6 +170,8 @@ class AgentGuest:
         tools = ToolRegistry(
             extra=[*extra, *(schedule_tools() if settings.scheduler.enabled else [])]
         )
+        self._mcp = Servers(settings.mcp.servers, self._places(settings, keys), self._store)
+        tools.replace(self._mcp.tools())
         schedules = ModelDesk()
         self._tools = tools
         self._spending = Spending(
@@ -216,6 +219,7 @@ class AgentGuest:
             spending=self._spending,
             recall=recall,
         )
+        self._mcp.on_change = self._offer
         delegations.attach(self._runtime)
         notes.attach(lambda turn: self._runtime.run_of(turn).marks())
         self._hub = Hub(self._store, self._runtime, settings.gateway, envelope.user_id)
@@ -244,6 +248,8 @@ class AgentGuest:
                 "cost": self._cost,
                 "replay": self._replay,
                 "undo": self._undo,
+                "mcp": self._mcp.command,
+                "mcp_trust": self._mcp.trust_command,
                 "schedules": desk.command,
                 **self._memory_commands(settings),
             },
@@ -311,6 +317,22 @@ class AgentGuest:
                 mounts=[f for f in self._envelope.folders if f.root.startswith("mnt/")],
             )
         ]
+
+    def _places(self, settings: GuestConfig, keys: Collection[str]) -> Places:
+        """Where MCP servers run."""
+        said = self._envelope.startup_status
+        return Places(
+            shell=self._shell if said["shell_available"] else None,
+            transport=self._transport,
+            networked=bool(said.get("shell_network")),
+            contained=said["sandbox_level"] not in UNSANDBOXED,
+            keys=frozenset(keys),
+        )
+
+    def _offer(self) -> None:
+        """MCP servers have other tools than before; a turn that has begun goes on with its own."""
+        self._tools.replace(self._mcp.tools())
+        self._runtime.tools = self._tools.specs
 
     def _explain_prompt(self, args: Json) -> Json:
         session = prompt.sample(str(args.get("agent") or "default"))
@@ -444,6 +466,7 @@ class AgentGuest:
         if self._indexing:
             self._indexer.start()
         self._gateway.start()
+        self._mcp.start()
         if self._telegram is not None:
             self._telegram.start()
 
@@ -457,6 +480,7 @@ class AgentGuest:
         self._indexer.stop(STOP_SECONDS / 4)
         self._hub.stop(STOP_SECONDS / 2)
         self._runtime.stop(STOP_SECONDS / 4)
+        self._mcp.stop()
         self._shell.close()
         self._workers.stop()
         self._quota.stop()
@@ -477,6 +501,7 @@ class AgentGuest:
             "scheduler": self._scheduler.state(),
             "store": self._checkup.state(),
             "outbox": self._store.overdue(),
+            "mcp": self._mcp.status(),
             **({"telegram": self._telegram.state()} if self._telegram is not None else {}),
             **self._hub.counts(),
         }
@@ -497,6 +522,7 @@ class AgentGuest:
             reasons.append({"code": "workspace_full", "detail": detail})
         if self._telegram is not None and (detail := self._telegram.state()["detail"]):
             reasons.append({"code": "telegram", "detail": f"The Telegram bot: {detail}"})
+        reasons += self._mcp.degraded()
         return {
             **said,
             "shell_available": bool(said["shell_available"]) and self._shell.alive,

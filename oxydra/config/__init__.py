@@ -17,6 +17,8 @@ from oxydra.config.credentials import (
     answers,
     git_tokens,
     is_official,
+    mcp_keys,
+    mcp_programs,
     resolve_credential,
     search_key,
     select,
@@ -43,6 +45,7 @@ from oxydra.config.guest import (
 )
 from oxydra.config.isolation import Isolation, Mount, Mounts, isolation, mounts
 from oxydra.config.load import Config, Row, Source, load
+from oxydra.config.mcp import McpServerConfig
 from oxydra.config.schema import (
     AgentConfig,
     AgentProfile,
@@ -77,6 +80,7 @@ __all__ = [
     "GuestConfig",
     "GuestImagesConfig",
     "Isolation",
+    "McpServerConfig",
     "MemoryConfig",
     "Mount",
     "Mounts",
@@ -113,6 +117,8 @@ __all__ = [
     "isolation",
     "list_keys",
     "load",
+    "mcp_keys",
+    "mcp_programs",
     "mounts",
     "remove_key",
     "resolve_credential",

@@ -17,12 +17,13 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from oxydra.config import files
 from oxydra.config.egress import effective_egress
 from oxydra.config.fields import Section, key, section
 from oxydra.config.load import Config, Kind, Source
+from oxydra.config.mcp import references
 from oxydra.config.schema import (
     BASE_URLS,
     CATALOG_PROVIDERS,
@@ -197,6 +198,63 @@ def telegram_token(config: Config, env: Mapping[str, str] | None = None) -> Cred
             _set(variable),
         )
     return Credential(provider="telegram", source=label, value=value)
+
+
+def mcp_keys(config: Config, env: Mapping[str, str] | None = None) -> dict[str, Credential]:
+    """For each MCP server with a key in a header, the whole value of that header.
+
+    Raises `ConfigError` if it is not there, or if a folder that may have come with a cloned
+    repository says which variable it is or where it goes.
+    """
+    found = {}
+    for name, server in config.agent.mcp.servers.items():
+        if header := server.key_header:
+            keys = _Keys(config, "agent", f"mcp.servers.{name}")
+            keys.check_own(("url", f"headers.{header}"), f"The key of the MCP server {name}")
+            text = server.headers[header]
+            value, label = _referred(keys, f"headers.{header}", text, config, env)
+            before = text.rpartition("env:")[0]
+            found[name] = Credential(provider=name, source=label, value=before + value)
+    return found
+
+
+def mcp_programs(
+    config: Config, env: Mapping[str, str] | None = None
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The MCP servers that are programs, as the shell guest is told of them: rows `{command, env}`
+    by name. And the keys that are in them. Raises `ConfigError` as `mcp_keys`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    secrets = []
+    for name, server in config.agent.mcp.servers.items():
+        if not server.command:
+            continue
+        variables = dict(server.env)
+        for variable, text in server.env.items():
+            if references(text):
+                keys = _Keys(config, "agent", f"mcp.servers.{name}")
+                named = ("command", "args", f"env.{variable}")
+                keys.check_own(named, f"The key of the MCP server {name}")
+                value, _label = _referred(keys, f"env.{variable}", text, config, env)
+                variables[variable] = value
+                secrets.append(value)
+        found[name] = {"command": [server.command, *server.args], "env": variables}
+    return found, secrets
+
+
+def _referred(
+    keys: _Keys, name: str, text: str, config: Config, env: Mapping[str, str] | None
+) -> tuple[str, str]:
+    """What `env:VARIABLE` in a setting stands for, and where it was found."""
+    variable = references(text)[0]
+    value, label = _variable(variable, os.environ if env is None else env, config)
+    if not re.fullmatch(r"[\x21-\x7e]+", value):
+        raise keys.refuse(
+            name,
+            f"There is no key in {variable}.",
+            f"Set it, or keep it: oxydra-runner key set {variable}.",
+        )
+    return value, label
 
 
 def git_tokens(config: Config, env: Mapping[str, str] | None = None) -> dict[str, Credential]:

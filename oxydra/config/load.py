@@ -8,6 +8,7 @@ whether a key may be sent to a host depends on it.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from oxydra.config.check import (
 )
 from oxydra.config.fields import Section
 from oxydra.config.lines import KeyPath, key_lines
+from oxydra.config.mcp import MAX_SERVER_NAME, SERVER_NAME, references
 from oxydra.config.schema import (
     BUILT_IN_PROVIDERS,
     GENERIC_VARIABLE,
@@ -501,6 +503,7 @@ def _check_together(config: Config) -> None:
     for provider in config.user.credential_refs:
         _check_provider(config.values["user"], ("credential_refs", provider), provider, agent)
     _check_shell(config)
+    _check_mcp(config)
     _check_folders(config)
     _check_owned(config)
     wanted = config.user.behavior.sandbox_tier
@@ -546,12 +549,49 @@ def _check_embedding(config: Config) -> None:
         )
 
 
-def _check_shell(config: Config) -> None:
-    """A command that the model wrote must not find a key in its environment."""
+def _keys_of_ours(config: Config) -> set[str]:
+    """The variables that hold what the broker keeps to itself."""
     secret = {GENERIC_VARIABLE, *VARIABLES.values(), config.agent.tools.web_search.api_key_env}
     secret |= {entry.api_key_env for entry in config.agent.providers.registry.values()}
-    references = {**config.user.credential_refs, **config.runner.egress.git_credentials}
-    secret |= {reference.partition(":")[2] for reference in references.values()}
+    named = {**config.user.credential_refs, **config.runner.egress.git_credentials}
+    return secret | {reference.partition(":")[2] for reference in named.values()}
+
+
+def _check_mcp(config: Config) -> None:
+    """What a server needs to be one; and that it gets no key that is another's."""
+    values, secret = config.values["agent"], _keys_of_ours(config)
+    for name, server in config.agent.mcp.servers.items():
+        path: KeyPath = ("mcp", "servers", name)
+        if not re.fullmatch(SERVER_NAME, name) or len(name) > MAX_SERVER_NAME:
+            raise values.fail(
+                path,
+                f"mcp.servers.{name}: the name stands before its tools' names, so it has at most "
+                f"{MAX_SERVER_NAME} lower-case letters, digits, and single _ or - between them.",
+            )
+        if bool(server.command) == bool(server.url):
+            what = "both command and url" if server.url else "neither command nor url"
+            raise values.fail(path, f"mcp.servers.{name} has {what}.", "Set one of them.")
+        useless = ("args", "env") if server.url else ("headers",)
+        for key in useless:
+            if getattr(server, key):
+                other = "command" if server.url else "url"
+                message = f"mcp.servers.{name}.{key} is only for a server with {other}."
+                raise values.fail((*path, key), message)
+        for variable, text in server.env.items():
+            if set(references(text)) & secret:
+                raise values.fail(
+                    (*path, "env", variable),
+                    f"mcp.servers.{name}.env names a variable that holds one of Oxydra's own keys.",
+                    "Give the server a key of its own.",
+                )
+
+
+def _check_shell(config: Config) -> None:
+    """A command that the model wrote must not find a key in its environment."""
+    secret = _keys_of_ours(config)
+    for server in config.agent.mcp.servers.values():
+        named = (*server.env.values(), *server.headers.values())
+        secret |= {variable for text in named for variable in references(text)}
     for name in config.agent.tools.shell.env_keys:
         if name in secret or name.startswith(PREFIX):
             raise config.values["agent"].fail(

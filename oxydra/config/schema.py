@@ -36,6 +36,7 @@ from oxydra.config.fields import (
     key,
     section,
 )
+from oxydra.config.mcp import McpConfig
 
 # --------------------------------------------------------------------------------------- agent.toml
 
@@ -402,6 +403,7 @@ class AgentConfig(Section):
         "", "The same, read from a file; relative to the file that says so.", runner_only=True
     )
     agents: dict[str, AgentProfile] = key(dict, "Agents by name.")
+    mcp: McpConfig = key(McpConfig, "")
 
 
 # -------------------------------------------------------------------------------------- runner.toml

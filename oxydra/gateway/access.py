@@ -81,6 +81,8 @@ COMMANDS: dict[str, Need] = {
     "forget": ADMIN,
     "fork": CHAT,
     "index": ADMIN,
+    "mcp": CHAT,
+    "mcp_trust": ADMIN,
     "memory": ASK,
     "model": CHAT,
     "notes": CHAT,

@@ -1,1 +1,1 @@
-"""The Model Context Protocol: servers of others as tools."""
+"""The Model Context Protocol, both ends: servers of others as tools, and the agent as a server."""

@@ -274,6 +274,7 @@ class Runner:
             on_exit=lambda how: self._events.put(("shell_ended", how)),
             levels=levels,
             serve=None if self._broker is None else partial(self._broker.accept, "shell"),
+            servers=self._settings.servers,
         )
 
     def _restart_shell(self) -> None:

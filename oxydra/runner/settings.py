@@ -24,6 +24,7 @@ class RunnerSettings:
 
     `config` is the effective configuration without secrets, as the guest gets it; `routes` are the
     services it may reach through the broker, with their keys, `git_tokens` those of git hosts;
+    `servers` are programs that the shell guest may start by name, `server_keys` the keys in them;
     `port` 0 takes any free one; `policy` is what limits the user's agent, `isolation` what holds
     the guests.
     """
@@ -34,6 +35,8 @@ class RunnerSettings:
     routes: tuple[Route, ...]
     isolation: Isolation
     git_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
+    servers: Mapping[str, Json] = field(default_factory=dict, repr=False)
+    server_keys: Sequence[str] = field(default=(), repr=False)
     listen: str = "127.0.0.1"
     port: int = 0
     notices: tuple[Json, ...] = ()
@@ -51,7 +54,7 @@ class RunnerSettings:
     def secrets(self) -> list[str]:
         """Every value that must not be seen outside: keys, and headers that carry them."""
         values = [r.credential.value for r in self.routes if r.credential is not None]
-        values += self.git_tokens.values()
+        values += [*self.git_tokens.values(), *self.server_keys]
         return [*values, *(value.rpartition(" ")[2] for value in values)]
 
 
@@ -83,6 +86,9 @@ def from_config(settings: Config) -> RunnerSettings:
         from oxydra.channels.route import telegram_route
 
         routes.append(telegram_route(settings.user.channels.telegram, bot.value))
+    routes += _mcp_routes(settings)
+    keys += [r.name for r in routes if r.credential is not None and r.name.startswith("mcp:")]
+    servers, server_keys = config.mcp_programs(settings)
     notices: list[Json] = []
     if chain[0].provider == "offline":
         notices.append({"code": "no_model", "detail": chain[0].reason})
@@ -97,8 +103,24 @@ def from_config(settings: Config) -> RunnerSettings:
         notices=tuple(notices),
         policy={**config.runtime_policy(settings), "keys": sorted(set(keys))},
         isolation=isolation,
+        servers=servers,
+        server_keys=server_keys,
         git_tokens={host: token.value for host, token in config.git_tokens(settings).items()},
     )
+
+
+def _mcp_routes(settings: Config) -> list[Route]:
+    """The ways to MCP servers. Raises `ConfigError`."""
+    servers = {name: one for name, one in settings.agent.mcp.servers.items() if one.url}
+    if not servers:
+        return []
+    from oxydra.mcp.route import mcp_route
+
+    found = config.mcp_keys(settings)
+    return [
+        mcp_route(name, server, found[name].value if name in found else "")
+        for name, server in servers.items()
+    ]
 
 
 def _embedding_routes(settings: Config) -> list[Route]:

@@ -12,7 +12,7 @@ import os
 import pwd
 import socket
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,12 +169,14 @@ def start(
     on_exit: Callable[[str], None],
     levels: tuple[str, ...] = (),
     serve: Serve | None = None,
+    servers: Mapping[str, Json] | None = None,
 ) -> ShellGuest:
     """Start the shell guest as well caged as it can be here, or at one of `levels`.
 
     Raises `OxydraError` with the remedy if it can't be; `ConfigError` if `env_keys` would give a
     key away. `secrets` are the keys that are configured; `serve` takes the channels that commands
-    open to the broker, where `[egress]` lets them.
+    open to the broker, where `[egress]` lets them; `servers` are programs that may be started there
+    by name, rows `{command, env}`.
     """
     env = environment(config, secrets)
     uid, gid = owner(workspace)
@@ -201,6 +203,7 @@ def start(
                 log=output,
                 levels=levels or allowed_levels(config),
                 egress=None if egress is None else egress.theirs,
+                servers=servers or {},
             )
             process = tier.start_shell(spec)
             less = (f for f in spec.folders_at(process.level) if f not in folders)

@@ -543,6 +543,19 @@ def m018_channels(db: apsw.Connection) -> None:
     )
 
 
+def m019_mcp(db: apsw.Connection) -> None:
+    """What servers of others say of their tools, and what of it the person trusted."""
+    db.execute(
+        """
+        CREATE TABLE mcp_servers (
+            name TEXT PRIMARY KEY,
+            said TEXT NOT NULL,
+            trusted TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID;
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -562,5 +575,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m016_files,
     m017_fresh_texts,
     m018_channels,
+    m019_mcp,
 )
 """In order, append-only: a migration that was released is never changed."""

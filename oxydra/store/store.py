@@ -11,6 +11,7 @@ from oxydra.store.channels import ChannelTables
 from oxydra.store.delegation import DelegationTables
 from oxydra.store.forget import ForgetTables
 from oxydra.store.fork import ForkTables
+from oxydra.store.mcp import McpTables
 from oxydra.store.memory import MemoryTables
 from oxydra.store.notes import NoteTables
 from oxydra.store.notices import NoticeTables
@@ -36,5 +37,6 @@ class Store(
     VectorTables,
     UpkeepTables,
     ChannelTables,
+    McpTables,
 ):
     """The database, with the methods of all its tables."""

@@ -462,7 +462,7 @@ class Gate:
         tool = wanted.tool
         named = _named(wanted)
         written = [path for path in named if not path.startswith("/vault")]
-        if tool.tier is SafetyTier.READ_ONLY or not written:
+        if (tool.tier is SafetyTier.READ_ONLY and named is not WORKSPACE) or not written:
             return
         marks = Marks(scope.tainted, scope.sensitive) | Marks(tool.taints, tool.sensitive)
         if named is WORKSPACE:
@@ -483,9 +483,10 @@ class Gate:
 
 def _named(wanted: Wanted) -> list[str]:
     """The files that a call may touch: those it names, or for a command all that it can reach."""
-    return list(map(str, _paths(list(wanted.arguments.values())))) or (
-        WORKSPACE if wanted.tool.tier is SafetyTier.PRIVILEGED else []
-    )
+    tool = wanted.tool
+    # a program of others in the sandbox reaches what commands reach, whatever its tier is
+    reaches = getattr(tool, "in_sandbox", tool.tier is SafetyTier.PRIVILEGED)
+    return list(map(str, _paths(list(wanted.arguments.values())))) or (WORKSPACE if reaches else [])
 
 
 def _paths(value: object) -> Iterator[VirtualPath]:

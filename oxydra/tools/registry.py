@@ -33,11 +33,14 @@ MADE = (
     *("scratchpad_write", "shell_exec"),
 )  # by the guest, where it has what they need
 
+FOREIGN = "mcp__"  # what the names of other programs' tools begin with
+
 
 class ToolRegistry:
-    """The tools offered in one place: `names` of `TOOLS` (None: all of them) and `extra` ones.
+    """The tools offered in one place: `names` of `TOOLS` (None: all of them) and `extra` ones,
+    which stay, and those of other programs, which `replace` sets.
 
-    Immutable. Raises `UsageError` for a name that is not in `TOOLS`, or that is there twice.
+    Raises `UsageError` for a name that is not in `TOOLS`, or that is there twice.
     """
 
     def __init__(self, names: Iterable[str] | None = None, extra: Iterable[Tool] = ()) -> None:
@@ -46,6 +49,14 @@ class ToolRegistry:
             if tool.spec.name in found:
                 raise UsageError(f"There are two tools named {tool.spec.name!r}.")
             found[tool.spec.name] = tool
+        self._own = found
+        self.replace(())
+
+    def replace(self, foreign: Iterable[Tool]) -> None:
+        """From now on these tools of other programs are offered besides, in the place of those that
+        were; one with the name of another tool is not. Any thread may be looking meanwhile.
+        """
+        found = {tool.spec.name: tool for tool in foreign} | self._own
         # By name: the prompt cache wants the same bytes in every request.
         self._tools = dict(sorted(found.items()))
         self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self._tools.values())
@@ -81,6 +92,8 @@ def check_pattern(pattern: str) -> None:
     which of them there are is known where they run.
     """
     known = sorted((*TOOLS, *MADE))
+    if pattern.startswith(FOREIGN):
+        return  # which those are is known once their programs have said so
     if not matching([pattern], known):
         what = "fits no tool" if re.search(r"[*?\[]", pattern) else "is no tool"
         raise UsageError(f"{pattern[:64]!r} {what}.", remedy=_suggest(pattern, known))

@@ -18,10 +18,14 @@ _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 class SseEvent(Protocol):
-    """One dispatched event: `event` is its name, `message` if the server gave none."""
+    """One dispatched event: `event` is its name, `message` if the server gave none; `id` and
+    `retry` (milliseconds) are what it said of them.
+    """
 
+    id: str | None
     event: str
     data: str
+    retry: str | None
 
 
 def sse(chunks: Iterable[bytes], *, max_event: int = MAX_EVENT) -> Iterator[SseEvent]:
