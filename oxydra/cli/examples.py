@@ -102,6 +102,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "token revoke": ("token revoke phone",),
     "token rotate": ("token rotate phone",),
     "mcp": ("mcp", "mcp --token-file ~/.config/oxydra/mcp-token"),
+    "mcp-servers": ("mcp-servers list", "mcp-servers trust files"),
+    "mcp-servers list": ("mcp-servers list", "mcp-servers list --json"),
+    "mcp-servers show": ("mcp-servers show files",),
+    "mcp-servers trust": ("mcp-servers trust files", "mcp-servers trust files --yes"),
+    "mcp-servers distrust": ("mcp-servers distrust files",),
+    "mcp-servers restart": ("mcp-servers restart files",),
+    "mcp-servers logs": ("mcp-servers logs files",),
     "completion": (
         "completion bash > ~/.local/share/bash-completion/completions/oxydra-runner",
         'completion zsh > "${fpath[1]}/_oxydra-runner"',

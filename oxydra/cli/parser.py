@@ -148,6 +148,23 @@ def _add_mcp(commands: Commands) -> None:
     text = "offer the agent to one MCP client, on stdin and stdout; its token is in OXYDRA_TOKEN"
     mcp = _command(commands, "mcp", "oxydra.cli.mcp:mcp", text)
     mcp.add_argument("--token-file", metavar="F", type=Path, help="holds the client's token")
+    text = "servers of others whose tools the agent may use, by the Model Context Protocol"
+    servers = commands.add_parser("mcp-servers", help=text, description=text)
+    actions = servers.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in (
+        ("list", "list them, and how they are"),
+        ("show", "start one and show what it offers, as a model would read it"),
+        ("trust", "the same, and have its tools offered as they are described"),
+        ("distrust", "offer the tools of one no more"),
+        ("restart", "end one; the next call starts it at once, whatever failed before"),
+        ("logs", "show what one said for people"),
+    ):
+        action = _command(actions, name, "oxydra.cli.mcp_servers:servers", text)
+        action.add_argument("--json", action="store_true", help="print JSON")
+        if name != "list":
+            action.add_argument("name", metavar="NAME", help="a server of [mcp.servers]")
+        if name == "trust":
+            action.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def _add_schedules(commands: Commands) -> None:
