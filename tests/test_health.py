@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -151,7 +152,7 @@ def test_every_user_has_a_line(patient):
 
 def test_it_leaves_no_trace(patient):
     def look():
-        return everything_in(patient.path, patient.path.parent, ROOT / "oxydra" / "doctor")
+        return everything_in(patient.path, Path(patient.env["HOME"]), ROOT / "oxydra" / "doctor")
 
     before = look()
     assert patient.health().returncode == 2
