@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -31,6 +32,7 @@ class McpWeb:
         self.listening = threading.Event()
         self.told: list[Json] = []  # on the stream of its own accord
         self.over = threading.Event()
+        self.open: list[socket.socket] = []  # every connection, so that none outlives the server
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.web = self  # type: ignore[attr-defined]
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
@@ -47,11 +49,18 @@ class McpWeb:
         self.over.set()
         self._server.shutdown()
         self._thread.join(60)
+        for connection in self.open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.web.open.append(self.connection)
 
     @property
     def web(self) -> McpWeb:
