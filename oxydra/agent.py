@@ -41,8 +41,8 @@ from oxydra.scrub.guest import GuestScrubber
 from oxydra.stream import RunnerStream
 from oxydra.threads import Service
 from oxydra.tiers import registry
-from oxydra.tiers.base import GuestSpec, ShellProcess, ShellSpec
-from oxydra.types import Attachment, Folder, Json, ModelSpec, Provider, Tool, Turn
+from oxydra.tiers.base import GuestSpec, HostTree, ShellProcess, ShellSpec
+from oxydra.types import Attachment, Json, ModelSpec, Provider, Tool, Turn
 from oxydra.vm import AgentGuest, Own, serve
 
 logger = logging.getLogger(__name__)
@@ -505,14 +505,12 @@ class LibraryGuest(AgentGuest):
         return account, terms
 
 
-class InProcess:
+class InProcess(HostTree):
     """A tier whose agent guest is this process; commands run in the shell guest of the configured
     one. `guest` is the one that runs.
     """
 
     name = "library"
-    forwards = False
-    as_owner = False
 
     def __init__(
         self,
@@ -525,15 +523,6 @@ class InProcess:
         self._shells = registry.create(settings.tier)
         self._tools, self._providers = tools, providers
         self._attended = approve is not None
-
-    def guest_root(self, workspace: Path) -> str:
-        return str(workspace)
-
-    def guest_folders(self, folders: Sequence[Folder]) -> list[Folder]:
-        return list(folders)
-
-    def described(self, uid: int) -> Json:
-        return {}
 
     def degraded(self) -> list[Json]:
         return [IN_PROCESS]

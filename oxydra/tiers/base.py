@@ -21,6 +21,7 @@ from oxydra.types import Folder, Json
 # how well commands are locked in, best first; the first is the microVM tier's, the second the
 # container tier's, the others the process tier's
 LEVELS = ("microvm+cage", "container+cage", "bwrap+cage", "cage", "rlimits")
+LOG_BYTES = 64 << 20  # of what one container or machine prints
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,44 @@ class Tier(Protocol):
 
     def start_shell(self, spec: ShellSpec) -> ShellProcess:
         """Start the shell guest. Raises `OxydraError` with the remedy."""
+
+
+class HostTree:
+    """What a `Tier` is whose agent guest is a process on the host's own tree."""
+
+    forwards = False
+    as_owner = False
+
+    def guest_root(self, workspace: Path) -> str:
+        return str(workspace)
+
+    def guest_folders(self, folders: Sequence[Folder]) -> list[Folder]:
+        return list(folders)
+
+    def described(self, uid: int) -> Json:
+        return {}
+
+
+class GuestLog:
+    """What a guest prints, on its way to its log: the first `LOG_BYTES` of it."""
+
+    def __init__(self, log: int) -> None:
+        """`log` stays the caller's."""
+        self._log = os.dup(log)
+        self._room = LOG_BYTES
+
+    def write(self, said: bytes) -> None:
+        if self._room <= 0:
+            return
+        self._room -= len(said)
+        if self._room <= 0:
+            said += b"\n[what this guest prints from here on is not kept]\n"
+        with contextlib.suppress(OSError):  # a full disk must not end the guest
+            os.write(self._log, said)
+
+    def close(self) -> None:
+        """Once."""
+        os.close(self._log)
 
 
 @contextlib.contextmanager

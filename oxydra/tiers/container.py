@@ -26,7 +26,7 @@ from oxydra.errors import OxydraError
 from oxydra.frames import pack
 from oxydra.threads import Service
 from oxydra.tiers import images
-from oxydra.tiers.base import GuestSpec, ShellSpec, ending, identities, opened
+from oxydra.tiers.base import GuestLog, GuestSpec, ShellSpec, ending, identities, opened
 from oxydra.tiers.door import Door
 from oxydra.tiers.engine import Engine, EngineError, forgiving, telling
 from oxydra.tiers.shell_line import STOP_SECONDS, ShellLine
@@ -48,7 +48,6 @@ END_SECONDS = 10.0  # that the engine has to say how a killed container ended
 SCRATCH_BYTES = 64 << 20  # of /var/tmp; it counts as memory
 SHM_BYTES = 16 << 20
 OPEN_FILES = 4096
-LOG_BYTES = 64 << 20  # of what one container prints
 
 RUN = "/run/oxydra"
 CODE = "/opt/oxydra"  # in the images
@@ -60,8 +59,7 @@ class Container:
     def __init__(self, engine: Engine, client: APIClient, identity: str, log: int) -> None:
         self._client = client
         self._identity = identity
-        self._log = os.dup(log)
-        self._room = LOG_BYTES
+        self._log = GuestLog(log)
         self._lock = threading.Lock()
         self._removed = False
         self._how = ""
@@ -121,7 +119,7 @@ class Container:
             self._service.stop()
             self._client.close()
             self._watcher.close()
-            os.close(self._log)
+            self._log.close()
 
     # ------------------------------------------------------------------------------- its thread
 
@@ -129,7 +127,7 @@ class Container:
         try:
             with telling("The container can't be watched"):
                 for said in self._output:
-                    self._note(said)
+                    self._log.write(said)
                 self._watcher.wait(self._identity)
                 found = self._watcher.inspect_container(self._identity)
             self._how = how_it_ended(found)
@@ -139,15 +137,6 @@ class Container:
         self._ended.set()
         if self._door is not None:
             self._door.wake()
-
-    def _note(self, said: bytes) -> None:
-        if self._room <= 0:
-            return
-        self._room -= len(said)
-        if self._room <= 0:
-            said += b"\n[what this guest prints from here on is not kept]\n"
-        with contextlib.suppress(OSError):  # a full disk must not end the guest
-            os.write(self._log, said)
 
 
 def how_it_ended(found: Json) -> str:

@@ -14,14 +14,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 from oxydra.errors import OxydraError
 from oxydra.frames import pack
 from oxydra.tiers import ladder
-from oxydra.tiers.base import GuestSpec, ShellSpec, ending, guest_script
-from oxydra.types import Folder, Json
+from oxydra.tiers.base import GuestSpec, HostTree, ShellSpec, ending, guest_script
+from oxydra.types import Json
 
 
 class ProcessGuest:
@@ -40,21 +38,10 @@ class ProcessGuest:
             os.killpg(self.pid, signal.SIGKILL)
 
 
-class ProcessTier:
+class ProcessTier(HostTree):
     """Starts `guest/oxydra-vm` with this interpreter."""
 
     name = "process"
-    forwards = False
-    as_owner = False
-
-    def guest_root(self, workspace: Path) -> str:
-        return str(workspace)
-
-    def guest_folders(self, folders: Sequence[Folder]) -> list[Folder]:
-        return list(folders)
-
-    def described(self, uid: int) -> Json:
-        return {}
 
     def degraded(self) -> list[Json]:
         return []  # the guests say how well they are caged

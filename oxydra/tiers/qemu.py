@@ -17,7 +17,6 @@ import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -27,11 +26,11 @@ from typing import Any
 
 import oxydra.cage
 from oxydra.errors import FrameError, OxydraError
-from oxydra.frames import pack, parse
+from oxydra.frames import pack, read_frame
 from oxydra.threads import Service
 from oxydra.tiers import ladder
 from oxydra.tiers.accelerator import Accelerator
-from oxydra.tiers.base import ending, guest_script
+from oxydra.tiers.base import GuestLog, ending, guest_script
 from oxydra.tiers.machine_images import ImageSet
 from oxydra.types import Json
 
@@ -40,7 +39,6 @@ log = logging.getLogger(__name__)
 BOOT_SECONDS = 120.0  # from power on to the first word, on a loaded machine without KVM
 ANSWER_SECONDS = 60.0  # of a booted machine
 END_SECONDS = 10.0
-LOG_BYTES = 64 << 20  # of what one machine prints
 MAX_FRAME = 8 << 20
 PORT = "oxydra"  # as in guest/machine-init
 ENDED = re.compile(rb"machine-init: ended: ([^\r\n]*)")
@@ -167,8 +165,7 @@ class Machine:
         the machine's own. `incoming`: wait for a saved state. QEMU keeps the descriptors `held`
         for as long as it lives. Raises `OxydraError`.
         """
-        self._log = os.dup(log)
-        self._room = LOG_BYTES
+        self._log = GuestLog(log)
         self._last = b""
         self._how = ""
         self._over = threading.Event()
@@ -224,7 +221,7 @@ class Machine:
             except OSError as error:
                 self.port.close()
                 monitor.close()
-                os.close(self._log)
+                self._log.close()
                 raise OxydraError(f"QEMU can't be started: {error}.") from error
         self.pid = self._child.pid
         self._service.start()
@@ -248,14 +245,10 @@ class Machine:
         """The guest's next frame, before its port carries a mux. Raises `OxydraError`."""
         self.port.settimeout(seconds)
         try:
-            (size,) = struct.unpack("!I", self._exactly(4))
-            if size > MAX_FRAME:
-                raise FrameError("too large")
-            said = parse(self._exactly(size).decode())
-            found, payload = str(said["op"]), dict(said["payload"])
+            found, payload = read_frame(self.port.recv, MAX_FRAME)
         except TimeoutError as error:
             raise OxydraError(f"The machine did not say {op!r} within {seconds:g} s.") from error
-        except (OSError, FrameError, LookupError, TypeError, ValueError) as error:
+        except (OSError, FrameError) as error:
             how = self.wait(END_SECONDS) or error
             raise OxydraError(
                 f"The machine ended before it was ready: {how}.",
@@ -271,15 +264,6 @@ class Machine:
             self.port.sendall(pack(op, payload))
         except OSError as error:
             raise OxydraError(f"The machine does not listen: {error}.") from error
-
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            piece = self.port.recv(size - len(data))
-            if not piece:
-                raise ConnectionError("its port was closed")
-            data += piece
-        return data
 
     # ------------------------------------------------------------------------------- its end
 
@@ -300,26 +284,17 @@ class Machine:
         output = self._child.stdout
         with contextlib.suppress(OSError):
             while output is not None and (said := os.read(output.fileno(), 65536)):
-                self._note(said)
+                self._last = (self._last + said)[-4096:]
+                self._log.write(said)
         code = self._child.wait()
         if output is not None:
             output.close()
-        os.close(self._log)
+        self._log.close()
         ended = ENDED.findall(self._last)
         self._how = ending(code)
         if code == 0 and ended:
             self._how = ended[-1].decode("ascii", "replace")[:200]
         self._over.set()
-
-    def _note(self, said: bytes) -> None:
-        self._last = (self._last + said)[-4096:]
-        if self._room <= 0:
-            return
-        self._room -= len(said)
-        if self._room <= 0:
-            said += b"\n[what this guest prints from here on is not kept]\n"
-        with contextlib.suppress(OSError):  # a full disk must not end the guest
-            os.write(self._log, said)
 
 
 def _file(descriptor: int) -> str:
