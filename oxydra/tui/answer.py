@@ -98,11 +98,8 @@ def desk(locate: Locate, user_id: str, *, patience: float = REPLY_SECONDS) -> It
         on_link=events.put,
         config=ClientConfig(reconnect=False),
     )
-    client.connect()
-    try:
+    with client:
         yield Desk(client, events, patience)
-    finally:
-        client.close()
 
 
 def lines(requests: list[Json]) -> list[str]:

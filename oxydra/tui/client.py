@@ -17,7 +17,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from oxydra.errors import FrameError, NoDaemonError, OxydraError, UsageError
@@ -153,6 +153,13 @@ class GatewayClient:
         except (websocket.WebSocketException, OSError):
             raise NoDaemonError("The connection to the daemon broke.") from None
         return request_id
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
     def close(self, timeout: float = 5.0) -> bool:
         """End the connection and its thread; True if the thread ended. May be called again."""

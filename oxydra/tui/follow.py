@@ -117,11 +117,8 @@ def line(
         locate=locate,
         config=ClientConfig(),
     )
-    client.connect()
-    try:
+    with client:
         yield Line(client, events)
-    finally:
-        client.close()
 
 
 def concerns(payload: Json, turn_id: str) -> bool:
