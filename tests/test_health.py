@@ -178,7 +178,7 @@ def silence(path):
 
 
 def test_a_socket_that_says_nothing(patient, monkeypatch):
-    monkeypatch.setattr("oxydra.doctor.daemon.TIMEOUT", 0.2)
+    monkeypatch.setattr("oxydra.doctor.base.TIMEOUT", 0.2)
     with silence(patient.workspace.control_socket):
         found = within(60, patient.folder, None)
     assert [(each.check, each.level) for each in found] == [("disk", "healthy"), ("daemon", "down")]

@@ -132,13 +132,26 @@ class Case:
     def catalog(self) -> Catalog:
         return Catalog.load(home=self.settings.home)
 
-    @cached_property
+    @property
     def status(self) -> Json | None:
         """What a running daemon says of itself; None if none answers."""
         try:
-            return call(self.workspace.control_socket, "health_check", {}, timeout=TIMEOUT)
+            return self.daemon()
         except NoDaemonError:
             return None
+
+    def daemon(self) -> Json:
+        """The same; raises `OxydraError`, `NoDaemonError` if none answers."""
+        if isinstance(self._answer, OxydraError):
+            raise self._answer
+        return self._answer
+
+    @cached_property
+    def _answer(self) -> Json | OxydraError:
+        try:
+            return call(self.workspace.control_socket, "health_check", {}, timeout=TIMEOUT)
+        except OxydraError as error:
+            return error
 
     def command(self, *words: str) -> str:
         """`oxydra-runner` with these words, for this configuration and user."""
@@ -146,6 +159,11 @@ class Case:
         if self.user and self._settings and len(self._settings.runner.users) > 1:
             said += ["--user", self.user]
         return runner_command(*said, *words)
+
+    def with_key(self, variable: str) -> str:
+        """The line that keeps another key, and has a daemon that runs use it."""
+        command = self.command("key", "set", variable)
+        return f"{command} && {self.command('restart')}" if self.status is not None else command
 
     def remedy(self, error: OxydraError) -> str:
         """The line that ends what an error is about, or opens the place where it is to be ended."""

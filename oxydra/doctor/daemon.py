@@ -15,7 +15,6 @@ from oxydra.disk import shortage
 from oxydra.doctor.base import TIMEOUT, Case, Finding
 from oxydra.doctor.registry import missing_images
 from oxydra.errors import OxydraError, TransportError
-from oxydra.runner.control import call
 from oxydra.threads import CancelToken, Deadline
 from oxydra.transport import DirectTransport, HttpRequest
 from oxydra.types import Json
@@ -39,7 +38,7 @@ def check(case: Case) -> Iterator[Finding]:
 def _health(case: Case, max_age: float) -> Iterator[Finding]:
     yield disk(case)
     try:
-        status = call(case.workspace.control_socket, "health_check", {}, timeout=TIMEOUT)
+        status = case.daemon()
     except OxydraError as error:
         yield Finding("daemon", "down", str(error), case.command("restart"))
         return
@@ -131,16 +130,11 @@ def _outbox(state: Json, case: Case, max_age: float) -> Finding:
 def _telegram(state: Json, case: Case, _max_age: float) -> Finding:
     detail = str(state.get("detail", ""))
     if state.get("state") == "stopped":
-        return Finding("telegram", "degraded", detail, new_token(case))
+        variable = case.settings.user.channels.telegram.bot_token_env
+        return Finding("telegram", "degraded", detail, case.with_key(variable))
     if state.get("state") == "waiting":
         return Finding("telegram", "degraded", detail, case.command("restart"))
     return Finding("telegram", "healthy", f"@{state['bot']}" if state.get("bot") else "")
-
-
-def new_token(case: Case) -> str:
-    """The line by which another token is kept and comes into force."""
-    variable = case.settings.user.channels.telegram.bot_token_env
-    return f"{case.command('key', 'set', variable)} && {case.command('restart')}"
 
 
 def _spending(state: Json, case: Case, _max_age: float) -> Finding:

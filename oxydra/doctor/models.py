@@ -36,7 +36,7 @@ def model(case: Case) -> Iterator[Finding]:
     detail = f"{first.provider}/{first.model}. {first.reason}"
     if first.provider == "offline":
         variable = VARIABLES["openai"]
-        yield Finding("model", "degraded", detail, with_key(case, variable))
+        yield Finding("model", "degraded", detail, case.with_key(variable))
     else:
         others = [f"then {each.provider}/{each.model}" for each in chain[1:]]
         yield Finding("model", "healthy", ", ".join([detail, *others]))
@@ -140,17 +140,11 @@ def _after(case: Case, selection: Selection, error: OxydraError) -> str:
     status = error.status if isinstance(error, ProviderError) else 0
     if status in (401, 403):
         entry = case.settings.agent.providers.registry[selection.provider]
-        return with_key(case, entry.api_key_env or VARIABLES[entry.provider_type])
+        return case.with_key(entry.api_key_env or VARIABLES[entry.provider_type])
     source = case.settings.source("selection.model")
     if status in (400, 404) and source.line:
         return f"${{EDITOR:-vi}} +{source.line} {join([source.file])}"
     return case.command("doctor", "--canary")
-
-
-def with_key(case: Case, variable: str) -> str:
-    """The line that keeps another key, and has a daemon that runs use it."""
-    command = case.command("key", "set", variable)
-    return f"{command} && {case.command('restart')}" if case.status is not None else command
 
 
 def chosen(case: Case) -> list[Selection]:

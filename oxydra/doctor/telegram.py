@@ -9,7 +9,6 @@ from oxydra import config
 from oxydra.channels.bot import Bot, BotError
 from oxydra.channels.route import CREDENTIAL, telegram_route
 from oxydra.doctor.base import Case, Finding
-from oxydra.doctor.models import with_key
 from oxydra.errors import TransportError
 from oxydra.threads import CancelToken
 from oxydra.transport import DirectTransport
@@ -34,7 +33,7 @@ def check(case: Case) -> Iterator[Finding]:
         except BotError as error:
             if error.status in REVOKED:
                 detail = "Telegram knows no bot with this token; @BotFather gives another one."
-                remedy = with_key(case, wanted.bot_token_env)
+                remedy = case.with_key(wanted.bot_token_env)
                 yield Finding("telegram", "down", detail, remedy)
             else:
                 yield Finding("telegram", "degraded", str(error), case.command("doctor"))
