@@ -47,7 +47,7 @@ def _stored(settings: Config, by: str | None) -> Json:
     workspace.prepare()
     zone = settings.user.behavior.timezone or settings.agent.scheduler.default_timezone
     with workspace.lock(wait=1.0):
-        path = workspace.internal / "oxydra.db"
+        path = workspace.database
         try:
             os.close(open_regular(path, os.O_RDONLY))  # before SQLite has it open: no locks to lose
         except FileNotFoundError:

@@ -18,12 +18,12 @@ import secrets
 from oxydra.arguments import number_arg, text_arg
 from oxydra.errors import NotFoundError, OxydraError, UsageError
 from oxydra.store import Store, copies
+from oxydra.store.copies import DATABASE
 from oxydra.threads import Service
 from oxydra.types import Json
 
 PART = 4 << 20  # bytes of one `read`
 LISTED = 1000  # names of one `list`
-DATABASE = "oxydra.db"
 STOP_SECONDS = 2.0
 
 

@@ -42,6 +42,7 @@ from oxydra.runner.audit import leads_out
 from oxydra.runner.tokens import FILE as TOKENS
 from oxydra.runner.workspace import Workspace, open_regular
 from oxydra.store import copies
+from oxydra.store.copies import DATABASE
 from oxydra.store.database import explained
 from oxydra.types import Json
 from oxydra.version import VERSION
@@ -49,7 +50,6 @@ from oxydra.walk import Entry, Walk, opened
 
 FORMAT = 1
 ABOUT = "backup.json"
-DATABASE = "oxydra.db"
 ATTACHMENT = re.compile(r"[0-9a-f]{64}")
 FOLDERS = ("shared", "tmp", "vault")
 PART, SCRATCH = ".oxydra-backup.part", ".oxydra-backup.db"

@@ -28,10 +28,11 @@ from oxydra.config.files import KEY_NAME, mark_made, private_folder, write_priva
 from oxydra.config.kept import LAYERS, RUNNER_FILE, may_be_kept, place, set_root
 from oxydra.errors import OxydraError, UsageError
 from oxydra.runner.archive import ArchiveError, Member, Reader
-from oxydra.runner.backup import ABOUT, ATTACHMENT, DATABASE, FOLDERS, FORMAT, sync
+from oxydra.runner.backup import ABOUT, ATTACHMENT, FOLDERS, FORMAT, sync
 from oxydra.runner.tokens import FILE as TOKENS
 from oxydra.runner.workspace import Workspace
 from oxydra.store import copies
+from oxydra.store.copies import DATABASE
 from oxydra.types import Json
 from oxydra.walk import Walk, opened
 

@@ -18,6 +18,7 @@ import apsw
 from oxydra.errors import StoreError, StoreFullError
 from oxydra.store.migrations import MIGRATIONS
 
+DATABASE = "oxydra.db"  # what a user's database is called, in a workspace and in a backup
 PAGES = 2048  # copied between two looks whether to stop
 ROOM = 64 << 20  # bytes that a copy leaves free on its disk
 SHOWN = 5  # of what is wrong with a copy
