@@ -144,6 +144,20 @@ class _Keys:
                     f"oxydra-runner trust {shlex.quote(str(source.folder or source.file))}",
                 )
 
+    def named(self, name: str, variable: str, env: Mapping[str, str] | None) -> tuple[str, str]:
+        """The key in a variable that the setting `name` names, and where it was found. Raises
+        `ConfigError`.
+        """
+        value, label = _variable(variable, os.environ if env is None else env, self._config)
+        if not re.fullmatch(r"[\x21-\x7e]+", value):
+            raise self.refuse(
+                name,
+                f"There is no key in {variable}.",
+                f"Set it, or keep it: {_set(variable)}.",
+                _set(variable),
+            )
+        return value, label
+
 
 def search_key(config: Config, env: Mapping[str, str] | None = None) -> Credential | None:
     """The key of the web search service; None where it takes none.
@@ -164,15 +178,7 @@ def search_key(config: Config, env: Mapping[str, str] | None = None) -> Credenti
                 name, message, "Set it in [tools.web_search], or use another provider."
             )
     keys.check_own(("api_key_env", "base_urls"), "The search key")
-    variable = search.api_key_env
-    value, label = _variable(variable, os.environ if env is None else env, config)
-    if not re.fullmatch(r"[\x21-\x7e]+", value):
-        raise keys.refuse(
-            "api_key_env",
-            f"There is no key in {variable}.",
-            f"Set it, or keep it: {_set(variable)}.",
-            _set(variable),
-        )
+    value, label = keys.named("api_key_env", search.api_key_env, env)
     return Credential(provider="web_search", source=label, value=value)
 
 
@@ -212,7 +218,7 @@ def mcp_keys(config: Config, env: Mapping[str, str] | None = None) -> dict[str, 
             keys = _Keys(config, "agent", f"mcp.servers.{name}")
             keys.check_own(("url", f"headers.{header}"), f"The key of the MCP server {name}")
             text = server.headers[header]
-            value, label = _referred(keys, f"headers.{header}", text, config, env)
+            value, label = keys.named(f"headers.{header}", references(text)[0], env)
             before = text.rpartition("env:")[0]
             found[name] = Credential(provider=name, source=label, value=before + value)
     return found
@@ -235,26 +241,11 @@ def mcp_programs(
                 keys = _Keys(config, "agent", f"mcp.servers.{name}")
                 named = ("command", "args", f"env.{variable}")
                 keys.check_own(named, f"The key of the MCP server {name}")
-                value, _label = _referred(keys, f"env.{variable}", text, config, env)
+                value, _label = keys.named(f"env.{variable}", references(text)[0], env)
                 variables[variable] = value
                 secrets.append(value)
         found[name] = {"command": [server.command, *server.args], "env": variables}
     return found, secrets
-
-
-def _referred(
-    keys: _Keys, name: str, text: str, config: Config, env: Mapping[str, str] | None
-) -> tuple[str, str]:
-    """What `env:VARIABLE` in a setting stands for, and where it was found."""
-    variable = references(text)[0]
-    value, label = _variable(variable, os.environ if env is None else env, config)
-    if not re.fullmatch(r"[\x21-\x7e]+", value):
-        raise keys.refuse(
-            name,
-            f"There is no key in {variable}.",
-            f"Set it, or keep it: oxydra-runner key set {variable}.",
-        )
-    return value, label
 
 
 def git_tokens(config: Config, env: Mapping[str, str] | None = None) -> dict[str, Credential]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
+
+import tomli
 
 from oxydra.config import files
 from oxydra.config.load import SYSTEM, layers
@@ -72,11 +76,6 @@ def may_be_kept(path: str) -> bool:
 
 def set_root(text: str, root: str) -> str:
     """A runner.toml with another `workspace_root`. Raises `ConfigError` where that did not work."""
-    import json
-    import re
-
-    import tomli
-
     line = f"workspace_root = {json.dumps(root)}"
     changed, count = re.subn(r"(?m)^[ \t]*workspace_root[ \t]*=.*$", lambda _: line, text, count=1)
     if not count:
