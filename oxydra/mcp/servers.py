@@ -162,6 +162,11 @@ class Server:
     # --------------------------------------------------------------------------- what it is to be
 
     @property
+    def trusted(self) -> bool:
+        """Whether the person trusted what it said once."""
+        return self._trusted is not None
+
+    @property
     def tools(self) -> list[Tool]:
         """Those that the person trusted and wants."""
         if self._trusted is None:
@@ -420,7 +425,7 @@ class Server:
             "kind": "http" if self.config.url else "stdio",
             "source": self.source,
             "state": state,
-            "trusted": self._trusted is not None,
+            "trusted": self.trusted,
             "tools": [tool.spec.name for tool in self.tools],
             "safety_tier": self.config.safety_tier,
             "about": "" if said is None else said.about,
@@ -481,7 +486,7 @@ class Servers:
     def start(self) -> None:
         """Look at those of which nothing is trusted and which are to be trusted at once."""
         for server in self._servers.values():
-            if server.config.trust == "first_use" and not server.status()["trusted"]:
+            if server.config.trust == "first_use" and not server.trusted:
                 self._look(server)
 
     def stop(self) -> None:
