@@ -14,6 +14,7 @@ import sys
 import tarfile
 import types
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 
 from oxydra.errors import OxydraError
-from oxydra.tiers import images, recipe, rootfs
+from oxydra.tiers import images, machine_images, recipe, rootfs
 from oxydra.version import VERSION
 from tests.conftest import REAL_ENVIRONMENT, ROOT
 from tests.docker_images import agent_image, build_images, run, shell_image
@@ -30,21 +31,27 @@ from tests.docker_images import agent_image, build_images, run, shell_image
 NOWHERE = "unix:///nonexistent/docker.sock"
 
 
-@pytest.fixture(scope="module")
-def builder() -> Any:
-    """guest/build-images as a module."""
-    module = types.ModuleType("build_images")
-    sys.modules["build_images"] = module  # where dataclasses look
+@contextmanager
+def program(name: str) -> Iterator[Any]:
+    """guest/<name> as a module."""
+    module = types.ModuleType(name.replace("-", "_"))
+    sys.modules[module.__name__] = module  # where dataclasses look
     path, before = list(sys.path), sys.dont_write_bytecode
     sys.dont_write_bytecode = True
     try:
-        loader = SourceFileLoader("build_images", str(ROOT / "guest" / "build-images"))
+        loader = SourceFileLoader(module.__name__, str(ROOT / "guest" / name))
         module.__file__ = loader.path
         loader.exec_module(module)
         yield module
     finally:
         sys.path[:], sys.dont_write_bytecode = path, before
-        del sys.modules["build_images"]
+        del sys.modules[module.__name__]
+
+
+@pytest.fixture(scope="module")
+def builder() -> Iterator[Any]:
+    with program("build-images") as module:
+        yield module
 
 
 @pytest.fixture
@@ -78,6 +85,25 @@ def test_the_agent_image_holds_what_its_modules_import_and_no_part_of_the_host()
         for item in what_runs(ast.parse(path.read_text())):
             if isinstance(item, ast.ImportFrom) and (item.module or "").startswith("oxydra."):
                 assert item.module in modules, f"{path} imports {item.module}, which is on the host"
+
+
+def test_what_other_builds_and_templates_left_is_removed(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = machine_images.folder()
+    for folder in (place, place.with_name("older")):
+        saved = machine_images.cache() / "templates" / folder.name
+        for made in (folder, saved):
+            made.mkdir(parents=True)
+        (folder / machine_images.MANIFEST).write_text('{"identity": "a"}')
+        about = {"images": str(folder), "identity": "a"}
+        (saved / "about.json").write_text(json.dumps(about))
+        os.utime(saved, (0, 0))  # nobody is making it
+    with program("build-microvm") as build:
+        options = build.Options((), (), None, "", False, 0)
+        build.Builder(options, tmp_path, build.recipe.Report(io.StringIO())).prune()
+    for name in ("images", "templates"):
+        left = (machine_images.cache() / name).iterdir()
+        assert [path.name for path in left] == [place.name]
 
 
 def test_the_hash_of_the_code_follows_the_files(tmp_path: Path, monkeypatch: Any) -> None:
