@@ -350,6 +350,47 @@ def test_frames_of_a_newer_gateway_are_passed_over(gateway: FakeGateway) -> None
         client.close()
 
 
+def test_text_that_is_no_utf8_ends_the_connection(gateway: FakeGateway) -> None:
+    heard = Heard()
+    client = connect(gateway, heard)
+    try:
+        heard.wait(lambda: heard.links, "the link")
+        with gateway.lock:
+            (peer,) = gateway.rooms["s-main"].listeners
+        peer.frame(b'{"type": "pong", "text": "\xc3"}')
+        heard.wait(lambda: len(heard.links) >= 3, "an end and a new beginning")
+        assert [link.connected for link in heard.links[:3]] == [True, False, True]
+        send_turn(client, "t1")
+        heard.wait(lambda: heard.of("turn_completed"), "the answer")
+    finally:
+        client.close()
+
+
+def test_what_is_long_is_not_looked_at_byte_by_byte(gateway: FakeGateway) -> None:
+    """A backup reads the whole database through this socket."""
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    said = "ä" * 100_000
+    gateway.on_turn = lambda turn: (turn.delta(said), turn.complete(said))
+    heard = Heard()
+    threading.setprofile(count)  # in threads that are started from now on
+    try:
+        client = connect(gateway, heard)
+    finally:
+        threading.setprofile(None)
+    try:
+        send_turn(client, "t1")
+        heard.wait(lambda: heard.of("turn_completed"), "the answer")
+        assert heard.text() == said
+        assert 0 < calls < len(said)
+    finally:
+        client.close()
+
+
 def test_without_reconnect_the_end_is_told_once(gateway: FakeGateway) -> None:
     heard = Heard()
     client = GatewayClient(

@@ -215,7 +215,8 @@ class GatewayClient:
     def _handshake(self, sock: socket.socket | TlsSocket) -> Any:
         import websocket
 
-        ws = websocket.WebSocket(enable_multithread=True)
+        # It would check UTF-8 a byte at a time, a second for 5 MB; `_decode` finds what is wrong.
+        ws = websocket.WebSocket(enable_multithread=True, skip_utf8_validation=True)
         try:
             ws.connect(  # type: ignore[no-untyped-call]
                 self._endpoint,
@@ -339,11 +340,11 @@ class GatewayClient:
         while True:
             try:
                 opcode, data = ws.recv_data()
+                if opcode == websocket.ABNF.OPCODE_CLOSE:
+                    return _close_reason(data)
+                frame = _decode(data)
             except (websocket.WebSocketException, OSError, ValueError):
                 return "the daemon went away"
-            if opcode == websocket.ABNF.OPCODE_CLOSE:
-                return _close_reason(data)
-            frame = _decode(data)
             if frame is not None:
                 self._deliver(frame)
 
@@ -371,7 +372,9 @@ def _session_of(frame: Frame) -> str:
 
 
 def _decode(data: bytes) -> Frame | None:
-    """A frame; None for what a newer gateway may send and this client does not know."""
+    """A frame; None for what a newer gateway may send and this client does not know. Raises
+    ValueError for text that is no UTF-8: such a connection ends (RFC 6455, section 8.1).
+    """
     try:
         return decode_server(data.decode())
     except FrameError as error:
