@@ -194,3 +194,17 @@ def test_every_check_of_doctor_is_described() -> None:
     table = text.partition("## doctor")[2].partition("\n## ")[0]
     described = re.findall(r"^\| `([a-z][a-z-]+)` \|", table, flags=re.M)
     assert described == [*registry.MACHINE, *registry.USER]
+
+
+def test_every_part_has_its_chapter_with_its_tests() -> None:
+    """Each package and the modules beside them stand in a chapter, and each chapter names tests."""
+    folder = ROOT / "docs" / "guidebook"
+    chapters = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
+    told = "".join(chapters.values())
+    parts = [path.name for path in (ROOT / "oxydra").iterdir() if (path / "__init__.py").is_file()]
+    for part in parts:
+        assert f"`oxydra/{part}/" in told or f"`{part}/`" in told, f"no chapter is about {part}"
+    for name, text in chapters.items():
+        if "**Invariants.**" in text:
+            for word in ("**Owns.**", "**Threads.**", "**Tests.**", "`tests/test_"):
+                assert word in text, f"{name} has no {word}"
