@@ -1,11 +1,14 @@
 """The documentation: its links resolve, its commands parse, its tables are what the code says.
 
-The field tables of docs/protocol.md are generated: `REGENERATE=1 make test ARGS=tests/test_docs.py`
-writes them anew.
+What is generated (the fields of docs/protocol.md, the tables of docs/access.md, docs/commands.md,
+the escape attempts of the guidebook's security chapter) is written anew by
+`REGENERATE=1 make test ARGS=tests/test_docs.py`.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
 import contextlib
 import io
 import os
@@ -17,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from oxydra import cli, frames
+from oxydra.cli.examples import lines
 from oxydra.doctor import registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,16 +181,110 @@ def access_tables() -> str:
     return "\n".join(rows) + "\n"
 
 
-def test_the_access_tables_are_what_the_code_says() -> None:
-    page = ROOT / "docs" / "access.md"
+def holds(page: Path, what: str, current: str) -> None:
+    """The block of a page that is generated is what it would be now."""
     text = page.read_text(encoding="utf-8")
-    begin, end = "<!-- access tables, generated -->\n", "<!-- end -->"
-    head, _, rest = text.partition(begin)
+    begin, end = f"<!-- {what}, generated -->\n", "<!-- end -->"
+    head, found, rest = text.partition(begin)
+    assert found, f"{page.name} has lost the place of its {what}"
     written, _, tail = rest.partition(end)
     if os.environ.get("REGENERATE"):
-        page.write_text(head + begin + access_tables() + end + tail, encoding="utf-8")
+        page.write_text(head + begin + current + end + tail, encoding="utf-8")
         return
-    assert written == access_tables(), "REGENERATE=1 make test ARGS=tests/test_docs.py"
+    assert written == current, "REGENERATE=1 make test ARGS=tests/test_docs.py writes it anew"
+
+
+def test_the_access_tables_are_what_the_code_says() -> None:
+    holds(ROOT / "docs" / "access.md", "access tables", access_tables())
+
+
+# ------------------------------------------------------------------------------------- commands
+
+
+def pages_of(parser: argparse.ArgumentParser, path: str = "") -> Iterator[str]:
+    """Each command with what follows it and how it is typed; one without any of its own is left
+    out, since its commands have theirs.
+    """
+    below: dict[str, argparse.ArgumentParser] = {}
+    rows = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            below = action.choices
+            continue
+        if isinstance(action, argparse._HelpAction):
+            continue
+        name = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+        choices = "\\|".join(map(str, action.choices or ()))
+        if not action.option_strings:
+            name = choices or name
+        elif action.nargs != 0:
+            name += f" {choices or action.metavar or action.dest.upper()}"
+        rows.append(f"| `{name}` | {(action.help or '').replace('%%', '%')} |")
+    if rows or not below:
+        yield f"## {path or 'oxydra-runner'}\n"
+        if path:
+            yield f"{parser.description or ''}\n"
+        if rows:
+            yield "\n".join(["| argument | meaning |", "|---|---|", *rows]) + "\n"
+        yield "\n".join(f"    {line}" for line in lines("oxydra-runner", path)) + "\n"
+    for name, command in below.items():
+        yield from pages_of(command, f"{path} {name}".strip())
+
+
+def test_the_page_of_commands_is_what_the_parser_says() -> None:
+    current = "\n" + "\n".join(pages_of(cli.build_parser())) + "\n"
+    holds(ROOT / "docs" / "commands.md", "commands", current)
+
+
+# ------------------------------------------------------------------------------------ guidebook
+
+
+def names_of_the_tree() -> set[str]:
+    """Every class, type and constant of a module, and members of classes as `Class.name`."""
+    found = set()
+    for path in (ROOT / "oxydra").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                found.add(node.name)
+                for member in node.body:
+                    if isinstance(member, ast.FunctionDef):
+                        found.add(f"{node.name}.{member.name}")
+                    elif isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
+                        found.add(f"{node.name}.{member.target.id}")
+            elif isinstance(node, ast.Assign):
+                found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                found.add(node.target.id)
+    return found
+
+
+def test_the_names_in_the_guidebook_are_those_of_the_tree() -> None:
+    known = names_of_the_tree()
+    for path in (ROOT / "docs" / "guidebook").glob("*.md"):
+        for part in re.findall(
+            r"^\*\*Types\.\*\* .*$", path.read_text(encoding="utf-8"), flags=re.M
+        ):
+            for name in re.findall(r"`([A-Z][A-Za-z]*(?:\.[a-z_]+)?)[^`]*`", part):
+                assert name in known, f"{path.name}: there is no {name} in the tree"
+
+
+def escape_attempts() -> str:
+    """What `guest/escape-attempts` tries, by kind, from its own sections."""
+    text = (ROOT / "guest" / "escape-attempts").read_text(encoding="utf-8")
+    rows = ["| kind | tries | what |", "|---|--:|---|"]
+    total = 0
+    for section in re.split(r"^# -{20,} ", text, flags=re.M)[1:]:
+        kind = section.partition("\n")[0]
+        names = re.findall(r"^    (\w+)=lambda|^@attempt\ndef (\w+)", section, flags=re.M)
+        names = [(one or other).replace("_", " ") for one, other in names]
+        if names:
+            rows.append(f"| {kind} | {len(names)} | {'; '.join(names)} |")
+            total += len(names)
+    return "\n".join([*rows, f"| all | {total} | |"]) + "\n"
+
+
+def test_the_escape_table_is_what_is_tried() -> None:
+    holds(ROOT / "docs" / "guidebook" / "security.md", "escape attempts", escape_attempts())
 
 
 def test_every_check_of_doctor_is_described() -> None:

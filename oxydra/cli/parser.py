@@ -21,7 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="oxydra-runner", description="Oxydra: a self-hosted AI agent orchestrator."
     )
-    parser.add_argument("--version", action="version", version=f"oxydra {VERSION}")
+    parser.add_argument(
+        "--version", action="version", version=f"oxydra {VERSION}", help="print the version"
+    )
     add_common(parser)
     parser.add_argument(
         "--insecure", action="store_true", help="use the process tier for this start"
