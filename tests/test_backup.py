@@ -304,7 +304,7 @@ def test_the_egress_log_goes_on_after_it(workspace, tmp_path):
     again.close()
     from oxydra.broker.audit import verify as chain
 
-    assert chain(tmp_path / "new" / "alice" / "audit") == (2, "")
+    assert chain(tmp_path / "new" / "alice" / "audit")[:2] == (2, "")
 
 
 def test_a_failure_leaves_no_file(workspace, tmp_path):

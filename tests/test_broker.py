@@ -8,14 +8,11 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from oxydra.broker import AuditLog, Destinations, Quota, verify
-from oxydra.broker import audit as audit_log
-from oxydra.broker.audit import Exchange
+from oxydra.broker import Destinations, Quota, verify
 from oxydra.broker.destinations import GuestName
 from oxydra.config import EgressLimits, EgressPolicy
 from oxydra.errors import Cancelled, PolicyDenied, TransportError
@@ -578,58 +575,4 @@ def test_many_at_once(fake: FakeModel, world: BrokerWorld) -> None:
     assert not wrong
     assert len(fake.requests) == 40
     assert len(world.log(40)) == 40
-    assert verify(world.folder) == (40, "")
-
-
-# -------------------------------------------------------------------------------------- the audit
-
-
-def exchange(number: int) -> Exchange:
-    return Exchange("agent", "http", f"https://host-{number}", "allowed", sent=1, received=2)
-
-
-def test_a_changed_log_is_found(tmp_path: Path) -> None:
-    log = AuditLog(tmp_path)
-    for number in range(5):
-        log.add(exchange(number))
-    log.close()
-    log.add(exchange(9))  # is dropped
-    assert verify(tmp_path) == (5, "")
-    assert audit_log.today(tmp_path) == (5, 15)
-    path = tmp_path / audit_log.NAME
-    good = path.read_bytes()
-    lines = good.splitlines(keepends=True)
-    for forged in (
-        good.replace(b"host-2", b"host-7"),
-        b"".join(lines[:2] + lines[3:]),
-        b"".join([*lines[:2], lines[3], lines[2], lines[4]]),
-        b"".join(lines[1:]),
-        good.replace(b'"sent":1', b'"sent":0', 1),
-    ):
-        path.write_bytes(forged)
-        count, problem = verify(tmp_path)
-        assert problem
-        assert count < 5
-
-
-def test_the_chain_goes_on_over_restarts_crashes_and_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(audit_log, "MAX_BYTES", 4000)
-    for start in range(4):
-        log = AuditLog(tmp_path)
-        for number in range(5):
-            log.add(exchange(start * 5 + number))
-        log.close()
-    assert (tmp_path / "egress.1.jsonl").exists()
-    count, problem = verify(tmp_path)
-    assert not problem
-    assert 10 <= count <= 20
-    assert next(audit_log.rows(tmp_path))["destination"] == "https://host-19"
-    with (tmp_path / audit_log.NAME).open("ab") as file:
-        file.write(b'{"at":"2026-')  # a crash within a line
-    log = AuditLog(tmp_path)
-    log.add(exchange(20))
-    log.close()
-    assert "is no row" in verify(tmp_path)[1]
-    assert next(audit_log.rows(tmp_path))["destination"] == "https://host-20"
+    assert verify(world.folder)[:2] == (40, "")

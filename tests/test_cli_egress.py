@@ -36,13 +36,21 @@ def test_the_log(logged: Home) -> None:
 
 def test_a_changed_log_is_told(logged: Home) -> None:
     assert "4 rows are as they were written" in logged.run("egress", "log", "--verify")
-    whole = json.loads(logged.run("egress", "log", "--verify", "--json"))
-    assert whole == {"rows": 4, "problem": None}
+    whole = json.loads(logged.run("audit", "verify", "--json"))
+    assert (whole["rows"], whole["problem"]) == (4, None)
+    assert logged.run("audit", "verify").endswith(f"Head: {whole['head']}\n")
+    logged.run("audit", "verify", "--head", whole["head"])
+    other = f"4:{'0' * 64}"
+    assert "row 4 is another one" in logged.fails("audit", "verify", "--head", other)
+    assert logged.command("audit", "verify", "--head", "4").returncode == 2
     file = logged.workspace / "audit" / NAME
     file.write_bytes(file.read_bytes().replace(b"evil.example", b"good.example"))
-    assert "was changed" in logged.fails("egress", "log", "--verify")
-    told = logged.command("egress", "log", "--verify", "--json")
-    assert (told.returncode, json.loads(told.stdout)["rows"]) == (1, 3)
+    for command in (("audit", "verify"), ("egress", "log", "--verify")):
+        said = logged.fails(*command)
+        assert "line 4 of egress.jsonl was changed" in said
+        assert "stop the daemon and move the files egress.* away" in said
+        told = logged.command(*command, "--json")
+        assert (told.returncode, json.loads(told.stdout)["rows"]) == (1, 3)
 
 
 def test_what_would_be_decided(home: Home) -> None:

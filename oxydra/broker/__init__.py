@@ -4,7 +4,7 @@
 `audit` keeps the record that cannot be changed unnoticed. Keys are known here and nowhere below.
 """
 
-from oxydra.broker.audit import AuditLog, rows, today, verify
+from oxydra.broker.audit import AuditLog, Verified, rows, today, verify
 from oxydra.broker.destinations import Destinations
 from oxydra.broker.quota import Quota
 from oxydra.broker.server import Broker
@@ -14,6 +14,7 @@ __all__ = [
     "Broker",
     "Destinations",
     "Quota",
+    "Verified",
     "rows",
     "today",
     "verify",

@@ -15,24 +15,35 @@ from oxydra.scrub import printable
 
 def log(options: argparse.Namespace) -> int:
     """The newest rows, oldest first; with `--verify` whether any was tampered with."""
-    from oxydra.broker.audit import rows, verify
+    from oxydra.broker.audit import rows
 
-    folder = workspace_of(load(options)).audit
     if options.verify:
-        count, problem = verify(folder)
-        if options.json:
-            print(json.dumps({"rows": count, "problem": problem or None}))
-            return EXIT_FAILED if problem else 0
-        if problem:
-            raise OxydraError(
-                f"The audit log was changed after it was written: {problem}.",
-                remedy=f"The {count} rows before that are as they were written.",
-            )
-        print(f"{count} rows are as they were written.")
-        return 0
+        return verify(options)
+    folder = workspace_of(load(options)).audit
     newest = list(itertools.islice(rows(folder), options.tail))
     for row in reversed(newest):
         print(json.dumps(row) if options.json else printable(_line(row)))
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """`audit verify`: whether the log is as it was written; exit code 1 if it is not."""
+    from oxydra.broker.audit import verify as verified
+
+    folder = workspace_of(load(options)).audit
+    expected = getattr(options, "head", None) or ""
+    found = verified(folder, expected)
+    if options.json:
+        print(json.dumps({**found._asdict(), "problem": found.problem or None}))
+        return EXIT_FAILED if found.problem else 0
+    if found.problem:
+        raise OxydraError(
+            f"The audit log is not as it was written: {found.problem}.",
+            remedy=f"The {found.rows} rows before that are. A disk that filled up, a lost power"
+            f" supply or a hand did it: look at {folder}, and compare it with a backup. To begin"
+            " a new log, stop the daemon and move the files egress.* away.",
+        )
+    print(f"{found.rows} rows are as they were written. Head: {found.head}")
     return 0
 
 

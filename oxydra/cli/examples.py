@@ -85,6 +85,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "key remove": ("key remove OPENAI_API_KEY",),
     "key list": ("key list",),
     "images": ("images build all",),
+    "audit": ("audit verify",),
+    "audit verify": (
+        "audit verify",
+        f"audit verify --head 1042:{'0a' * 32}",
+        "audit verify --json",
+    ),
     "egress": ("egress log", "egress test https://example.org"),
     "egress log": ("egress log --tail 20", "egress log --verify"),
     "egress test": (

@@ -397,6 +397,15 @@ def _add_egress(commands: Commands) -> None:
     log.add_argument("--tail", type=_count, default=50, metavar="N", help="so many; default 50")
     log.add_argument("--json", action="store_true", help="print each row as JSON")
     log.add_argument("--verify", action="store_true", help="look whether a row was changed")
+    text = "the record of what left this machine"
+    audit = commands.add_parser("audit", help=text, description=text)
+    actions_of_audit = audit.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = "whether the record is as it was written: exit code 1 if not; with or without a daemon"
+    verify = _command(actions_of_audit, "verify", "oxydra.cli.egress:verify", text)
+    verify.add_argument(
+        "--head", type=_head, metavar="HEAD", help="what an earlier one printed: is it still there?"
+    )
+    verify.add_argument("--json", action="store_true", help="print JSON")
     text = "whether an address may be reached, and why not: exit code 1; nothing is dialled"
     test = _command(actions, "test", "oxydra.cli.egress:test", text)
     test.add_argument("url", metavar="URL")
@@ -406,6 +415,13 @@ def _add_egress(commands: Commands) -> None:
         default="shell",
         help="who asks: a command, or the web tools; default: shell",
     )
+
+
+def _head(text: str) -> str:
+    number, _, digest = text.partition(":")
+    if not (number.isdecimal() and len(number) < 20 and len(digest) == 64):
+        raise argparse.ArgumentTypeError("must be NUMBER:HASH, as `audit verify` prints it")
+    return text
 
 
 def _add_workspace(commands: Commands) -> None:

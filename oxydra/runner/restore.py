@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from oxydra.broker import audit
 from oxydra.config import set_key
 from oxydra.config.fields import USER
 from oxydra.config.files import KEY_NAME, mark_made, private_folder, write_private
@@ -205,7 +206,7 @@ def _belongs(rest: str, member: Member) -> bool:
             known = name == DATABASE or (inner != name and ATTACHMENT.fullmatch(inner))
             return member.kind == "file" and bool(known)
         case ["audit", name]:
-            return member.kind == "file" and re.fullmatch(r"egress(\.1)?\.jsonl", name) is not None
+            return member.kind == "file" and name in (audit.NAME, audit.OLDER, audit.HEAD)
         case ["ipc", name]:
             return member.kind == "file" and name == TOKENS and member.size <= MAX_TEXT
     return False
