@@ -6,8 +6,9 @@ answers, the request expires or the turn is stopped; no thread is started here. 
 are rows of the store, so that a turn that resumes after a crash finds the answer it was given, or
 its open request. Whatever goes wrong, the call does not run.
 
-An answer is about one call: its turn, its step, its id, its tool and the SHA-256 of its exact
-arguments. For the session, it is about the same tool with the same arguments.
+An answer is about one call: its turn, its step, its id, its tool, the SHA-256 of its exact
+arguments and why it was asked about. For the session, it is about the same tool with the same
+arguments.
 """
 
 from __future__ import annotations
@@ -92,9 +93,9 @@ class Circumstances:
     """Under which a call would run.
 
     `sandboxed`: a cage or something stronger contains it. `attended`: somebody may be asked.
-    `sensitive` and `tainted`: the conversation holds private data, and content of strangers.
-    `egress`: the call sends something that the model chose off this machine. `lasting`: what it
-    does acts later, when nobody looks.
+    `sensitive`: the conversation, or what the call would send, holds private data. `tainted`: the
+    conversation holds content of strangers. `egress`: the call sends something that the model
+    chose off this machine. `lasting`: what it does acts later, when nobody looks.
     """
 
     sandboxed: bool
@@ -144,8 +145,8 @@ _BY_RULE = {
     "deny": "A rule of [approvals] denies it.",
 }
 _EXFILTRATION = (
-    "The conversation holds private data as well as content of strangers, and this would send "
-    "something off this machine."
+    "The conversation holds content of strangers, and it, or what this would send off this "
+    "machine, holds private data."
 )
 
 
@@ -316,7 +317,7 @@ class Approvals:
             and item.call.name not in self._uncontained
             and getattr(item.tool, "contained", True),
             attended=scope.attended,
-            sensitive=scope.sensitive or item.tool.sensitive,
+            sensitive=scope.sensitive or item.tool.sensitive or item.private,
             tainted=scope.tainted,
             egress=item.tool.egress,
             lasting=item.call.name in CHANGING,
@@ -328,13 +329,16 @@ class Approvals:
         call, sha256 = item.call, digest(item.given)
         if self._store.approved_for_session(scope.session_id, call.name, sha256):
             return None
-        found = self._store.approval_of_call(scope.turn_id, scope.step, call.id, call.name, sha256)
-        if found is not None:
-            return found
         if scope.asked_by:
             reason = f"The agent {scope.asked_by} asks, to which work was delegated. {reason}"
         if any(_as_text(value).startswith("/vault") for value in item.arguments.values()):
-            reason += " What it reads from the vault goes to the provider of the model."
+            where = (
+                "leaves this machine" if item.tool.egress else "goes to the provider of the model"
+            )
+            reason += f" What it reads from the vault {where}."
+        found = self._store.approval_of_call(scope.turn_id, scope.step, call.id, call.name, sha256)
+        if found is not None and found.reason == reason:  # else it was asked for something less
+            return found
         text, complete = shown(item.given)
         now = datetime.datetime.now(datetime.UTC)
         expires = now + datetime.timedelta(seconds=self._rules.expiry_secs)

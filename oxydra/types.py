@@ -61,6 +61,17 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class SentFile:
+    """A file for a person in a chat. `kind` says how it is shown: as `photo`, `document`, `audio`,
+    `voice` or `video`.
+    """
+
+    kind: str
+    name: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One entry of a conversation, immutable once made.
 
@@ -370,7 +381,8 @@ class ToolResult:
 class ToolContext:
     """What a running call may know and use. `services` holds what was injected by name
     (`workspace`, `shell`, `memory`, …). `step` counts the turn's model calls: a model may use the
-    id of a call again in a later step.
+    id of a call again in a later step. `recheck` is for a tool that sends files off the machine,
+    once it has read them: it raises `PolicyDenied` where they got marks that nobody decided on.
     """
 
     session_id: str
@@ -380,6 +392,7 @@ class ToolContext:
     deadline: Deadline
     services: Mapping[str, Any]
     step: int = 1
+    recheck: Callable[[], None] = lambda: None
 
 
 class Tool(Protocol):
@@ -387,8 +400,8 @@ class Tool(Protocol):
     no harm; `timeout` is in seconds.
 
     `beside`: its calls may run beside others although they are not read-only.
-    `egress`: the arguments leave the machine for a place that the model chose. `taints`: the result
-    holds what strangers wrote, unless all of it is from the vault. `sensitive`: it moves or shows
+    `egress`: the arguments, or files that they name, leave the machine. `taints`: the result holds
+    what strangers wrote, unless all of it is from the vault. `sensitive`: it moves or shows
     private data, whatever the arguments.
 
     `validate` takes what the model sent and returns what `run` takes, or raises `ToolError`; it is

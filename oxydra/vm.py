@@ -75,6 +75,7 @@ from oxydra.tools.changes import Changes
 from oxydra.tools.confine import Workspace
 from oxydra.tools.delegate import delegate_tools
 from oxydra.tools.gate import Gate
+from oxydra.tools.media import Outgoing, send_media
 from oxydra.tools.memory import memory_tools
 from oxydra.tools.registry import ToolRegistry
 from oxydra.tools.schedule import schedule_tools
@@ -167,6 +168,9 @@ class AgentGuest:
         delegations = Delegations(self._store, settings.runtime.delegation)
         extra = [*self._shell_tools(settings), *delegate_tools(settings), *self._own.tools]
         extra += memory_tools(settings.memory)
+        self._outgoing = Outgoing()
+        bots = config.channels(envelope.runtime_policy)
+        extra += [send_media] if bots.telegram.enabled else []
         tools = ToolRegistry(
             extra=[*extra, *(schedule_tools() if settings.scheduler.enabled else [])]
         )
@@ -196,6 +200,7 @@ class AgentGuest:
                     "schedules": schedules,
                     "memory": self._memory,
                     "notes": notes,
+                    "media": self._outgoing,
                     "web": Web(self._transport, self._workers, egress, settings.tools.web_search),
                 },
                 approve=self._approvals.check,
@@ -275,6 +280,7 @@ class AgentGuest:
             on_death=self._own.on_death,
         )
         self._scheduler.post.add("telegram", made.courier)
+        self._outgoing.attach(made)
         return made
 
     def _terms_of(self, turn: Turn) -> tuple[Account | None, Terms | None]:

@@ -336,11 +336,26 @@ class FakeTelegram:
 
     def _media(self, method: str, params: dict[str, Any]) -> Answer:
         kind = method.removeprefix("send").lower()
+        if kind == "mediagroup":
+            return self._album(params)
         file = params.get(kind)
         if not isinstance(file, tuple):
             return refusal(400, "Bad Request: there is no file in the request")
         plain = f"[{kind} {file[0]}] {params.get('caption', '')}".strip()
         return self._keep(params, {"text": "", "plain": plain, "file": file})
+
+    def _album(self, params: dict[str, Any]) -> Answer:
+        rows = json.loads(params["media"])
+        kinds = {row["type"] for row in rows}
+        alone = kinds & {"document", "audio"}
+        if not 2 <= len(rows) <= 10 or (alone and len(kinds) > 1) or "voice" in kinds:
+            return refusal(400, "Bad Request: group send failed")
+        kept = []
+        for row in rows:
+            file = params[row["media"].removeprefix("attach://")]
+            plain = f"[{row['type']} {file[0]}] {row.get('caption', '')}".strip()
+            kept.append(self._keep(params, {"text": "", "plain": plain, "file": file})[1]["result"])
+        return 200, {"ok": True, "result": kept}
 
 
 def _said(params: dict[str, Any]) -> str:

@@ -12,8 +12,11 @@ from oxydra.channels.live import Pacing
 from oxydra.channels.route import telegram_route
 from oxydra.channels.telegram import Telegram
 from oxydra.config import RuntimeConfig, SenderConfig, TelegramConfig
+from oxydra.policy import parse_virtual
 from oxydra.runtime import Runtime
+from oxydra.tools.confine import Workspace
 from oxydra.tools.gate import Gate
+from oxydra.tools.media import Outgoing
 from oxydra.tools.registry import ToolRegistry
 from oxydra.transport import Routes
 from tests.broker_kit import broker_world
@@ -30,12 +33,25 @@ class Chatting(Running):
     """`fake` is Telegram; 42 is Ann and 43 Ben, both listed, in `GROUP` too."""
 
     def __init__(
-        self, path, fake, provider, *, pacing=QUICK, tools=(), rules=(), gateway=None, **telegram
+        self,
+        path,
+        fake,
+        provider,
+        *,
+        pacing=QUICK,
+        tools=(),
+        rules=(),
+        private=(),
+        gateway=None,
+        **telegram,
     ):
         self.fake = fake
         self.pacing = pacing
         self.received = {}
         self.folder = path.parent
+        self.private = [parse_virtual(one) for one in private]
+        for root in ("shared", "tmp", "vault"):
+            (self.folder / root).mkdir(exist_ok=True)
         self.telegram_config = TelegramConfig(
             **{
                 "enabled": True,
@@ -71,6 +87,7 @@ class Chatting(Running):
             tools=[spec.name for spec in self.hub._runtime.tools],
             pacing=self.pacing,
         )
+        self.outgoing.attach(self.bot)
         self.hub.terms_of = lambda turn: (None, self.bot.terms_of(turn))
         self.bot.listen()
         self.bot.start()
@@ -79,12 +96,19 @@ class Chatting(Running):
         limits = {"exfiltration": "ask", "expiry_secs": 600}
         rules = Rules.from_json({"rules": [list(self.rules)], **limits})
         self.asks = Approvals(store, rules, sandboxed=True)
+        self.outgoing = Outgoing()
+        self.workspace = Workspace.at(self.folder)
         registry = ToolRegistry(names=(), extra=self.tools)
         return Runtime(
             store=store,
             provider=self.provider,
             model=MODEL,
-            gate=Gate(registry, {}, approve=self.asks.check),
+            gate=Gate(
+                registry,
+                {"media": self.outgoing, "workspace": self.workspace},
+                approve=self.asks.check,
+                private=self.private,
+            ),
             tools=registry.specs,
             config=RuntimeConfig(),
         )
@@ -96,6 +120,7 @@ class Chatting(Running):
     def stop(self):
         assert self.bot.stop(30)
         super().stop()
+        self.workspace.close()
         self.world.close()
 
     def settled(self):

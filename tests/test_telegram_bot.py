@@ -10,13 +10,14 @@ import pytest
 
 from oxydra import config
 from oxydra.broker import Destinations
-from oxydra.channels.bot import Bot, BotError, Upload, _form
+from oxydra.channels.bot import Bot, BotError, _form
 from oxydra.channels.route import PLACEHOLDER, telegram_route
 from oxydra.config import SenderConfig, TelegramConfig
 from oxydra.errors import Cancelled, ConfigError, OxydraError, PolicyDenied, TransportError
 from oxydra.frames import compact
 from oxydra.threads import CancelToken, Service
 from oxydra.transport import HttpRequest, Routes
+from oxydra.types import SentFile
 from tests.broker_kit import BrokerWorld, broker_world
 from tests.config_place import Place
 from tests.conftest import eventually
@@ -93,7 +94,7 @@ def test_files_go_both_ways(fake, bot):
     with pytest.raises(BotError, match="wrong file_id"):
         bot.fetch("documents/none", 1000, pieces.append)
     for kind in ("photo", "document", "audio", "voice", "video"):
-        bot.send_file(kind, 42, 3, 'a".png', data, "Look")
+        bot.send_files(42, 3, [SentFile(kind, 'a".png', data)], "Look")
     kept = [message["file"] for message in fake.messages[42].values()]
     assert kept == [("a_.png", data)] * 5
     assert fake.told(topic=3)[0] == "[photo a_.png] Look"
@@ -230,8 +231,42 @@ def test_a_form_is_for_one_listed_chat_or_refused(fake, world):
     assert len(fake.calls) == 1
 
 
+def test_telegram_is_made_to_fetch_nothing(fake, world):
+    """Where a file is named by an address, or a link has a preview, Telegram itself asks there."""
+    for method, body in (
+        ("sendPhoto", {"chat_id": 42, "photo": "https://evil.example/?secret"}),
+        ("sendMediaGroup", {"chat_id": 42, "media": "[]"}),
+        ("sendMessage", {"chat_id": 42, "text": "https://evil.example/?secret"}),
+        ("sendMessage", {"chat_id": 42, "text": "x", "link_preview_options": {"url": "https://e"}}),
+        ("editMessageText", {"chat_id": 42, "message_id": 1, "text": "https://evil.example/?s"}),
+    ):
+        with pytest.raises(PolicyDenied):
+            ask(world, fake, method, compact(body).encode())
+    file = {"f": SentFile("photo", "a", b"x")}
+    albums = (
+        [{"type": "photo", "media": "https://evil.example/?secret"}],
+        [{"type": "photo", "media": "attach://f", "thumbnail": "https://evil.example/"}],
+        [{"type": "photo", "media": "attach://g"}],
+        {"type": "photo"},
+    )
+    forms = [({"chat_id": 42, "media": compact(album)}, file) for album in albums]
+    forms += [({"chat_id": 42, "photo": "https://evil.example/"}, file)]
+    forms += [({"chat_id": 42, "thumbnail": "https://evil.example/"}, file)]
+    for params, files in forms:
+        kind, body = _form(params, files)
+        with pytest.raises(PolicyDenied):
+            ask(world, fake, "sendMediaGroup", body, kind=kind)
+    twice = b'[{"type":"photo","media":"https://e","media":"attach://f"}]'
+    kind, body = _form({"chat_id": 42, "media": "[]"}, file)
+    with pytest.raises(PolicyDenied):
+        ask(world, fake, "sendMediaGroup", body.replace(b"[]", twice), kind=kind)
+    assert fake.calls == []
+
+
 def test_our_own_forms_are_whole_whatever_is_in_them(fake, world):
-    kind, body = _form({"chat_id": GROUP}, {"photo": Upload("a", b'\r\n--name="chat_id"\r\n\r\n7')})
+    kind, body = _form(
+        {"chat_id": GROUP}, {"photo": SentFile("photo", "a", b'\r\n--name="chat_id"\r\n\r\n7')}
+    )
     assert ask(world, fake, "sendPhoto", body, kind=kind) == 200
 
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import html
 import logging
+import mimetypes
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,12 +25,19 @@ from oxydra.approvals import Approvals
 from oxydra.channels import markup
 from oxydra.channels.bot import Bot, BotError
 from oxydra.channels.live import CURSOR, Growing, Pace, Pacing
-from oxydra.errors import Cancelled, NotFoundError, OxydraError, PolicyDenied, TransportError
+from oxydra.errors import (
+    Cancelled,
+    NotFoundError,
+    OxydraError,
+    PolicyDenied,
+    ToolError,
+    TransportError,
+)
 from oxydra.frames import TERMINAL
 from oxydra.store import Store
 from oxydra.store.channels import Debt, Owed
 from oxydra.threads import CancelToken, Service
-from oxydra.types import Approval, Json, Turn, TurnState
+from oxydra.types import Approval, Json, Message, SentFile, Turn, TurnState
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +49,10 @@ FORBIDDEN_SECONDS = 3600.0  # before a chat that the broker refuses is tried aga
 HISTORY = 200  # events that are looked through for what a turn said
 MARKDOWN = ("turn", "notice")  # kinds of items that are formatted
 NOTHING = "(The answer is empty.)"
+CAPTION = 1024  # UTF-16 units of what stands below a file
+PHOTO_BYTES = 10 << 20  # a larger one is sent as a document
+ALBUM = 10  # files of one
+TRIES = 3  # to send files, when nobody knows whether they arrived
 
 
 @dataclass(slots=True)
@@ -85,6 +97,7 @@ class Mail:
         self._stale = True
         self._down_until = 0.0
         self._backoff = BACKOFF[0]
+        self._tried: dict[int, int] = {}  # how often an item's files were lost on the way
         self._edits: list[tuple[int, int, str]] = []  # of messages whose buttons are to go
         self._service = Service("telegram-send", self._work, wake=self._wake.set, on_death=on_death)
 
@@ -214,25 +227,43 @@ class Mail:
             if turn.state is TurnState.JOINED:  # it is answered with the turn that it joined
                 self._store.owed_settled(item.item_id, dropped=True)
             else:
-                self._store.owed_ready(item.item_id, self._said(turn))
+                messages = self._messages(turn)
+                self._owe_made(item, messages)
+                self._store.owed_ready(item.item_id, _said(turn, messages))
         with self._lock:
             self._growing.pop(turn_id, None)
         self._stale = True
 
-    def _said(self, turn: Turn) -> str:
-        """All that the model said in a turn, and how it ended where that is not by an answer."""
+    def _messages(self, turn: Turn) -> list[Message]:
+        """All that the model said in a turn."""
         events, _ = self._store.history(turn.session_id, limit=HISTORY)
         said = [
-            event.message.content.strip()
+            event
             for event in events
             if event.turn_id == turn.turn_id and event.message.role == "assistant"
         ]
-        terminal: Json = turn.terminal or {}
-        if terminal.get("type") == "error":
-            said.append(f"⚠ {terminal['payload'].get('message', 'The turn failed.')}")
-        elif terminal.get("type") == "turn_cancelled":
-            said.append("Cancelled.")
-        return "\n\n".join(filter(None, said)) or NOTHING
+        if any(event.message.attachments for event in said):  # with what is in them
+            said = self._store.events(turn.session_id, [event.sequence for event in said])
+        return [event.message for event in said]
+
+    def _owe_made(self, item: Owed, messages: Sequence[Message]) -> None:
+        """Images that the model made are part of its answer: they follow it, ten as an album. They
+        are as they came from its provider, not as they may be in the workspace by now.
+        """
+        made = [
+            SentFile("photo", _named(number, one.mime_type), one.data)
+            for number, one in enumerate((a for m in messages for a in m.attachments), start=1)
+            if one.data and one.mime_type.startswith("image/")
+        ]
+        for number in range(0, len(made), ALBUM):
+            key = f"{item.key}:made:{number}"
+            files = tuple(made[number : number + ALBUM])
+            debt = Debt(item.chat, item.topic, "media", key, "", session_id=item.session_id)
+            try:
+                self._store.owe(NAME, replace(debt, files=files))
+            except ToolError as error:
+                log.error("images are not sent: %s", error)
+                self._tell(item, "The images could not be sent", error)
 
     # ------------------------------------------------------------------------------- what is owed
 
@@ -260,11 +291,11 @@ class Mail:
     def _send(self, item: Owed) -> Owed | None:
         """The next part of an item; what is left of it then, None: nothing."""
         parts = self._parts(item)
-        if item.sent >= len(parts):
+        if item.sent >= len(parts) and item.kind != "media":
             self._settle(item, "")
             return None
-        part = parts[item.sent]
-        last = item.sent + 1 == len(parts)
+        part = parts[item.sent] if parts else markup.Part("", "")
+        last = item.sent + 1 >= len(parts)
         buttons = self._buttons(item) if last else None
         try:
             message = self._deliver(item, part, buttons)
@@ -280,7 +311,7 @@ class Mail:
             if error.kind in UNSENT:
                 self._store.owed_unsent(item.item_id)
                 return replace(item, sending=False)
-            return replace(item, sending=True)
+            return self._unknown(item, error)
         self._well()
         self._store.owed_sent(item.item_id, item.sent + 1, message)
         item = replace(item, sent=item.sent + 1, live=message, sending=False)
@@ -301,6 +332,8 @@ class Mail:
 
     def _deliver(self, item: Owed, part: markup.Part, buttons: Json | None) -> int:
         """One message, edited or new; its id."""
+        if item.kind == "media":
+            return self._send_files(item)
         if item.sent == 0 and item.live:
             try:
                 return self._formatted(
@@ -324,6 +357,43 @@ class Mail:
 
         return self._formatted(part, send)
 
+    def _send_files(self, item: Owed) -> int:
+        """Photos that Telegram does not take as such come as documents."""
+        files = self._store.owed_files(item.item_id)
+        caption = next(iter(markup.plain((AGAIN if item.sending else "") + item.text, CAPTION)), "")
+        self._store.owed_sending(item.item_id)
+        if sum(len(file.data) for file in files if file.kind == "photo") > PHOTO_BYTES:
+            files = _as_documents(files)
+        try:
+            return self._bot.send_files(item.chat, item.topic, files, caption)
+        except BotError as error:
+            refused = error.status == 400 and ("photo" in error.why or "image" in error.why)
+            if not refused or all(file.kind != "photo" for file in files):
+                raise
+            return self._bot.send_files(item.chat, item.topic, _as_documents(files), caption)
+
+    def _unknown(self, item: Owed, error: OxydraError) -> Owed | None:
+        """Nobody knows whether it arrived: it is sent again. Files that something on the way does
+        not let through must not hold up everything else.
+        """
+        if item.kind == "media":
+            tries = self._tried[item.item_id] = self._tried.get(item.item_id, 0) + 1
+            if tries >= TRIES:
+                self._give_up(item, error)
+                return None
+        return replace(item, sending=True)
+
+    def _give_up(self, item: Owed, error: OxydraError) -> None:
+        if item.kind == "media":
+            names = ", ".join(file.name for file in self._store.owed_files(item.item_id))
+            self._tell(item, f"{names} could not be sent", error)
+        self._settle(item, str(error))
+
+    def _tell(self, item: Owed, what: str, error: OxydraError) -> None:
+        key = f"unsent:{item.item_id}"
+        self._store.owe(NAME, Debt(item.chat, item.topic, "reply", key, f"⚠ {what}: {error}"))
+        self._stale = True
+
     def _edit(self, item: Owed, text: str, formatted: bool) -> int:
         self._bot.edit(item.chat, item.live, text, formatted=formatted)
         return item.live
@@ -342,20 +412,21 @@ class Mail:
         """Telegram said no: what becomes of the item."""
         known = self._noted(item.chat, error)
         if known == "lost":
-            return replace(item, sending=True)  # a proxy's word is no proof
+            return self._unknown(item, error)  # a proxy's word is no proof
         if known == "later":
             self._store.owed_unsent(item.item_id)
             return replace(item, sending=False)
         if "text is empty" in error.why or "text must be non-empty" in error.why:
             self._store.owed_sent(item.item_id, item.sent + 1, item.live)
             return replace(item, sent=item.sent + 1, sending=False)
-        self._settle(item, str(error))
+        self._give_up(item, error)
         return None
 
     def _settle(self, item: Owed, why: str) -> None:
         if why:
             log.error("what the chat %d is owed can't arrive: %s", item.chat, why)
         self._store.owed_settled(item.item_id, dropped=bool(why))
+        self._tried.pop(item.item_id, None)
         with self._lock:
             settled = self._settled.pop(item.item_id, None)
         if settled is not None:
@@ -536,6 +607,25 @@ class Mail:
     def _revoke(self, error: BotError) -> None:
         log.error("the bot's token is not valid any more: %s", error)
         self._trouble.revoked = True
+
+
+def _said(turn: Turn, messages: Sequence[Message]) -> str:
+    """What the model said, and how its turn ended where that is not by an answer."""
+    said = [message.content.strip() for message in messages]
+    terminal: Json = turn.terminal or {}
+    if terminal.get("type") == "error":
+        said.append(f"⚠ {terminal['payload'].get('message', 'The turn failed.')}")
+    elif terminal.get("type") == "turn_cancelled":
+        said.append("Cancelled.")
+    return "\n\n".join(filter(None, said)) or NOTHING
+
+
+def _named(number: int, mime_type: str) -> str:
+    return f"image-{number}{mimetypes.guess_extension(mime_type) or ''}"
+
+
+def _as_documents(files: Sequence[SentFile]) -> list[SentFile]:
+    return [replace(file, kind="document") for file in files]
 
 
 def _asked(approval: Approval) -> str:

@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 from oxydra.runtime import Terms
 from oxydra.store.notices import Notice
+from oxydra.tools.media import Chat
 from oxydra.types import Json, Turn
 
 CHANNELS = {"telegram": "oxydra.channels.telegram:Telegram"}
 
 
-class Chats(Protocol):
+class Chats(Chat, Protocol):
     """A channel: the people it reaches, and the daemon it serves."""
 
     def listen(self) -> None:

@@ -19,15 +19,17 @@ from oxydra.transport import Credential, HttpRequest, Route, origin_of
 CREDENTIAL = "telegram"
 PLACEHOLDER = "0:oxydra"
 ASKING = ("getMe", "getUpdates", "getFile", "setMyCommands", "deleteWebhook", "answerCallbackQuery")
-TELLING = (
-    *("sendMessage", "editMessageText", "sendChatAction", "sendPhoto", "sendDocument"),
-    *("sendAudio", "sendVoice", "sendVideo", "sendMediaGroup"),
-)
+SAYING = ("sendMessage", "editMessageText")
+TELLING = (*SAYING, "sendChatAction")
+SENDING = ("sendPhoto", "sendDocument", "sendAudio", "sendVoice", "sendVideo", "sendMediaGroup")
 FORM = "multipart/form-data; boundary="
+FIELDS = ("chat_id", "message_thread_id", "caption", "media")  # of a form, besides its files
+ALBUM_FIELDS = ("type", "media", "caption")
+NO_PREVIEW = {"is_disabled": True}
 
 _FILE = r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*"
 _PART = re.compile(
-    rb'Content-Disposition: form-data; name="([a-z_0-9]+)"(?:; filename="[^"\r\n]*")?'
+    rb'Content-Disposition: form-data; name="([A-Za-z_0-9]+)"(?:; filename="([^"\r\n]*)")?'
     rb"(?:\r\nContent-Type: [\w./+-]+)?"
 )
 
@@ -42,7 +44,7 @@ def telegram_route(config: TelegramConfig, token: str) -> Route:
     base = base_of(config.api_url)
     people = {number for sender in config.senders for number in sender.platform_ids}
     chats = frozenset((*people, *config.groups))
-    methods = "|".join((*ASKING, *TELLING))
+    methods = "|".join((*ASKING, *TELLING, *SENDING))
     path, key = re.escape(urlsplit(base).path), re.escape(PLACEHOLDER)
     return Route(
         CREDENTIAL,
@@ -59,9 +61,9 @@ def _check(request: HttpRequest, chats: frozenset[str]) -> None:
     method = parts.path.rpartition("/")[2]
     if parts.query or parts.fragment:
         raise _refused("Parameters belong into the body.")
-    if method not in TELLING or "/file/" in parts.path:
+    if "/file/" in parts.path or method not in (*TELLING, *SENDING):
         return
-    chat = _chat(request)
+    chat = _chat_of_form(request) if method in SENDING else _chat_of_json(request, method)
     if chat not in chats:
         raise _refused(
             f"The chat {chat[:32]} is neither a listed sender's nor a listed group.",
@@ -69,37 +71,71 @@ def _check(request: HttpRequest, chats: frozenset[str]) -> None:
         )
 
 
-def _chat(request: HttpRequest) -> str:
-    """The chat that a request is for. Raises `PolicyDenied` unless there is exactly one reading."""
+def _kind(request: HttpRequest) -> str:
     kinds = [value for name, value in request.headers.items() if name.lower() == "content-type"]
-    kind = kinds[0] if len(kinds) == 1 else ""
-    if kind == "application/json":
-        try:
-            body = parse(request.body.decode())
-        except (FrameError, ValueError):
-            body = None
-        if compact(body).encode() != request.body:  # a name twice, for example
-            raise _refused("The JSON is not as we write it.")
-        found = body.get("chat_id") if isinstance(body, dict) else None
-        return str(found) if isinstance(found, int | str) else ""
-    if kind.startswith(FORM) and re.fullmatch(r"[0-9a-f]{32}", kind.removeprefix(FORM)):
-        return _chat_of_form(request.body, kind.removeprefix(FORM).encode())
-    raise _refused("The body is of no kind that is looked at.")
+    return kinds[0] if len(kinds) == 1 else ""
 
 
-def _chat_of_form(body: bytes, boundary: bytes) -> str:
-    first, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary)
+def _chat_of_json(request: HttpRequest, method: str) -> str:
+    """The chat that a request is for. Raises `PolicyDenied` unless there is exactly one reading."""
+    if _kind(request) != "application/json":
+        raise _refused("The body is of no kind that is looked at.")
+    try:
+        body = parse(request.body.decode())
+    except (FrameError, ValueError):
+        body = None
+    if compact(body).encode() != request.body:  # a name twice, for example
+        raise _refused("The JSON is not as we write it.")
+    if not isinstance(body, dict):
+        return ""
+    if method in SAYING and body.get("link_preview_options") != NO_PREVIEW:
+        raise _refused("A link may not be fetched for a preview.")
+    found = body.get("chat_id")
+    return str(found) if isinstance(found, int | str) else ""
+
+
+def _chat_of_form(request: HttpRequest) -> str:
+    """The same of a request with files. They are in it: where one is named by an address, Telegram
+    would fetch that.
+    """
+    kind = _kind(request)
+    if not re.fullmatch(re.escape(FORM) + "[0-9a-f]{32}", kind):
+        raise _refused("Files are sent as a form.")
+    boundary = kind.removeprefix(FORM).encode()
+    first, *parts = (b"\r\n" + request.body).split(b"\r\n--" + boundary)
     if first or not parts or parts.pop() != b"--\r\n":
         raise _refused("The form is not whole.")
-    chats = []
+    told: dict[str, bytes] = {}
+    files: set[str] = set()
     for part in parts:
         head, _, value = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
         match = _PART.fullmatch(head)
         if match is None or not part.startswith(b"\r\n"):
             raise _refused("The form is not as we write it.")
-        if match[1] == b"chat_id":
-            chats.append(value)
-    return chats[0].decode("ascii", "replace") if len(chats) == 1 else ""
+        name = match[1].decode()
+        if name in told or name in files or (match[2] is None and name not in FIELDS):
+            raise _refused(f"The form may not have {name[:32]!r} there.")
+        if match[2] is None:
+            told[name] = value
+        else:
+            files.add(name)
+    if "media" in told:
+        _check_album(told["media"], files)
+    return told.get("chat_id", b"").decode("ascii", "replace")
+
+
+def _check_album(text: bytes, files: set[str]) -> None:
+    try:
+        album = parse(text.decode())
+    except (FrameError, ValueError):
+        album = None
+    places = {f"attach://{name}" for name in files}
+    ours = isinstance(album, list) and compact(album).encode() == text
+    if not ours or not all(
+        isinstance(one, dict) and {*one} <= {*ALBUM_FIELDS} and one.get("media") in places
+        for one in album
+    ):
+        raise _refused("An album is of the files that come with it.")
 
 
 def _refused(message: str, remedy: str = "") -> PolicyDenied:

@@ -32,6 +32,7 @@ from oxydra.errors import (
     PolicyDenied,
     StoreBusyError,
     StoreFullError,
+    ToolError,
     TransportError,
 )
 from oxydra.gateway.commands import Command
@@ -42,7 +43,7 @@ from oxydra.store.channels import Debt
 from oxydra.store.notices import Notice
 from oxydra.threads import CancelToken, Deadline, Service
 from oxydra.transport import Transport
-from oxydra.types import Attachment, Json, Turn
+from oxydra.types import Attachment, Json, SentFile, ToolContext, Turn
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,27 @@ class Telegram:
         if not origin.startswith(f"{NAME}:-"):
             return None
         return Terms(tools=self._in_groups, recall=False, vault=False)
+
+    def owes_media(self, context: ToolContext) -> bool:
+        """See `tools.media.Chat`."""
+        return self._store.owed_item(NAME, "media", _call(context)) is not None
+
+    def owe_media(self, context: ToolContext, files: Sequence[SentFile], caption: str) -> None:
+        """See `tools.media.Chat`. The chat is that whose message the turn came from, whichever its
+        conversation began in.
+        """
+        turn = self._store.owed_item(NAME, "turn", context.turn_id)
+        if turn is None:
+            raise ToolError(
+                "This message did not come from a chat, so there is nowhere to send files.",
+                remedy="Say where they lie in the workspace.",
+            )
+        debt = Debt(
+            *(turn.chat, turn.topic, "media", _call(context), caption),
+            session_id=turn.session_id,
+            files=tuple(files),
+        )
+        self._mail.owe(debt)
 
     def courier(self, notice: Notice, settled: Callable[[str], None]) -> None:
         """Takes what a schedule that was made in a chat has to say there."""
@@ -406,6 +428,11 @@ class Telegram:
             key, allow=what != "deny", for_session=what == "session", by=self._senders.name(sender)
         )
         return f"{settled.tool}: {settled.state}"
+
+
+def _call(context: ToolContext) -> str:
+    """A model may use the id of a call again in a later step."""
+    return f"{context.turn_id}:{context.step}:{context.call_id}"
 
 
 def _albums(updates: Sequence[Json]) -> dict[str, list[Json]]:

@@ -72,6 +72,7 @@ def _configured(settings: Config, agent: str) -> Json:
     from oxydra.catalog import Catalog
     from oxydra.runtime import SystemPrompt, prompt
     from oxydra.tools.delegate import delegate_tools
+    from oxydra.tools.media import send_media
     from oxydra.tools.memory import memory_tools
     from oxydra.tools.registry import ToolRegistry, matching
     from oxydra.tools.schedule import schedule_tools
@@ -82,6 +83,7 @@ def _configured(settings: Config, agent: str) -> Json:
     made: list[Tool] = [ShellTool(shell, named_paths=True)] if wanted else []
     made += schedule_tools() if settings.agent.scheduler.enabled else []
     made += memory_tools(settings.agent.memory)
+    made += [send_media] if settings.user.channels.telegram.enabled else []
     tools = ToolRegistry(extra=[*made, *delegate_tools(settings.agent)]).specs
     catalog = Catalog.load(home=settings.home)
     chosen = config.select(settings, catalog)

@@ -25,8 +25,11 @@ FOLDERS = ("shared", "tmp", "vault")
 _USE = {"shared": " (their workspace)", "tmp": " (scratch)", "vault": " (read-only)"}
 # What no specification of a tool says, because it concerns several; by the tool it needs.
 _TOOLS = {"file_read": "What a long result leaves out is in the file that it names: file_read it."}
-# What can be shown where the session began; by the session's `channel_origin`.
-_CHANNELS = {"gateway": "Answers are shown as plain text, in a terminal or a script's output."}
+# What can be shown where the session began; by the beginning of the session's `channel_origin`.
+_CHANNELS = {
+    "gateway": "Answers are shown as plain text, in a terminal or a script's output.",
+    "telegram": "Answers are shown in Telegram, with their Markdown, often on a phone.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class SystemPrompt:
         hints = [f"- {hint}" for name, hint in _TOOLS.items() if name in offered]
         if hints:
             found.append(Part("tools", "\n".join(hints)))
-        if said := _CHANNELS.get(session.channel_origin):
+        if said := _CHANNELS.get(session.channel_origin.partition(":")[0]):
             found.append(Part("channel", f"- {said}"))
         began = datetime.fromisoformat(session.created_at).astimezone(self._zone)
         found.append(Part("date", f"This session began on {began:%A, %Y-%m-%d} ({self._zone})."))

@@ -3,7 +3,8 @@ what a chat is owed.
 
 An item of the outbox is owed from when it is `ready`. It is sent in parts, of which `sent` have
 arrived; `sending` says that one was under way when that was last written, so that whoever finds it
-so after a crash can't know. `key` makes an item one of its kind.
+so after a crash can't know. `key` makes an item one of its kind. Files that an item has lie here
+too until it is settled, as they were when it came to be owed, whatever becomes of the workspace.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 
 import apsw
 
+from oxydra.errors import ToolError
 from oxydra.store.database import Database, Row, clean, timestamp
-from oxydra.types import Json
+from oxydra.types import Json, SentFile
 
 GIVEN = 2000  # items that stay of those that are settled
+MAX_FILES = 64 << 20  # bytes of the files that may wait
 _MOVES = {
     "ready": ("waiting",),
     "done": ("ready",),
@@ -48,11 +51,14 @@ class Owed:
 
 
 _OWED = ", ".join(Owed.__slots__)
+_HELD = "SELECT coalesce(sum(length(data)), 0) FROM outbox_files"
 
 
 @dataclass(frozen=True, slots=True)
 class Debt:
-    """What becomes an item: `waiting` for its text where `text` is None."""
+    """What becomes an item: `waiting` for its text where `text` is None. With `files`, the text is
+    what stands below them.
+    """
 
     chat: int
     topic: int
@@ -62,10 +68,11 @@ class Debt:
     sender: int = 0
     answers: int = 0
     session_id: str = ""
+    files: tuple[SentFile, ...] = ()
 
 
 class ChannelTables(Database):
-    """`channel_offsets`, `channel_sessions` and `outbox`."""
+    """`channel_offsets`, `channel_sessions`, `outbox` and `outbox_files`."""
 
     # ------------------------------------------------------------------------------- how far
 
@@ -124,7 +131,9 @@ class ChannelTables(Database):
     # -------------------------------------------------------------------------------- outbox
 
     def owe(self, channel: str, debt: Debt) -> None:
-        """Owe it; one with its kind and key is not owed again."""
+        """Owe it; one with its kind and key is not owed again. Raises `ToolError` where more files
+        would wait than may.
+        """
         with self._transaction() as db:
             _insert(db, channel, debt)
 
@@ -147,6 +156,15 @@ class ChannelTables(Database):
                 " AS INTEGER) FROM outbox WHERE state = 'ready'"
             ).fetchall()
         return {"owed": rows[0][0], "oldest_seconds": max(0, rows[0][1] or 0)}
+
+    def owed_files(self, item_id: int) -> list[SentFile]:
+        """The files of an item that is not settled."""
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                "SELECT kind, name, data FROM outbox_files WHERE item_id = ? ORDER BY position",
+                (item_id,),
+            ).fetchall()
+        return [SentFile(*row) for row in rows]
 
     def owed_ready(self, item_id: int, text: str) -> None:
         """`waiting -> ready`: this is what it says."""
@@ -173,6 +191,7 @@ class ChannelTables(Database):
         """`-> done`, or `-> dropped` where it can't arrive; what it said is not kept."""
         with self._transaction() as db:
             _move(db, item_id, "dropped" if dropped else "done", "text = '', sending = 0")
+            db.execute("DELETE FROM outbox_files WHERE item_id = ?", (item_id,))
             db.execute(
                 "DELETE FROM outbox WHERE state IN ('done', 'dropped')"
                 " AND item_id <= (SELECT max(item_id) FROM outbox) - ?",
@@ -210,3 +229,13 @@ def _insert(db: apsw.Connection, channel: str, debt: Debt) -> None:
             *(debt.session_id, clean(debt.text or ""), state, timestamp()),
         ),
     )
+    if not debt.files or not db.changes():
+        return
+    item_id, held = db.last_insert_rowid(), db.execute(_HELD).get
+    if held + sum(len(file.data) for file in debt.files) > MAX_FILES:
+        raise ToolError(
+            "Too many files wait to be sent.", remedy="Try again when some have arrived."
+        )
+    for position, file in enumerate(debt.files):
+        row = (item_id, position, file.kind, clean(file.name), file.data)
+        db.execute("INSERT INTO outbox_files VALUES (?, ?, ?, ?, ?)", row)

@@ -556,6 +556,22 @@ def m019_mcp(db: apsw.Connection) -> None:
     )
 
 
+def m020_outgoing_files(db: apsw.Connection) -> None:
+    """The files that items of the outbox have, until they have arrived."""
+    db.execute(
+        """
+        CREATE TABLE outbox_files (
+            item_id INTEGER NOT NULL REFERENCES outbox ON DELETE CASCADE,
+            position INTEGER NOT NULL,
+            kind TEXT NOT NULL,
+            name TEXT NOT NULL,
+            data BLOB NOT NULL,
+            PRIMARY KEY (item_id, position)
+        ) STRICT
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -576,5 +592,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m017_fresh_texts,
     m018_channels,
     m019_mcp,
+    m020_outgoing_files,
 )
 """In order, append-only: a migration that was released is never changed."""

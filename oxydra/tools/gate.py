@@ -114,12 +114,17 @@ class TurnScope:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A call that could run: its arguments as the model gave them, and as its tool takes them."""
+    """A call that could run: its arguments as the model gave them, and as its tool takes them.
+    `private`: it sends something off the machine, and the conversation or what it could send holds
+    private data; `tainted`: the conversation holds what strangers wrote. Both as of its decision.
+    """
 
     call: ToolCall
     tool: Tool
     given: Json
     arguments: Json
+    private: bool = False
+    tainted: bool = False
 
 
 Approve: TypeAlias = Callable[[Sequence[Wanted], TurnScope, Emit], Sequence[str]]
@@ -217,14 +222,20 @@ class Gate:
                 for planned, (result, elapsed) in zip(group, ended, strict=True)
                 if not (_shutdown(scope) and result.is_error and planned.call.id not in marked)
             ]
-            marked = self._next_marks(groups, scope)
+            for outcome, _result in finished:
+                scope = _marked(scope, outcome.message)
+            anew = self._other_now(groups, scope)
+            marked = [] if anew else self._next_marks(groups, scope)
             if finished or marked:
                 results = [(outcome.state, outcome.message) for outcome, _ in finished]
                 scope.journal.calls_finished(results, marked)
             for outcome, result in finished:
                 emit("tool_event", _ended_event(outcome, result))
                 outcomes.append(outcome)
-                scope = _marked(scope, outcome.message)
+            if anew:
+                self._ask(anew, scope, emit)
+                if marked := self._next_marks(groups, scope):
+                    scope.journal.calls_running(marked)
         return outcomes
 
     def recover(self, calls: Sequence[ToolCall], scope: TurnScope, emit: Emit) -> list[ToolCall]:
@@ -265,7 +276,8 @@ class Gate:
             wanted = Wanted(call, tool, given, tool.validate(given))
             if not scope.vault and any(path.startswith("/vault") for path in _named(wanted)):
                 raise PolicyDenied("The vault is for private conversations only.")
-            return _Planned(call, wanted)
+            private = self._sends_private(wanted, scope)
+            return _Planned(call, replace(wanted, private=private, tainted=scope.tainted))
         except Exception as error:
             return _Planned(call, refusal=self._scrubbed(failure(call.name[:64], error)))
 
@@ -295,6 +307,18 @@ class Gate:
             else:
                 groups.append([item])
         return groups
+
+    def _other_now(self, groups: Sequence[Sequence[_Planned]], scope: TurnScope) -> list[_Planned]:
+        """The calls of the next group that would now send private data off the machine, in a
+        conversation that holds what strangers wrote, and were decided on before that was so.
+        """
+        found = []
+        for planned in groups[0] if groups else ():
+            wanted = planned.wanted
+            if wanted is not None and self._exfiltrates_now(wanted, scope):
+                planned.wanted = replace(wanted, private=True, tainted=True)
+                found.append(planned)
+        return found
 
     def _next_marks(self, groups: Sequence[Sequence[_Planned]], scope: TurnScope) -> list[str]:
         """The calls of the next group that must be known to have been started."""
@@ -351,6 +375,10 @@ class Gate:
         """Run one call; returns its result and the milliseconds it took."""
         call, tool = wanted.call, wanted.tool
         context = self._context(wanted, scope)
+        try:
+            context.recheck()
+        except PolicyDenied as error:
+            return self._scrubbed(failure(call.name, error)), 0
         self._mark_written(wanted, scope)
         began = time.monotonic()
         try:
@@ -395,6 +423,7 @@ class Gate:
             deadline=Deadline(min(scope.deadline.at, time.monotonic() + wanted.tool.timeout)),
             services=self._services,
             step=scope.step,
+            recheck=partial(self._recheck, wanted, scope),
         )
 
     def _scrubbed(self, result: ToolResult) -> ToolResult:
@@ -448,6 +477,28 @@ class Gate:
         own = Marks(foreign, wanted.tool.sensitive or any(vaulted))
         return own | self._file_marks(paths, scope)
 
+    def _sends_private(self, wanted: Wanted, scope: TurnScope) -> bool:
+        if not wanted.tool.egress:
+            return False
+        return scope.sensitive or self._marks_of(wanted, scope).sensitive
+
+    def _exfiltrates_now(self, wanted: Wanted, scope: TurnScope) -> bool:
+        """Whether it does so now, and did not when it was decided on."""
+        if wanted.private and wanted.tainted:
+            return False
+        return scope.tainted and self._sends_private(wanted, scope)
+
+    def _recheck(self, wanted: Wanted, scope: TurnScope) -> None:
+        """What a call could send may get its marks from another turn, or from a call beside it,
+        after it was decided on.
+        """
+        if self._exfiltrates_now(wanted, scope):
+            raise PolicyDenied(
+                f"{wanted.call.name} was not run: what it would send off this machine has come to"
+                " hold private data since it was decided on.",
+                remedy="Call it again: then that is decided anew.",
+            )
+
     def _file_marks(self, paths: Sequence[str], scope: TurnScope) -> Marks:
         """The marks that files got, and those of what the person called private."""
         if not paths:
@@ -462,7 +513,8 @@ class Gate:
         tool = wanted.tool
         named = _named(wanted)
         written = [path for path in named if not path.startswith("/vault")]
-        if (tool.tier is SafetyTier.READ_ONLY and named is not WORKSPACE) or not written:
+        read = tool.tier is SafetyTier.READ_ONLY or tool.egress  # what is sent is only read
+        if (read and named is not WORKSPACE) or not written:
             return
         marks = Marks(scope.tainted, scope.sensitive) | Marks(tool.taints, tool.sensitive)
         if named is WORKSPACE:

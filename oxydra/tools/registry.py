@@ -28,7 +28,14 @@ TOOLS = {
 
 MADE = (
     *("delegate_to_agent", "memory_delete", "memory_save", "memory_search", "memory_update"),
-    *("notify", "schedule_create", "schedule_delete", "schedule_edit", "schedule_run_output"),
+    *(
+        "notify",
+        "send_media",
+        "schedule_create",
+        "schedule_delete",
+        "schedule_edit",
+        "schedule_run_output",
+    ),
     *("schedule_runs", "schedule_search", "scratchpad_clear", "scratchpad_read"),
     *("scratchpad_write", "shell_exec"),
 )  # by the guest, where it has what they need
