@@ -504,6 +504,11 @@ NAMESPACED = ("microvm+cage", "container+cage", "bwrap+cage")
 """The levels at which a guest has namespaces of its own and its folders the names a model knows."""
 
 
+SIGNALS_HELD = ("microvm+cage", "cage")
+"""The levels at which commands signal their own process group only, where the kernel can't tell
+whom else they may."""
+
+
 class GuestCage:
     """The cage of a guest that runs commands in folders (descriptors), of which it can write some
     and `read` others: what its own process gives up by `enter`, and a session of commands by
@@ -558,8 +563,9 @@ class GuestCage:
             self._confine(("/proc",), ("/dev/ptmx", "/dev/pts"))
         elif self._level == "cage":
             self._confine(FACTS, ())
-            if not self.features.signals:
-                filter_calls(attributes=self._attributes, signals=False)
+        if self._level in SIGNALS_HELD and not self.features.signals:
+            streams = bool(self._proxy)
+            filter_calls(attributes=self._attributes, signals=False, streams=streams)
 
     def _confine(self, read: tuple[str, ...], write: tuple[str, ...]) -> None:
         if not self.features.files:

@@ -44,7 +44,7 @@ def docker_missing() -> str:
         return f"no Docker engine at {path}: {error}"
 
 
-def _microvm_missing() -> str:
+def microvm_missing() -> str:
     """Why no microVM can be tried; empty if QEMU is installed."""
     return "" if shutil.which("qemu-system-x86_64") else "qemu-system-x86_64 is not in PATH"
 
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     probes: dict[str, Callable[[], str]] = {
         "slow": lambda: slow,
         "docker": docker_missing,
-        "microvm": _microvm_missing,
+        "microvm": microvm_missing,
     }
     verdicts: dict[str, str] = {}
     for item in items:

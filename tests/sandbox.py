@@ -1,10 +1,12 @@
 """A shell guest for tests: started as the runner starts it, spoken to as the agent guest does.
 
-At the level `container+cage` it is a container, else a child of this process.
+At the level `container+cage` it is a container, at `microvm+cage` a virtual machine, else a child
+of this process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import pytest
 
 from oxydra.config import Isolation, Mounts
 from oxydra.config.egress import EgressLimits, EgressPolicy
@@ -22,8 +26,9 @@ from oxydra.tiers import registry
 from oxydra.tiers.base import ShellSpec
 from oxydra.tools.shell_client import Ran, ShellClient
 from oxydra.types import Folder
-from tests.conftest import docker_missing
+from tests.conftest import docker_missing, microvm_missing
 from tests.docker_images import agent_image, shell_image
+from tests.microvm_images import with_machines
 
 UID = 61777 if os.geteuid() == 0 else os.geteuid()
 
@@ -52,13 +57,7 @@ class Sandbox:
             for parent in (folder, *folder.parents):
                 parent.chmod(parent.stat().st_mode | 0o011)
         self.log = os.open(folder / "shell.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        tier = (
-            "container"
-            if level == "container+cage"
-            else "micro_vm"
-            if level == "microvm+cage"
-            else "process"
-        )
+        tier = {"container+cage": "container", "microvm+cage": "micro_vm"}.get(level, "process")
         settings: dict[str, object] = {
             "uid": UID,
             "gid": UID if os.geteuid() == 0 else os.getegid(),
@@ -71,13 +70,14 @@ class Sandbox:
             ],
             **options,
         }
-        self.process = registry.create(tier).start_shell(
-            ShellSpec(
-                workspace=folder,
-                log=self.log,
-                **settings,
+        with with_machines() if tier == "micro_vm" else contextlib.nullcontext():
+            self.process = registry.create(tier).start_shell(
+                ShellSpec(
+                    workspace=folder,
+                    log=self.log,
+                    **settings,
+                )
             )
-        )
         self.client = ShellClient()
         self.client.connect(self.stream())
         self.number = 0
@@ -105,6 +105,10 @@ class Sandbox:
         os.close(self.log)
 
 
+IN_MACHINE = pytest.param("microvm+cage", marks=(pytest.mark.microvm, pytest.mark.slow))
+"""The level for `parametrize`."""
+
+
 @contextmanager
 def sandbox(folder: Path, level: str, **options: object) -> Iterator[Sandbox]:
     box = Sandbox(folder, level, **options)
@@ -119,6 +123,8 @@ def missing(level: str) -> str:
     """Why this machine can't hold a level, found by trying; empty if it can."""
     if level == "container+cage" and docker_missing():
         return docker_missing()
+    if level == "microvm+cage" and microvm_missing():
+        return microvm_missing()
     with TemporaryDirectory() as folder:
         try:
             with sandbox(Path(folder), level) as box:

@@ -19,7 +19,7 @@ import pytest
 
 from oxydra.doctor.outside import Outside, as_user, escaped, results_of
 from tests.conftest import ROOT, eventually
-from tests.sandbox import UID, missing, processes_with, sandbox
+from tests.sandbox import IN_MACHINE, UID, missing, processes_with, sandbox
 
 KIT = ROOT / "guest" / "escape-attempts"
 
@@ -41,9 +41,9 @@ def outside(tmp_path):
     there.close.close()
 
 
-@pytest.mark.parametrize("case", LEVELS)
+@pytest.mark.parametrize("case", [*LEVELS, IN_MACHINE])
 def test_nothing_gets_out(tmp_path, outside, case):
-    options = LEVELS[case]
+    options = LEVELS.get(case, {"levels": (case,)})
     level = options["levels"][0]
     if missing(level):
         pytest.skip(missing(level))
@@ -133,7 +133,7 @@ def test_a_killed_guest_leaves_nothing(tmp_path, level):
         eventually(lambda: not processes_with(f"sleep {mark}"))
 
 
-@pytest.mark.parametrize("level", ["container+cage", "bwrap+cage", "cage"])
+@pytest.mark.parametrize("level", ["container+cage", "bwrap+cage", "cage", IN_MACHINE])
 def test_a_fork_bomb_ends_with_its_time(tmp_path, level):
     if missing(level):
         pytest.skip(missing(level))

@@ -22,15 +22,17 @@ from oxydra.scrub.guest import GuestScrubber
 from oxydra.tiers import ladder
 from oxydra.tiers.base import Guard
 from oxydra.tiers.container import ContainerTier
+from oxydra.tiers.microvm import MicroVmTier
 from oxydra.tools.confine import Workspace
 from oxydra.types import Folder
-from tests.sandbox import UID, missing, sandbox
+from tests.sandbox import IN_MACHINE, UID, missing, sandbox
 from tests.test_container import in_containers
 from tests.test_daemon import SCRIPT, Home, tool_results
 
 MOUNTING = [
     pytest.param("bwrap+cage"),
     pytest.param("container+cage", marks=pytest.mark.docker),
+    IN_MACHINE,
 ]
 
 
@@ -318,8 +320,9 @@ def test_a_guard_that_becomes_a_link_lets_nothing_in(
         swap(int)
     else:
         monkeypatch.setattr(ladder, "_mounts", partial(swap, ladder._mounts))
-        started = ContainerTier._start
-        monkeypatch.setattr(ContainerTier, "_start", lambda *a: swap(started, *a))
+        for tier, step in ((ContainerTier, "_start"), (MicroVmTier, "_machine")):
+            started = getattr(tier, step)
+            monkeypatch.setattr(tier, step, lambda *a, started=started: swap(started, *a))
     with (
         pytest.raises((OxydraError, OSError)),
         sandbox(tmp_path / "w", level, folders=folders, guards=found),

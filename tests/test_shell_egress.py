@@ -20,9 +20,9 @@ from oxydra.policy.network import Egress, Url, parse_url
 from oxydra.runner.shell import EgressLine
 from oxydra.transport import HttpRequest
 from tests.conftest import eventually
-from tests.sandbox import Sandbox, isolation, missing, sandbox
+from tests.sandbox import IN_MACHINE, Sandbox, isolation, missing, sandbox
 
-LEVELS = ["bwrap+cage", pytest.param("container+cage", marks=pytest.mark.docker)]
+LEVELS = ["bwrap+cage", pytest.param("container+cage", marks=pytest.mark.docker), IN_MACHINE]
 each_level = pytest.mark.parametrize("level", LEVELS)
 TOKEN = "git-token-0123456789"
 

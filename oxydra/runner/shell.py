@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from oxydra.cage import NAMESPACED
+from oxydra.cage import NAMESPACED, SIGNALS_HELD
 from oxydra.config import Isolation
 from oxydra.config.schema import VARIABLES, ShellConfig
 from oxydra.errors import ConfigError, OxydraError
@@ -149,7 +149,7 @@ class ShellGuest:
             return [UNSANDBOXED, *rows]
         if self._process.landlock == 0:
             rows.append(NO_LANDLOCK)
-        elif self._process.landlock < 6 and self.level == "cage":
+        elif self._process.landlock < 6 and self.level in SIGNALS_HELD:
             rows.append(OLD_KERNEL)
         return rows
 

@@ -50,8 +50,9 @@ SWEEP_SECONDS = 10.0
 class MachineGuest:
     """A started agent guest."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, note: Path) -> None:
         self._machine = machine
+        self._note = note
         self.stream = machine.port
         self.pid = machine.pid
 
@@ -60,15 +61,17 @@ class MachineGuest:
 
     def kill(self) -> None:
         self._machine.kill()
+        self._note.unlink(missing_ok=True)
 
 
 class MachineShell(ShellLine):
     """A shell guest in its machine. `begin` first, then as any other."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, note: Path) -> None:
         ours, self._far = socket.socketpair()
         super().__init__(ours, LEVEL)
         self._machine = machine
+        self._note = note
         self.pid = machine.pid
         self._relay = Relay()
         self._mux = Mux(machine.port, opener=False)
@@ -93,6 +96,7 @@ class MachineShell(ShellLine):
         self.hang_up()
         self._machine.wait(STOP_SECONDS)
         self._machine.kill()
+        self._note.unlink(missing_ok=True)
         self._reader.stop()
         self._relay.stop()
         self._machine.port.close()
@@ -159,7 +163,7 @@ class MicroVmTier:
             machine.kill()
             machine.port.close()
             raise
-        return MachineGuest(machine)
+        return MachineGuest(machine, note_of(spec, "agent"))
 
     def start_shell(self, spec: ShellSpec) -> MachineShell:
         """At its one level, whatever the levels of `spec` are."""
@@ -167,7 +171,7 @@ class MicroVmTier:
             folders = [*spec.folders]
             order = [places[folder.root] for folder in folders]
             machine = self._machine("shell", spec, folders, order, ())
-            shell = MachineShell(machine)
+            shell = MachineShell(machine, note_of(spec, "shell"))
             try:
                 rows: list[Json] = [{"path": g.at, "writable": g.writable} for g in guards]
                 there = self._begin(machine, spec, folders, guards=rows)
@@ -220,7 +224,7 @@ class MicroVmTier:
             cpus=max(1, math.ceil(min(isolation.resources.max_vcpus, os.cpu_count() or 1))),
             folders=len(folders),
         )
-        note = spec.workspace / "ipc" / f".machine-{role}"
+        note = note_of(spec, role)
         sweep(note)
         given = [(place, f.writable) for place, f in zip(places, folders, strict=True)]
         user = (spec.uid, spec.gid)
@@ -277,6 +281,11 @@ class MicroVmTier:
 
 
 # ------------------------------------------------------------------------------------- left-overs
+
+
+def note_of(spec: GuestSpec | ShellSpec, role: str) -> Path:
+    """Where the process of that machine is noted."""
+    return spec.workspace / "ipc" / f".machine-{role}"
 
 
 def identity(pid: int) -> str:
