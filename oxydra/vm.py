@@ -70,7 +70,7 @@ from oxydra.scheduler import Desk, ModelDesk, Scheduler
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.store import Checkup, Files, Store
 from oxydra.stream import RunnerStream, Wire
-from oxydra.threads import install_hooks
+from oxydra.threads import install_hooks, share_heap
 from oxydra.tools.changes import Changes
 from oxydra.tools.confine import Workspace
 from oxydra.tools.delegate import delegate_tools
@@ -558,6 +558,7 @@ def _run(
     wire: Wire, bootstrap: Callable[[], Envelope], listener: socket.socket | None, contained: str
 ) -> int:
     install_hooks()
+    share_heap()
     log.setup("oxydra-vm", sys.stderr)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a descriptor for each client

@@ -19,7 +19,7 @@ from oxydra.config.schema import ContextBudgetConfig, LoopGuardConfig
 from oxydra.errors import ProviderError
 from oxydra.providers.metered import Metered
 from oxydra.providers.repair import repair
-from oxydra.runtime import Runtime
+from oxydra.runtime import Runtime, conversation
 from oxydra.runtime.fitting import room
 from oxydra.threads import CancelToken
 from oxydra.tools import Workspace
@@ -602,6 +602,29 @@ def test_stopping_gives_up_a_summary_and_leaves_nothing(place):
         assert not runtime.context._summaries._running or begun.wait(60)
     assert runtime.stop(60)
     assert place.store.summary(place.session.session_id) is None
+
+
+# --------------------------------------------------------------------------------------- in memory
+
+
+def test_conversations_in_memory_are_bounded_by_their_size(place, monkeypatch):
+    """What gives way is read from the store again; the newest stays, whatever its size."""
+    model = Model()
+    runtime = place.runtime(model, LARGE)
+    kept = runtime.conversations._kept
+    first = place.session
+    place.say(runtime, "first " * 500)
+    monkeypatch.setattr(conversation, "KEPT_TOKENS", kept[first.session_id].tokens + 600)
+    others = [place.store.create_session() for _ in range(3)]
+    for place.session in others:
+        place.say(runtime, "other " * 400)
+    assert list(kept) == [others[1].session_id, others[2].session_id]
+    place.session = first
+    place.say(runtime, "more " * 3000)
+    place.say(runtime, "and more")
+    assert list(kept) == [first.session_id]
+    said = [m.content.split()[0] for m in model.requests[-1].messages if m.role == "user"]
+    assert said == ["first", "more", "and"]
 
 
 # --------------------------------------------------------------------------------------- resuming

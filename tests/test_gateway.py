@@ -594,6 +594,30 @@ def test_health_names_the_session_and_its_turn(running):
         assert client.ask("health_check")["payload"]["active_turn"] is None
 
 
+def test_a_session_that_nobody_uses_is_dropped_and_its_client_reads_the_history(
+    running, monkeypatch
+):
+    gateway = running(Scripted(["one"], ["two"], ["three"]))
+    with gateway.client(create_new_session=True) as client:
+        client.turn("m", "t1")
+        seen = client.until("turn_completed")["seq"]
+        left, epoch = client.session, client.ack["payload"]["epoch"]
+    with gateway.client(create_new_session=True) as client:
+        eventually(lambda: not gateway.hub.live(left).followers)
+        monkeypatch.setattr(hub, "IDLE", 0.0)
+        client.turn("m", "t2")
+        client.until("turn_completed")
+        eventually(lambda: list(gateway.hub._live) == [client.session])
+        monkeypatch.undo()
+        with gateway.client(session_id=left) as other:  # while the first one is away
+            other.turn("m", "t3")
+            assert other.until("turn_completed")["seq"] > seen
+        with gateway.client(session_id=left, last_seq=seen - 1, epoch=epoch) as back:
+            assert back.ack["payload"]["resumed"] is False
+            history = back.ask("history", session_id=left)["payload"]["events"]
+            assert [e["message"]["content"] for e in history] == ["m", "one", "m", "three"]
+
+
 def test_what_is_kept_for_clients_that_come_back_is_bounded_in_all(running, monkeypatch):
     monkeypatch.setattr(hub, "REPLAY_TOTAL", 50_000)
     gateway = running(Scripted(*[["x" * 20_000]] * 4))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import logging
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +19,7 @@ from oxydra import threads
 from oxydra.errors import Cancelled, DeadlineExceeded
 from oxydra.threads import CancelToken, Deadline, Inbox, InboxClosed, Service, parallel
 
+ROOT = Path(__file__).resolve().parent.parent
 LONG = 20.0  # seconds nothing here should ever take
 
 
@@ -348,6 +353,36 @@ class TestParallel:
         with pytest.raises(ValueError, match="one"):
             parallel("p", jobs)
         assert ended == [1, 1]
+
+
+HEAPS = """
+import ctypes, sys, threading
+from oxydra.threads import share_heap
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+if sys.argv[1] == "shared":
+    share_heap()
+there = threading.Barrier(4)
+def fill():
+    kept = [b"x" * 50_000 for _ in range(20)]
+    there.wait()
+threads = [threading.Thread(target=fill) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+out = ctypes.c_void_p(libc.fdopen(1, b"w"))
+libc.malloc_info(0, out)
+libc.fflush(out)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not with glibc")
+def test_threads_share_one_heap() -> None:
+    heaps = []
+    for how in ("shared", "each its own"):
+        command = [sys.executable, "-c", HEAPS, how]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        heaps.append(done.stdout.count("<heap nr="))
+    assert heaps[0] == 1 < heaps[1]
 
 
 @pytest.fixture

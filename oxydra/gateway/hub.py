@@ -15,6 +15,7 @@ import contextlib
 import logging
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -41,7 +42,8 @@ from oxydra.types import DELEGATED, Attachment, Json, ModelSpec, Session, Turn, 
 log = logging.getLogger(__name__)
 
 QUEUE = 16  # turns that may wait in one session
-REPLAY_TOTAL = 16 << 20  # kept in all sessions together once they rest
+REPLAY_TOTAL = 8 << 20  # bytes kept in all sessions together once they rest
+IDLE = 3600.0  # seconds after which a session that nobody uses is in the store only
 
 _STATE_OF = {
     "turn_completed": TurnState.COMPLETED,
@@ -71,6 +73,7 @@ class Hub:
         self._config = config
         self._lock = threading.Lock()
         self._live: dict[str, Live] = {}
+        self._numbered = 0  # the highest number in those that were dropped
         self._waiting: deque[Live] = deque()  # sessions with a queued turn and none running
         self._running: dict[str, Active] = {}  # by session
         self._stopping = False
@@ -103,7 +106,8 @@ class Hub:
         with self._lock:
             live = self._live.get(session_id)
             if live is None:
-                live = self._live[session_id] = Live(session_id, self.soon)
+                live = self._live[session_id] = Live(session_id, self.soon, self._numbered)
+            live.asked_at = time.monotonic()
             return live
 
     def followers(self, session_id: str = "") -> list[Subscriber]:
@@ -144,7 +148,7 @@ class Hub:
         self.store.archive_session(session_id)
         with self._lock:
             live = self._live.get(session_id)
-            if live is not None and live.forgettable:
+            if live is not None and live.idle and not live.followed:
                 del self._live[session_id]
 
     def create_session(
@@ -422,8 +426,16 @@ class Hub:
             self._schedule()
 
     def _trim(self) -> None:
-        """Bound what is kept for clients that come back; the sessions that rest longest lose it."""
+        """Bound what is kept for clients that come back; the sessions that rest longest lose it,
+        and are dropped after a while. A client of one reads the history: what is numbered later
+        has higher numbers than it has seen.
+        """
         with self._lock:
+            old = time.monotonic() - IDLE  # since then nobody was given it who may yet use it
+            for live in [each for each in self._live.values() if each.asked_at < old]:
+                if live.idle:
+                    self._numbered = max(self._numbered, live.seq)
+                    del self._live[live.session_id]
             resting = [live for live in self._live.values() if live.active is None]
         resting.sort(key=lambda live: live.replay)
         total = sum(live.replay[1] for live in resting)

@@ -22,6 +22,7 @@ from oxydra.types import Json, Turn
 
 REPLAY_FRAMES = 4096
 REPLAY_BYTES = 1 << 20  # kept per session for clients that come back
+ENCODED = 130  # bytes that an encoded frame takes in memory beside its own
 
 Soon = Callable[[Callable[[], None]], None]
 """Has something done on the gateway's I/O thread."""
@@ -55,19 +56,20 @@ class Active:
 
 
 class Live:
-    """One session. `soon` is None where no gateway is there to give out what is streamed: then
-    each part goes at once.
+    """One session, whose frames are numbered from `seq` on. `soon` is None where no gateway is
+    there to give out what is streamed: then each part goes at once.
     """
 
-    def __init__(self, session_id: str, soon: Soon | None = None) -> None:
+    def __init__(self, session_id: str, soon: Soon | None = None, seq: int = 0) -> None:
         self.session_id = session_id
         self.queue: deque[Turn] = deque()  # under the hub's lock, as is `active`
         self.active: Active | None = None
         self.arriving: set[str] = set()  # turns that are being stored, to join the active one
         self.held = False  # no turn may start
+        self.asked_at = 0.0  # when somebody was given it last
         self._soon = soon
         self._lock = threading.Lock()
-        self._seq = 0
+        self._seq = seq
         self._kept: deque[tuple[int, bytes | Delta]] = deque()
         self._kept_bytes = 0
         self._published_at = 0.0
@@ -146,6 +148,11 @@ class Live:
             listener.hear(frame_type, payload)
 
     @property
+    def seq(self) -> int:
+        """The number of its last frame."""
+        return self._seq
+
+    @property
     def replay(self) -> tuple[float, int]:
         """When something was last published, and how many bytes are kept."""
         return self._published_at, self._kept_bytes
@@ -188,10 +195,15 @@ class Live:
             return list(self._subscribers)
 
     @property
-    def forgettable(self) -> bool:
-        """Whether nothing is lost with it. Under the hub's lock."""
+    def followed(self) -> bool:
+        """Whether a client was ever told numbers of it."""
+        return self._followed
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody listens and nothing is under way or waits. Under the hub's lock."""
         with self._lock:
-            heard = self._followed or self._listeners
+            heard = self._subscribers or self._listeners
         return not (heard or self.queue or self.active or self.arriving or self.held)
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
@@ -215,4 +227,4 @@ class Live:
 
 def _size(frame: bytes | Delta) -> int:
     """What it takes to keep one."""
-    return len(frame.text) + OVERHEAD if isinstance(frame, Delta) else len(frame)
+    return len(frame.text) + OVERHEAD if isinstance(frame, Delta) else len(frame) + ENCODED
