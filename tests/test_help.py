@@ -142,7 +142,7 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
     assert offers("session", "e") == {"export"}
     assert {"--format", "--raw"} <= offers("session", "export", "--")
     assert "--detach" not in offers("session", "export", "--")
-    assert offers("session", "export", "--format", "") == {"markdown", "json"}
+    assert offers("session", "export", "--format", "") == {"md", "markdown", "json", "html"}
     assert offers("--user", "start", "sto") == {"stop"}, "start is a user here"
     assert offers("--config", "runner-o") == {"runner-of-mine.toml"}
     assert "notes.jsonl" in offers("memory", "import", "no")

@@ -114,23 +114,23 @@ def test_an_export_has_all_that_was_said(gateway):
             "tool",
             "assistant",
         ]
-        assert "markdown, json" in refusal(client, "export", format="pdf")
+        assert "markdown, json, html" in refusal(client, "export", format="pdf")
 
 
 def test_an_export_is_whole_over_many_pages_or_refused(gateway, monkeypatch):
-    from oxydra.gateway import commands
+    from oxydra.gateway import commands, export
 
     running_gateway = gateway(Scripted(*(f"answer {n}" for n in range(5))))
     with running_gateway.client() as client:
         for number in range(5):
             client.turn(f"question {number}", f"t{number}")
             client.until("turn_completed")
-        monkeypatch.setattr(commands, "PAGE", 3)
+        monkeypatch.setattr(export, "PAGE", 3)
         text = command(client, "export")["text"]
         order = [text.index(f"{what} {n}") for n in range(5) for what in ("question", "answer")]
         assert order == sorted(order)
         monkeypatch.setattr(commands, "MAX_EXPORT", 50)
-        assert "in parts" in refusal(client, "export")
+        assert "daemon is stopped" in refusal(client, "export")
     assert MAX_EXPORT < 8 << 20  # what a connection may hold
 
 

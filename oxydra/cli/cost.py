@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
-from oxydra.cli.target import load, locate, workspace_of
+from oxydra.cli.target import load, locate, stored, workspace_of
 from oxydra.config import Config
-from oxydra.errors import NoDaemonError, StoreError
+from oxydra.errors import NoDaemonError
 from oxydra.types import Json
 
 
@@ -39,27 +38,9 @@ def _running(settings: Config, by: str | None) -> Json | None:
 def _stored(settings: Config, by: str | None) -> Json:
     """What the database says, which nobody else opens meanwhile. Raises `OxydraError`."""
     from oxydra import config
-    from oxydra.runner.workspace import open_regular
     from oxydra.runtime import Spending
-    from oxydra.store import Store
 
-    workspace = workspace_of(settings)
-    workspace.prepare()
     zone = settings.user.behavior.timezone or settings.agent.scheduler.default_timezone
-    with workspace.lock(wait=1.0):
-        path = workspace.database
-        try:
-            os.close(open_regular(path, os.O_RDONLY))  # before SQLite has it open: no locks to lose
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise StoreError(
-                f"The database {path} is not opened: {error.strerror}.",
-                remedy="A guest may have put something else in its place: look at it.",
-            ) from None
-        store = Store(path)
-        try:
-            spending = Spending(store, config.caps(settings), zone)
-            return spending.summary() | (spending.report(by) if by else {})
-        finally:
-            store.close()
+    with stored(workspace_of(settings)) as store:
+        spending = Spending(store, config.caps(settings), zone)
+        return spending.summary() | (spending.report(by) if by else {})

@@ -29,6 +29,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "session export plans > plans.md",
         "session export plans --format json > plans.json",
     ),
+    "export": (
+        "export plans > plans.md",
+        "export plans --format html -o plans.html",
+        "export plans --format json -o plans.json",
+    ),
     "session pins": ("session pins plans",),
     "session pin": ('session pin plans "Prices are in euros."',),
     "session unpin": ("session unpin plans 2",),

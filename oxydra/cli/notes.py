@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oxydra.cli.target import load, locate, workspace_of
+from oxydra.cli.target import load, locate, workspace_of, write_out
 from oxydra.errors import EXIT_FAILED, UsageError
 from oxydra.scrub import printable
 
@@ -89,16 +89,7 @@ def _export(asked: Desk, options: argparse.Namespace) -> int:
         for piece in pieces:
             sys.stdout.write(piece)
         return 0
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with os.fdopen(os.open(options.output, flags, 0o600), "w", encoding="utf-8") as file:
-            file.writelines(pieces)
-    except FileExistsError:
-        raise UsageError(
-            f"{options.output} is there already.", remedy="Name another file."
-        ) from None
-    except OSError as error:
-        raise UsageError(f"{options.output} can't be written: {error.strerror}.") from None
+    write_out(options.output, pieces)
     return 0
 
 

@@ -227,20 +227,19 @@ def _add_sessions(commands: Commands) -> None:
     listed.add_argument("--all", action="store_true", help="with the archived ones")
     rename = actions.add_parser("rename", help="give one a name")
     fork = actions.add_parser("fork", help="a new one that begins with a copy of this one")
-    export = actions.add_parser("export", help="print all that was said")
+    _add_export(actions)
     pins = actions.add_parser("pins", help="the rules in it that are never cut")
     pin = actions.add_parser("pin", help="add one")
     unpin = actions.add_parser("unpin", help="take one out")
-    for action in (rename, fork, export, pins, pin, unpin):
+    for action in (rename, fork, pins, pin, unpin):
         action.add_argument("id", metavar="ID", help="an id, a prefix of one, or a name")
     rename.add_argument("name", metavar="NAME")
     _take_fork(fork)
-    export.add_argument("--format", choices=("markdown", "json"), default="markdown")
-    export.add_argument("--raw", action="store_true", help="control characters as they are")
     pin.add_argument("text", metavar="TEXT")
     unpin.add_argument("number", metavar="NUMBER", help="as `session pins` shows it")
     for action in (listed, rename, fork, pins, pin, unpin):
         action.add_argument("--json", action="store_true", help="print JSON")
+    _add_export(commands)
     module = "oxydra.cli.session"
     text = "a new session that begins with a copy of this one: `session fork`"
     fork = _command(commands, "fork", f"{module}:session", text)
@@ -260,6 +259,17 @@ def _add_sessions(commands: Commands) -> None:
         help="leave files as they are that were changed since, and take back the rest",
     )
     replay.add_argument("--turn", type=_count, metavar="N", help="only the Nth turn of the session")
+
+
+def _add_export(commands: Commands) -> None:
+    text = "print all that was said in a session, with or without a daemon"
+    export = _command(commands, "export", "oxydra.cli.export:export", text)
+    export.add_argument("id", metavar="SESSION", help="an id, a prefix of one, or a name")
+    export.add_argument("--format", choices=("md", "markdown", "json", "html"), default="md")
+    export.add_argument(
+        "-o", "--output", metavar="FILE", help="a new one, for you alone; default: stdout"
+    )
+    export.add_argument("--raw", action="store_true", help="control characters as they are")
 
 
 def _add_memory(commands: Commands) -> None:

@@ -1,10 +1,9 @@
-"""`session`: the conversations of a running daemon, listed, named, copied and written out."""
+"""`session`: the conversations of a running daemon, listed, named, copied, run again."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from oxydra.cli.target import load, locate, workspace_of
 from oxydra.errors import EXIT_FAILED
@@ -32,12 +31,8 @@ def session(options: argparse.Namespace) -> int:
                 found = asked.command("pins", session_id=options.id)
             case "pin":
                 found = asked.command("pin", session_id=options.id, text=options.text)
-            case "unpin":
-                found = asked.command("unpin", session_id=options.id, number=options.number)
             case _:
-                found = asked.command("export", session_id=options.id, format=options.format)
-                sys.stdout.write(found["text"] if options.raw else printable(found["text"]))
-                return 0
+                found = asked.command("unpin", session_id=options.id, number=options.number)
     if options.json:
         print(json.dumps(found, indent=2))
     elif "pins" in found:

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from oxydra.errors import UsageError
-from oxydra.frames import compact, event_json, session_json
+from oxydra.frames import session_json
+from oxydra.gateway import export
 from oxydra.gateway.hub import Hub
-from oxydra.types import RECALLED, Event, Json, Message, Session
+from oxydra.types import Json, Session
 
 MAX_NAME = 200  # characters
-MAX_EXPORT = 6 << 20  # characters of one; beyond, `history` gives it in parts
-PAGE = 500  # events read at once
-FORMATS = ("markdown", "json")
+MAX_EXPORT = 6 << 20  # characters of one: what a connection may hold
 
 Command = Callable[[Json], Json]
 
@@ -57,35 +56,8 @@ class SessionCommands:
     def export(self, args: Json) -> Json:
         """The whole conversation as one text."""
         session = self._store.find_session(_text(args, "session_id"))
-        wanted = args.get("format") or FORMATS[0]
-        if wanted not in FORMATS:
-            raise UsageError(
-                f"There is no format {str(wanted)[:32]!r}.",
-                remedy=f"There are: {', '.join(FORMATS)}.",
-            )
-        events = self._events(session.session_id)
-        about = session_json(session)
-        if wanted == "json":
-            text = compact({"session": about, "events": [event_json(event) for event in events]})
-        else:
-            title = session.display_name or session.session_id
-            parts = [f"# {title}", *(_markdown(event) for event in events)]
-            text = "\n\n".join(filter(None, parts)) + "\n"
-        if len(text) > MAX_EXPORT:
-            raise _too_long()
-        return {**about, "format": wanted, "text": text}
-
-    def _events(self, session_id: str) -> list[Event]:
-        pages: list[list[Event]] = []
-        before, size, more = None, 0, True
-        while more:
-            page, more = self._store.history(session_id, before_sequence=before, limit=PAGE)
-            pages.append(page)
-            size += sum(len(event.message.content) for event in page)
-            if size > MAX_EXPORT:
-                raise _too_long()
-            before = page[0].sequence if page else None
-        return [event for page in reversed(pages) for event in page]
+        wanted = str(args.get("format") or "markdown")
+        return export.document(self._store, session, wanted, MAX_EXPORT)
 
     def model(self, args: Json) -> Json:
         """Which model answers first: in a session, or in a new one of the default agent."""
@@ -133,38 +105,3 @@ def _name(args: Json) -> str:
     if not 1 <= len(name) <= MAX_NAME:
         raise UsageError(f"A session's name has 1 to {MAX_NAME} characters.")
     return name
-
-
-def _too_long() -> UsageError:
-    return UsageError(
-        f"The conversation is over {MAX_EXPORT >> 20} MB.",
-        remedy="Read it in parts: `history` frames give 500 events at a time.",
-    )
-
-
-_TITLES = {"user": "You", "assistant": "Oxydra", "tool": "Result"}
-
-
-def _markdown(event: Event) -> str:
-    message = event.message
-    title = _TITLES.get(message.role, message.role)
-    if event.turn_id.startswith(RECALLED):
-        title = "Recalled"
-    head = f"## {title} · {event.created_at}"
-    body = [_fenced(message.content) if message.role == "tool" else message.content]
-    body += [f"- called `{call.name}`\n\n{_fenced(call.arguments)}" for call in message.tool_calls]
-    body += [_attached(message)] if message.attachments else []
-    text = "\n\n".join(filter(None, body))
-    return f"{head}\n\n{text}" if text else ""
-
-
-def _attached(message: Message) -> str:
-    names = ", ".join(a.name or a.sha256[:16] for a in message.attachments)
-    return f"*Attached: {names}*"
-
-
-def _fenced(text: str) -> str:
-    """A code block that the text can't end."""
-    longest = max((len(run) for run in text.split("\n") if run and not run.strip("`")), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}" if text else ""

@@ -42,6 +42,13 @@ def printable(text: str) -> str:
     return _UNSAFE.sub(_visible, text)
 
 
+def unsteering(text: str) -> str:
+    """`text` with U+FFFD for all that `printable` makes visible: for markup, where a name in angle
+    brackets would be a tag.
+    """
+    return _UNSAFE.sub("\ufffd", text)
+
+
 def _explicit(match: re.Match[str]) -> str:
     char = match.group()
     code = ord(char)
