@@ -42,8 +42,8 @@ bench: $(VENV)/.test ## measure start, rest, a turn, the loop and a crowd, with 
 bench-memory: $(VENV)/.test ## measure what memory finds again, in the conversations of DATA=<file>
 	@$(PY) -m tests.bench.memory $(DATA)
 
-soak: $(VENV)/.test ## kill what runs, again and again, for MINUTES=30, and see that nothing is lost
-	@$(PY) -m tests.soak $(MINUTES)
+soak: $(VENV)/.test ## kill what runs, again and again, for MINUTES=30 (ARGS=container: there)
+	@$(PY) -m tests.soak $(or $(MINUTES),30) $(ARGS)
 
 wheel: $(VENV)/.test ## build the wheel and the sdist into dist/
 	@$(PY) -m build --outdir dist .

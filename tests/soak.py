@@ -1,11 +1,16 @@
 """`make soak`: one daemon under people, schedules and a Telegram bot, of which something is killed
 every minute; nothing may be lost and nothing may grow. Prints a report; exit code 1 says it failed.
 
-`python -m tests.soak [MINUTES]` (default: 30). Twenty sessions talk, each on a thread of its own; a
-thread makes schedules that each run once, beside some that repeat; one writes to the bot, whose
-Telegram is `tests.fake_telegram`. The main thread kills the agent guest, the shell guest or the
-runner with SIGKILL, at random, and starts a runner again as systemd would. When the time is over
-all that is owed is waited for, however long that takes, and then looked at: see `Soak.verdict`.
+`python -m tests.soak [MINUTES [container]]` (default: 30, in the process tier). Twenty sessions
+talk, each on a thread of its own; a thread makes schedules that each run once, beside some that
+repeat; one writes to the bot, whose Telegram is `tests.fake_telegram`. The main thread kills the
+agent guest, the shell guest, the runner (in which the broker is) or, in the container tier, the
+engine with SIGKILL, at random, and starts runner and engine again as systemd would. When the time
+is over all that is owed is waited for, however long that takes, and then looked at: see
+`Soak.verdict`.
+
+What grows is looked at twice: in the life of each process, and after rounds of the same work, when
+all is at rest. Memory is what the kernel calls anonymous: what the process itself wrote.
 """
 
 from __future__ import annotations
@@ -29,11 +34,14 @@ from pathlib import Path
 from oxydra.errors import NoDaemonError, OxydraError
 from oxydra.gateway.hub import QUEUE
 from oxydra.runner.control import call
+from oxydra.store.database import POOL
 from oxydra.tui.client import Link
 from tests.bench import proc
+from tests.docker_engine import Engine
 from tests.fake_telegram import TOKEN, FakeTelegram
 from tests.faulty import Person
 from tests.sandbox import processes_with
+from tests.test_container import in_containers
 from tests.test_daemon import Home
 from tests.test_telegram_daemon import configure, order
 
@@ -41,12 +49,15 @@ SESSIONS = 20
 PAUSE = 6.0  # seconds between an answer and the next message, at most
 REPEATING = (20, 30)  # seconds between the runs of schedules that repeat
 WAITING = 20  # schedules that may be due at once
-KINDS = ("guest", "shell", "runner")
+KINDS = ("guest", "shell", "runner", "engine")
 PATIENCE = 900.0  # seconds for what is owed: the machine may be slow
 SAMPLE = 2.0
-WARM = 40.0  # seconds of a life that count as its beginning
-GROWTH = 24.0  # MiB by which a life may grow after that
+WARM = 180.0  # seconds of a life in which what is kept fills up to its bounds
+GROWTH = 16.0  # MiB by which a life may grow after that
+ROUNDS = 3  # the first is to warm up
+ROUND_GROWTH = 8.0  # MiB by which a process may grow from one round to the next
 MORE_FILES = 3  # descriptors that may be open after another round: a worker that was started
+DATABASE_FILES = 2 * (POOL + 1) + 1  # those of its connections, and what they share
 SETTINGS = """
 [scheduler]
 min_interval_secs = 1
@@ -91,13 +102,13 @@ class Life:
 
     def __init__(self, role: str, pid: int) -> None:
         self.role, self.pid = role, pid
-        self.rows: list[tuple[float, float, int]] = []  # age, MiB resident, descriptors
+        self.rows: list[tuple[float, float, int]] = []  # age, MiB of memory, descriptors
         self._since = time.monotonic()
 
     def look(self) -> None:
         with contextlib.suppress(OSError, KeyError):
             files = len(os.listdir(f"/proc/{self.pid}/fd"))
-            self.rows.append((time.monotonic() - self._since, proc.rss_mb(self.pid), files))
+            self.rows.append((time.monotonic() - self._since, anonymous(self.pid), files))
 
     @property
     def growth(self) -> float:
@@ -110,9 +121,11 @@ class Life:
 
 
 class Soak:
-    """Everything of one run, in the folder `path`."""
+    """Everything of one run, in the folder `path`; with an engine, in the container tier."""
 
-    def __init__(self, path: Path, fake: FakeTelegram, minutes: float) -> None:
+    def __init__(
+        self, path: Path, fake: FakeTelegram, minutes: float, engine: Engine | None = None
+    ) -> None:
         self.minutes = minutes
         self.every = 60.0 if minutes >= 10 else 12.0  # seconds between two kills
         self.seed = random.Random(14)
@@ -121,6 +134,11 @@ class Soak:
         self.home.folder.mkdir(mode=0o700)
         self.home.run("init")
         self.home.env["TELEGRAM_BOT_TOKEN"] = TOKEN
+        self.engine = engine
+        self.kinds = KINDS if engine is not None else KINDS[:-1]
+        if engine is not None:
+            in_containers(self.home)
+            self.home.env["DOCKER_HOST"] = engine.url
         configure(
             self.home,
             f'enabled = true\napi_url = "{fake.url}"\npolling_timeout_secs = 5\n'
@@ -268,7 +286,14 @@ class Soak:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        kind = self.seed.choice(KINDS)
+        kind = self.seed.choice(self.kinds)
+        if kind == "engine" and self.engine is not None:
+            self.well()
+            self.engine.kill()
+            self.kills[kind] += 1
+            self.over.wait(self.seed.uniform(0.0, 5.0))
+            self.engine.start()
+            return
         pid = int(str(self.well()[f"{kind}_pid"]))
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -278,7 +303,7 @@ class Soak:
 
     def look(self) -> None:
         found = self.health()
-        for role in KINDS:
+        for role in KINDS[:-1]:
             pid = int(str(found.get(f"{role}_pid") or 0))
             if pid:
                 self.lives.setdefault((role, pid), Life(role, pid)).look()
@@ -307,27 +332,46 @@ class Soak:
             self.until(lambda: order(self.fake)[-1:] == [self.asked], "an answer of the bot")
             self.until(lambda: self.fake.confirmed, "an end of what the bot was told")
 
-    def rounds(self) -> tuple[list[int], list[int]]:
-        """Descriptors of guest and runner after a round of turns, and after another one."""
-        counts = []
-        for _ in range(2):
+    def rounds(self) -> list[tuple[str, str, bool]]:
+        """What guest and runner hold after a round of turns, and after another one."""
+        counts: list[list[int]] = []
+        sizes: list[list[float]] = []
+        for _ in range(ROUNDS):
             threads = [self.guarded(self.talk, number, 2) for number in range(SESSIONS)]
             for thread in threads:
                 thread.join(PATIENCE)
-            self.until(lambda: self.health().get("running_turns") == 0, "rest")
+            self.until(self.rests, "rest")
             found = self.well()
             pids = [int(str(found[f"{role}_pid"])) for role in ("guest", "runner")]
-            counts.append([self.least(pid) for pid in pids])
-        return counts[0], counts[1]
+            most = [count + MORE_FILES for count in counts[-1]] if len(counts) == 2 else [0, 0]
+            counts.append([self.files(*each) for each in zip(pids, most, strict=True)])
+            sizes.append([anonymous(pid) for pid in pids])
+        well = all(b <= a + MORE_FILES for a, b in zip(*counts[-2:], strict=True))
+        shown = " and ".join(f"{a} -> {b}" for a, b in zip(*counts[-2:], strict=True))
+        rows = [("descriptors of guest and runner, without the database's", shown, well)]
+        held = len([link for link in links(pids[0]) if "/oxydra.db" in link])
+        rows.append(("those of the database", f"{held}", held <= DATABASE_FILES))
+        well = all(b <= a + ROUND_GROWTH for a, b in zip(*sizes[-2:], strict=True))
+        shown = " and ".join(f"{a:.1f} -> {b:.1f}" for a, b in zip(*sizes[-2:], strict=True))
+        rows.append(("MiB of guest and runner, from a round to the next", shown, well))
+        return rows
 
-    def least(self, pid: int) -> int:
-        """The fewest descriptors that a process has in five seconds: connections take a moment to
-        be closed.
+    def rests(self) -> bool:
+        """Whether no turn runs, and memory has taken in what was said."""
+        with self.database() as db:
+            (waiting,) = db.execute(
+                "SELECT (SELECT count(*) FROM to_index) + (SELECT count(*) FROM to_embed)"
+            ).fetchone()
+        return waiting == 0 and self.health().get("running_turns") == 0
+
+    def files(self, pid: int, most: int) -> int:
+        """How many descriptors a process has once there are no more than `most`: connections take a
+        moment to be closed. Where there are always more, the fewest in a while.
         """
-        found = []
-        for _ in range(50):
-            found.append(len(os.listdir(f"/proc/{pid}/fd")))
+        found: list[int] = []
+        while len(found) < (50 if not most else 600) and not (found and found[-1] <= most):
             time.sleep(0.1)
+            found.append(len([link for link in links(pid) if "/oxydra.db" not in link]))
         return min(found)
 
     def database(self) -> contextlib.closing[sqlite3.Connection]:
@@ -338,9 +382,7 @@ class Soak:
 
     def verdict(self) -> list[tuple[str, str, bool]]:
         """What was looked at, what was found, and whether that is well; the daemon is stopped."""
-        files = ([0, 0], [0, 0])
-        if not self.failures:
-            files = self.rounds()
+        grown = [] if self.failures else self.rounds()
         self.home.run("stop")
         rows = [
             ("nothing failed on the way", "; ".join(self.failures) or "nothing", not self.failures)
@@ -349,12 +391,10 @@ class Soak:
             rows += [self._messages(db), self._once(db), self._repeated(db), self._calls(db)]
             rows += self._sound(db)
         rows.append(self._telegram())
-        grown = sum(max(0, b - a) for a, b in zip(*files, strict=True))
-        shown = " and ".join(f"{a} -> {b}" for a, b in zip(*files, strict=True))
-        rows.append(("descriptors of guest and runner", shown, grown <= MORE_FILES))
+        rows += grown
         worst = max((life for life in self.lives.values()), key=lambda life: life.growth)
         most = f"{worst.growth:+.1f} MiB ({worst.role}, {len(worst.rows)} samples)"
-        rows.append(("memory that a process gained in its life", most, worst.growth <= GROWTH))
+        rows.append(("memory that a process gained once warm", most, worst.growth <= GROWTH))
         with contextlib.suppress(AssertionError):
             self.until(lambda: not processes_with(str(self.home.path)), "an end of its processes")
         left = processes_with(str(self.home.path))
@@ -444,13 +484,13 @@ class Soak:
         )
 
     def report(self, rows: list[tuple[str, str, bool]], seconds: float) -> str:
-        kills = ", ".join(f"{kind} {self.kills[kind]}" for kind in KINDS)
+        kills = ", ".join(f"{kind} {self.kills[kind]}" for kind in self.kinds)
         lines = [f"{self.minutes:g} minutes ({seconds:.0f} s with the end), killed: {kills}", ""]
         lines += ["| | found | |", "|---|---|---|"]
         lines += [f"| {what} | {found} | {'yes' if well else 'NO'} |" for what, found, well in rows]
         lines += ["", "| process | lives | longest | MiB at first | at last | descriptors |"]
         lines += ["|---|---|---|---|---|---|"]
-        for role in KINDS:
+        for role in KINDS[:-1]:
             lives = [life for life in self.lives.values() if life.role == role and life.rows]
             if lives:
                 row = max(lives, key=lambda life: life.rows[-1][0]).rows
@@ -460,11 +500,25 @@ class Soak:
         return "\n".join(lines)
 
 
-def soak(path: Path, minutes: float) -> tuple[bool, str]:
+def anonymous(pid: int) -> float:
+    """MiB that a process wrote itself: what it maps of files is the kernel's to take back."""
+    return proc.status(pid, "RssAnon") / 1024
+
+
+def links(pid: int) -> list[str]:
+    """What a process's descriptors are."""
+    found = []
+    for each in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{each}"))
+    return found
+
+
+def soak(path: Path, minutes: float, engine: Engine | None = None) -> tuple[bool, str]:
     """Whether all is well, and the report."""
     began = time.monotonic()
     with FakeTelegram() as fake:
-        run = Soak(path, fake, minutes)
+        run = Soak(path, fake, minutes, engine)
         try:
             run.run()
             rows = run.verdict()
@@ -477,10 +531,13 @@ def soak(path: Path, minutes: float) -> tuple[bool, str]:
 
 def main(argv: list[str]) -> int:
     minutes = float(argv[0]) if argv else 30.0
-    with tempfile.TemporaryDirectory(prefix="oxydra-soak-") as folder:
+    contained = argv[1:] == ["container"]
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="oxydra-soak-"))
         if os.geteuid() == 0:
             os.chmod(folder, 0o711)  # commands run as another user
-        well, report = soak(Path(folder), minutes)
+        engine = stack.enter_context(Engine()) if contained else None
+        well, report = soak(Path(folder), minutes, engine)
     print(report)
     return 0 if well else 1
 

@@ -1,7 +1,8 @@
 """The documentation: its links resolve, its commands parse, its tables are what the code says.
 
-What is generated (the fields of docs/protocol.md, the tables of docs/access.md, docs/commands.md,
-the escape attempts of the guidebook's security chapter) is written anew by
+What is generated (the fields of docs/protocol.md, the tables of docs/access.md and
+docs/benchmarks.md, docs/commands.md, the escape attempts of the guidebook's security chapter) is
+written anew by
 `REGENERATE=1 make test ARGS=tests/test_docs.py`.
 """
 
@@ -22,6 +23,7 @@ import pytest
 from oxydra import cli, frames
 from oxydra.cli.examples import lines
 from oxydra.doctor import registry
+from tests.bench.book import Book
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [p for p in (ROOT / "README.md", ROOT / "CHANGELOG.md") if p.exists()]
@@ -192,6 +194,10 @@ def holds(page: Path, what: str, current: str) -> None:
         page.write_text(head + begin + current + end + tail, encoding="utf-8")
         return
     assert written == current, "REGENERATE=1 make test ARGS=tests/test_docs.py writes it anew"
+
+
+def test_the_benchmarks_are_those_that_were_measured_last() -> None:
+    holds(ROOT / "docs" / "benchmarks.md", "figures", Book.read().shown() + "\n")
 
 
 def test_the_access_tables_are_what_the_code_says() -> None:

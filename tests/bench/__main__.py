@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
+import datetime
 import sys
 from collections.abc import Callable
+from functools import partial
 
-from tests.bench import measures, report, turns
+from tests.bench import book, measures, turns
 from tests.bench.daemon import Daemon, LoadServer, load_server, new_daemon
 from tests.bench.measures import Figures
 
@@ -37,42 +37,67 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
 }
 
 
+QUIET = 5.0  # percent of the CPU that others may use
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--runs", type=int, default=3, help="of each measurement (default: 3)")
     parser.add_argument(
         "--only", action="append", choices=["start", "floor", *PARTS], help="may be repeated"
     )
+    parser.add_argument(
+        "--write", action="store_true", help="keep the figures, and put them into the page"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        metavar="MINUTES",
+        help=f"before each part, for others to use less than {QUIET:g} % of the CPU (default: 0)",
+    )
     options = parser.parse_args()
     wanted = options.only or ["start", "floor", *PARTS]
     if not sys.platform.startswith("linux"):
         parser.error("it reads /proc, so it needs Linux")
-    print(
-        f"Python {platform.python_version()}, {os.cpu_count()} cores, load average before "
-        f"{os.getloadavg()[0]:.2f}; medians of {options.runs} runs.\n",
-        flush=True,
-    )
-    ours: Figures = {}
-    floor: Figures = {}
+    found = book.Book(book.this_machine())
+    kept = book.Book.read() if options.write else found
+    failed = []
+
+    def note(name: str, measure: Callable[[], Figures]) -> None:
+        """Measure a part. One that fails leaves the others alone."""
+        before = book.wait_for_quiet(QUIET, options.wait)
+        print(f"measuring: {name} (others: {before:.0f} %)", file=sys.stderr, flush=True)
+        try:
+            figures = measure()
+        except Exception as error:
+            failed.append(name)
+            print(f"{name} failed: {error!r}", file=sys.stderr, flush=True)
+            return
+        if figures:
+            others = round(max(before, book.others_now()), 1)
+            day = datetime.date.today().isoformat()
+            part = book.Part(figures, day, options.runs, others)
+            found.parts[name] = kept.parts[name] = part
+        if options.write:
+            kept.machine = found.machine
+            kept.write()
+
     with load_server() as server, new_daemon(server.base_url) as daemon:
-        started = measures.start(daemon, options.runs if "start" in wanted else 0)
         if "start" in wanted:
-            ours |= started
+            note("start", lambda: measures.start(daemon, options.runs))
+        else:
+            measures.start(daemon, 0)
         for name, part in PARTS.items():
             if name in wanted:
-                print(f"measuring: {name}", file=sys.stderr, flush=True)
-                ours |= part(daemon, server, options.runs)
+                note(name, partial(part, daemon, server, options.runs))
         daemon.stop()
         if "floor" in wanted:
-            print("measuring: floor", file=sys.stderr, flush=True)
-            floor = measures.floor(server, options.runs)
-    for name in ("trip", "long"):
-        if f"{name}_cpu_ms" in ours and floor:
-            ours[f"{name}_beyond_ms"] = ours[f"{name}_cpu_ms"] - floor[f"{name}_cpu_ms"]
-    print(report.table(ours, floor))
-    print(f"\nHow:\n{report.methods(ours)}")
-    print(f"\nLoad average after: {os.getloadavg()[0]:.2f}.")
-    return 0
+            note("floor", lambda: measures.floor(server, options.runs))
+    print(found.shown())
+    if failed:
+        print(f"\nNot measured: {', '.join(failed)}.", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -336,15 +336,6 @@ def table(ours: Mapping[str, float], floor: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def methods(ours: Mapping[str, float]) -> str:
-    """How the figures that there are were measured."""
-    return "\n".join(
-        f"- {group.title}: {group.method}."
-        for group in GROUPS
-        if any(row.name in ours for row in group.rows)
-    )
-
-
 def _value(figures: Mapping[str, float], row: Row) -> str:
     if row.name not in figures:
         return ""
