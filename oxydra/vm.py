@@ -24,7 +24,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -36,6 +36,7 @@ from uuid import uuid4
 from oxydra import cage, config, embed, log
 from oxydra.approvals import Approvals, Rules
 from oxydra.budget import Account, Caps
+from oxydra.channels.media import Kept
 from oxydra.channels.registry import Chats, channel
 from oxydra.config import GuestConfig, MemoryConfig
 from oxydra.disk import Ballast, Quota, shortage
@@ -290,11 +291,13 @@ class AgentGuest:
             terms = self._telegram.terms_of(turn)
         return account, terms
 
-    def _keep_received(self, name: str, data: bytes) -> str:
-        """Put a file that came with a message into the workspace; returns where."""
+    @contextlib.contextmanager
+    def _keep_received(self, name: str) -> Iterator[Kept]:
+        """Put a file that comes with a message into the workspace."""
         path = RECEIVED.child(f"{secrets.token_hex(4)}-{name}")
-        self._workspace.write(path, data)
-        return str(path)
+        self._workspace.sweep(RECEIVED)
+        with self._workspace.create(path) as take:
+            yield Kept(str(path), take)
 
     def _keep(self, attachment: Attachment) -> str:
         """Put a file that a model made into the workspace; returns where, or why it is nowhere."""

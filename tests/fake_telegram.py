@@ -7,6 +7,7 @@ not there, a second poller. `fail` lets a test refuse any call.
 
 from __future__ import annotations
 
+import contextlib
 import html.parser
 import itertools
 import json
@@ -92,6 +93,8 @@ class FakeTelegram:
         self.paths: list[str] = []
         self.messages: dict[int, dict[int, dict[str, Any]]] = {}  # by chat and message id
         self.files: dict[str, bytes] = {}
+        self.claims: dict[str, int] = {}  # lengths that are said of those
+        self.slow: dict[str, Callable[[Callable[[bytes], None]], None]] = {}  # write themselves
         self.fail: Fail = lambda _method, _params: None
         self.polls = 0
         self._updates: list[dict[str, Any]] = []
@@ -108,11 +111,27 @@ class FakeTelegram:
             def do_GET(self) -> None:
                 prefix = f"/file/bot{fake.token}/"
                 fake.paths.append(self.path)
-                data = fake.files.get(self.path.removeprefix(prefix))
-                if not self.path.startswith(prefix) or data is None:
+                name = self.path.removeprefix(prefix)
+                data = fake.files.get(name)
+                if name in fake.slow:
+                    self._stream(fake.slow[name], fake.claims.get(name))
+                elif not self.path.startswith(prefix) or data is None:
                     self._give(404, b"{}")
                 else:
                     self._give(200, data)
+
+            def _stream(
+                self, write: Callable[[Callable[[bytes], None]], None], length: int | None
+            ) -> None:
+                """A file, over a connection of its own."""
+                self.close_connection = True
+                with contextlib.suppress(OSError):
+                    self.send_response(200)
+                    self.send_header("Connection", "close")
+                    if length is not None:
+                        self.send_header("Content-Length", str(length))
+                    self.end_headers()
+                    write(self.wfile.write)
 
             def do_POST(self) -> None:
                 size = int(self.headers.get("Content-Length") or 0)
@@ -291,7 +310,7 @@ class FakeTelegram:
 
     def _do_getFile(self, params: dict[str, Any]) -> Answer:
         name = str(params["file_id"])
-        if name not in self.files:
+        if name not in self.files and name not in self.slow:
             return refusal(400, "Bad Request: wrong file_id")
         return 200, {"ok": True, "result": {"file_id": name, "file_path": name}}
 

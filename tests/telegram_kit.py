@@ -9,6 +9,7 @@ import contextlib
 from oxydra.approvals import Approvals, Rules
 from oxydra.broker import Destinations
 from oxydra.channels.live import Pacing
+from oxydra.channels.media import Kept
 from oxydra.channels.route import telegram_route
 from oxydra.channels.telegram import Telegram
 from oxydra.config import RuntimeConfig, SenderConfig, TelegramConfig
@@ -113,9 +114,11 @@ class Chatting(Running):
             config=RuntimeConfig(),
         )
 
-    def keep(self, name, data):
-        self.received[name] = data
-        return f"/shared/received/{name}"
+    @contextlib.contextmanager
+    def keep(self, name):
+        data = bytearray()
+        yield Kept(f"/shared/received/{name}", data.extend)
+        self.received[name] = bytes(data)
 
     def stop(self):
         assert self.bot.stop(30)
@@ -126,7 +129,9 @@ class Chatting(Running):
     def settled(self):
         """Wait until every update was taken and nothing is owed."""
         owed = self.store.owed
-        eventually(lambda: self.fake.confirmed and not owed("telegram", "waiting"), timeout=300)
+        eventually(lambda: self.fake.confirmed, timeout=300)
+        eventually(lambda: not self.store.waiting("telegram"), timeout=300)
+        eventually(lambda: not owed("telegram", "waiting"), timeout=300)
         eventually(lambda: not owed("telegram", "ready"), timeout=300)
 
     def prompts(self):

@@ -349,50 +349,6 @@ def test_a_request_survives_a_restart_and_is_asked_once(tmp_path):
         assert sum("May erase run?" in said for said in w.fake.told()) == 1
 
 
-# ----------------------------------------------------------------------------------------- files
-
-PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 100
-
-
-def test_images_are_attached_and_other_files_put_into_the_workspace(tmp_path):
-    with chatting(tmp_path, "seen", "heard", "two", "gone") as w:
-        w.fake.files |= {"p.png": PNG, "v.ogg": b"OggS", "q.png": PNG + b"q"}
-        sizes = [{"file_id": "none", "file_size": 11 << 20}, {"file_id": "p.png", "file_size": 9}]
-        w.fake.says("", photo=sizes, caption="What is it?")
-        w.fake.wait_told("seen")
-        w.fake.says("", voice={"file_id": "v.ogg", "file_unique_id": "u1", "file_size": 4})
-        w.fake.wait_told("heard")
-        w.settled()
-        first, second = (request.messages[-1] for request in w.provider.requests)
-        assert (first.content, first.attachments[0].mime_type) == ("What is it?", "image/png")
-        assert first.tainted and second.tainted
-        assert second.content == "[The voice voice-u1.ogg is in /shared/received/voice-u1.ogg]"
-        assert w.received == {"voice-u1.ogg": b"OggS"}
-        document = {"file_id": "gone", "file_name": "../../etc/passwd", "file_size": 5}
-        w.fake.says("", document=document, caption="Read")
-        w.fake.wait_told("two")
-        assert "passwd could not be taken" in w.prompts()[-1] and "/" not in w.prompts()[-1]
-        w.fake.says("", document={**document, "file_size": 90 << 20})
-        w.fake.wait_told("gone")
-        assert "larger than 16 MB" in w.prompts()[-1]
-        w.settled()
-
-
-def test_an_album_is_one_message(tmp_path):
-    with chatting(tmp_path, "nice") as w:
-        w.fake.files |= {"p.png": PNG, "q.png": PNG + b"q"}
-        rows = [
-            w.fake.message("", photo=[{"file_id": name}], media_group_id="g", **more)
-            for name, more in (("p.png", {}), ("q.png", {"caption": "Our garden"}))
-        ]
-        w.fake.updates(*({"message": row} for row in rows))
-        w.fake.wait_told("nice")
-        w.settled()
-        (request,) = w.provider.requests
-        assert request.messages[-1].content == "Our garden"
-        assert len(request.messages[-1].attachments) == 2
-
-
 # -------------------------------------------------------------------------------------- troubles
 
 

@@ -87,12 +87,12 @@ def test_files_go_both_ways(fake, bot):
     data = bytes(range(256)) * 4096
     fake.files["documents/a.bin"] = data
     pieces: list[bytes] = []
-    bot.fetch("documents/a.bin", 1 << 21, pieces.append)
+    bot.fetch("documents/a.bin", 1 << 21, pieces.append, CancelToken())
     assert b"".join(pieces) == data and len(pieces) > 1
     with pytest.raises(TransportError, match="larger"):
-        bot.fetch("documents/a.bin", 1000, pieces.append)
+        bot.fetch("documents/a.bin", 1000, pieces.append, CancelToken())
     with pytest.raises(BotError, match="wrong file_id"):
-        bot.fetch("documents/none", 1000, pieces.append)
+        bot.fetch("documents/none", 1000, pieces.append, CancelToken())
     for kind in ("photo", "document", "audio", "voice", "video"):
         bot.send_files(42, 3, [SentFile(kind, 'a".png', data)], "Look")
     kept = [message["file"] for message in fake.messages[42].values()]

@@ -14,6 +14,7 @@ import json
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +30,7 @@ from oxydra.types import Json, SentFile
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
 MAX_ANSWER = 8 << 20
-SLOWEST = 64 << 10  # bytes a second of a file that goes out
+SLOWEST = 64 << 10  # bytes a second of a file, either way
 WRITTEN = (
     *("allowed_updates", "commands", "link_preview_options", "reply_markup", "reply_parameters"),
 )
@@ -182,9 +183,11 @@ class Bot:
             sent = self._call(f"send_{file.kind}", chat, file, caption=caption or None, **more)
         return int(sent["message_id"])
 
-    def fetch(self, file_id: str, limit: int, take: Callable[[bytes], object]) -> None:
+    def fetch(
+        self, file_id: str, limit: int, take: Callable[[bytes], object], token: CancelToken
+    ) -> None:
         """Give a file's content to `take`, a piece at a time. Raises `TransportError` where it is
-        larger than `limit` bytes.
+        larger than `limit` bytes, or comes more slowly than `SLOWEST`.
         """
         path = str(self._call("get_file", file_id).get("file_path", ""))
         if not re.fullmatch(r"[\w./-]{1,500}", path, re.ASCII) or ".." in path:
@@ -197,10 +200,14 @@ class Bot:
             idle_timeout=ANSWER_SECONDS,
             max_bytes=limit,
         )
-        with self._transport.open(request, self._token) as stream:
+        with self._transport.open(request, token) as stream:
             if stream.status != 200:
                 raise BotError(stream.status, "the file can't be fetched")
+            began, came = time.monotonic(), 0
             for piece in stream:
+                came += len(piece)
+                if time.monotonic() - began > ANSWER_SECONDS + came / SLOWEST:
+                    raise TransportError("It comes too slowly.", kind="deadline", retryable=True)
                 take(piece)
 
     # ------------------------------------------------------------------------------- below telebot

@@ -52,7 +52,10 @@ class Commands:
         table: Mapping[str, Command],
         health: Callable[[], Json],
         channel: str,
+        drop: Callable[[Place | None], int],
     ) -> None:
+        """`drop` forgets the messages of a place, None: of all, that wait for their files."""
+        self._drop = drop
         self._hub = hub
         self._store = store
         self._table = table
@@ -123,12 +126,16 @@ class Commands:
     def _cancel(self, place: Place, _rest: str) -> str:
         found = self._store.channel_session(self._channel, place.chat, place.topic)
         active = self._hub.active_turn(found) if found else None
+        dropped = self._drop(place)
+        if active is None and dropped:
+            return "What waited here for its files is forgotten."
         if active is None:
             raise NotFoundError("Nothing runs here.")
         self._hub.cancel(found, active["turn_id"])
         return "Stopping it."
 
     def _cancel_all(self, _place: Place, _rest: str) -> str:
+        self._drop(None)
         self._hub.cancel_all()
         return "Stopping everything."
 

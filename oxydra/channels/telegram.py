@@ -3,7 +3,7 @@
 The thread `oxydra-telegram-poll` asks for updates by long polling and acts on each before it
 confirms it, so that none is lost; one that comes again after a crash finds its turn there. It ends
 with `stop`, at once, or when the bot's token is not valid any more. `Mail` has the thread that
-sends.
+sends, `Intake` the one that fetches files.
 
 What a person writes becomes a turn of the session that the chat, or the topic of a forum, talks to.
 What others wrote of it - forwarded, quoted, in files - marks the turn as tainted. In a group the
@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from oxydra.approvals import Approvals
 from oxydra.channels import media
 from oxydra.channels.bot import Bot, BotError
 from oxydra.channels.commands import MENU, Commands, Place
+from oxydra.channels.intake import Fetch, Intake
 from oxydra.channels.live import Pacing
 from oxydra.channels.mail import BACKOFF, NAME, Mail, Trouble
 from oxydra.channels.senders import Senders
@@ -39,7 +40,7 @@ from oxydra.gateway.commands import Command
 from oxydra.gateway.hub import Hub
 from oxydra.runtime import Terms
 from oxydra.store import Store
-from oxydra.store.channels import Debt
+from oxydra.store.channels import Debt, Waiting
 from oxydra.store.notices import Notice
 from oxydra.threads import CancelToken, Deadline, Service
 from oxydra.transport import Transport
@@ -54,13 +55,33 @@ CLOSED = ("memory_", "schedule_")  # tools that a group has not, by how their na
 
 @dataclass(slots=True)
 class Incoming:
-    """A message, or several that are one album."""
+    """A message, or several that are one album, of the update `number`; `text` is what the person
+    wrote.
+    """
 
+    number: int
     place: Place
     message: Json
     sender: int
-    album: list[Json] = field(default_factory=list)
+    text: str
+    album: list[Json]
     edited: bool = False
+
+    @classmethod
+    def of(cls, waiting: Waiting) -> Incoming:
+        place = Place(waiting.chat, waiting.topic)
+        return cls(waiting.number, place, **waiting.message)
+
+    @property
+    def waiting(self) -> Waiting:
+        """It as a row."""
+        kept = ("message", "sender", "text", "album", "edited")
+        row = {name: getattr(self, name) for name in kept}
+        return Waiting(self.number, self.place.chat, self.place.topic, row)
+
+    @property
+    def files(self) -> list[media.Medium]:
+        return [one for message in self.album for one in media.media_of(message)]
 
     @property
     def turn_id(self) -> str:
@@ -98,13 +119,17 @@ class Telegram:
         self._trouble = Trouble()
         self._bot = Bot(transport, config.api_url, self._token)
         self._senders = Senders(config, audit)
-        self._commands = Commands(hub, store, commands, health, NAME)
         self._mail = Mail(
             *(self._bot, store, self._token, config.max_message_length, self._trouble),
             approvals=approvals,
             pacing=pacing or Pacing(),
             on_death=on_death,
         )
+        self._intake = Intake(
+            *(self._bot, store, self._token, NAME, self._take_up, self._mail.look),
+            on_death=on_death,
+        )
+        self._commands = Commands(hub, store, commands, health, NAME, self._intake.drop)
         self._in_groups = frozenset(name for name in tools if not name.startswith(CLOSED))
         self._topics: dict[Place, str] = {}  # names of topics
         self._me: Json = {}
@@ -120,6 +145,8 @@ class Telegram:
 
     def start(self) -> None:
         self._mail.start()
+        self._intake.start()
+        self._intake.look()  # what a crash or a shutdown left
         self._service.start()
 
     def stop(self, timeout: float) -> bool:
@@ -127,6 +154,7 @@ class Telegram:
         deadline = Deadline.after(timeout)
         self._token.cancel("shutdown")
         ended = self._service.stop(deadline.remaining())
+        ended = self._intake.stop(deadline.remaining()) and ended
         ended = self._mail.stop(deadline.remaining()) and ended
         self._bot.close()
         return ended
@@ -231,12 +259,19 @@ class Telegram:
             if not isinstance(number, int):
                 continue
             self._token.check()
-            self._store.channel_took(NAME, number + 1, self._take(update, albums))
-            self._mail.look()
+            taken = self._take(update, albums)
+            if isinstance(taken, Waiting):
+                self._store.channel_took(NAME, number + 1, waiting=taken)
+                self._intake.look()
+            else:
+                self._store.channel_took(NAME, number + 1, taken)
+                self._mail.look()
         return 0.0
 
-    def _take(self, update: Json, albums: Mapping[str, list[Json]]) -> list[Debt]:
-        """Act on an update; what is owed for it. Raises only what makes it worth another try."""
+    def _take(self, update: Json, albums: Mapping[str, list[Json]]) -> list[Debt] | Waiting:
+        """Act on an update; what is owed for it, or what of it has to wait. Raises only what makes
+        it worth another try.
+        """
         try:
             if isinstance(update.get("callback_query"), dict):
                 self._pressed(update["callback_query"])
@@ -265,7 +300,7 @@ class Telegram:
 
     def _message(
         self, update: Json, message: Json, albums: Mapping[str, list[Json]], edited: bool
-    ) -> list[Debt]:
+    ) -> list[Debt] | Waiting:
         chat = message.get("chat") or {}
         if "migrate_to_chat_id" in message and str(chat.get("id")) in self._config.groups:
             self._mail.moved(int(chat["id"]), int(message["migrate_to_chat_id"]))
@@ -275,14 +310,14 @@ class Telegram:
             return []
         topic = message.get("message_thread_id") if message.get("is_topic_message") else 0
         place = Place(int(chat["id"]), int(topic or 0))
-        incoming = Incoming(place, message, int(sender["id"]), edited=edited)
         self._name_topic(place, message)
-        text = str(message.get("text") or message.get("caption") or "")
-        album = albums.get(str(message.get("media_group_id", "")), [])
-        if album and album[0] is not message:
+        album = albums.get(str(message.get("media_group_id", "")), []) or [message]
+        if album[0] is not message:
             return []  # it was taken with the first of its album
-        incoming.album = album or [message]
-        text = next((str(m["caption"]) for m in incoming.album if m.get("caption")), text)
+        text = str(message.get("text") or message.get("caption") or "")
+        text = next((str(one["caption"]) for one in album if one.get("caption")), text)
+        number = int(update["update_id"])
+        incoming = Incoming(number, place, message, int(sender["id"]), text, album, edited)
         command, rest = self._command(text)
         if not place.private and not (command or self._addressed(message, text)):
             return []
@@ -290,13 +325,16 @@ class Telegram:
             return []  # another bot's
         if command and not edited:
             answer = self._commands.run(place, command, rest)
-            key = f"reply:{update['update_id']}"
-            return [Debt(place.chat, place.topic, "reply", key, answer, incoming.sender)]
-        if not (text.strip() or any(media.media_of(one) for one in incoming.album)):
+            return [self._reply(incoming, answer)]
+        if not (text.strip() or incoming.files):
             return []  # a service message, or one of a kind that says nothing to an agent
-        if edited and not self._unfinished(incoming):
-            return []
-        return self._begin(update, incoming, text)
+        if incoming.files or self._intake.waits(place):
+            return incoming.waiting
+        return self._begin(incoming)
+
+    def _reply(self, incoming: Incoming, text: str) -> Debt:
+        place, key = incoming.place, f"reply:{incoming.number}"
+        return Debt(place.chat, place.topic, "reply", key, text, incoming.sender)
 
     def _name_topic(self, place: Place, message: Json) -> None:
         """What a topic is called is in the message that made it, or in one that answers that."""
@@ -348,21 +386,27 @@ class Telegram:
         turn = self._store.turn(f"{NAME}:{incoming.place.chat}:{incoming.message['message_id']}")
         return turn is not None and turn.terminal is None
 
-    def _begin(self, update: Json, incoming: Incoming, text: str) -> list[Debt]:
-        """A message becomes a turn; what is owed for it besides."""
+    def _take_up(self, waiting: Waiting, fetch: Fetch) -> list[Debt]:
+        """See `intake.Begin`."""
+        return self._begin(Incoming.of(waiting), fetch)
+
+    def _begin(self, incoming: Incoming, fetch: Fetch | None = None) -> list[Debt]:
+        """A message becomes a turn; what is owed for it besides. `fetch` is for its files."""
+        if incoming.edited and not self._unfinished(incoming):
+            return []
         place, turn_id = incoming.place, incoming.turn_id
-        prompt, tainted = _prompt(incoming.message, text, self._me)
-        found = [one for message in incoming.album for one in media.media_of(message)]
+        prompt, tainted = _prompt(incoming.message, incoming.text, self._me)
         attachments: tuple[Attachment, ...] = ()
         there = self._store.turn(turn_id)
-        if found and there is None:
-            attachments, lines = media.take(found, self._bot.fetch, self._keep)
-            prompt = "\n".join([*filter(None, [prompt]), *lines])
-            tainted = True
-        if incoming.edited:
-            prompt = f"[My last message was edited. It says now:]\n{prompt}"
         if there is not None:
             prompt = there.prompt  # as it was taken: this is the update once more
+        else:
+            if fetch is not None and incoming.files:
+                attachments, lines = media.take(incoming.files, fetch, self._keep)
+                prompt = "\n".join([*filter(None, [prompt]), *lines])
+                tainted = True
+            if incoming.edited:
+                prompt = f"[My last message was edited. It says now:]\n{prompt}"
         try:
             session_id = self._session(place)
             debt = Debt(
@@ -383,8 +427,7 @@ class Telegram:
             raise
         except OxydraError as error:
             self._mail.forget(turn_id)
-            key = f"reply:{update['update_id']}"
-            return [Debt(place.chat, place.topic, "reply", key, str(error), incoming.sender)]
+            return [self._reply(incoming, str(error))]
         self._mail.ended(turn_id)  # if it has: it may have come before
         return []
 

@@ -1,6 +1,5 @@
-"""What channels keep: how far they have read, which chat talks to which session, and the outbox:
-what a chat is owed.
-
+"""What channels keep: how far they have read, which messages of that wait to be acted on, which
+chat talks to which session, and the outbox: what a chat is owed.
 An item of the outbox is owed from when it is `ready`. It is sent in parts, of which `sent` have
 arrived; `sending` says that one was under way when that was last written, so that whoever finds it
 so after a crash can't know. `key` makes an item one of its kind. Files that an item has lie here
@@ -9,6 +8,7 @@ too until it is settled, as they were when it came to be owed, whatever becomes 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import apsw
 
 from oxydra.errors import ToolError
+from oxydra.frames import compact
 from oxydra.store.database import Database, Row, clean, timestamp
 from oxydra.types import Json, SentFile
 
@@ -71,8 +72,18 @@ class Debt:
     files: tuple[SentFile, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A message of a chat, or of a topic (0: none), that was taken and is no turn yet."""
+
+    number: int
+    chat: int
+    topic: int
+    message: Json
+
+
 class ChannelTables(Database):
-    """`channel_offsets`, `channel_sessions`, `outbox` and `outbox_files`."""
+    """`channel_offsets`, `channel_sessions`, `channel_inbox`, `outbox` and `outbox_files`."""
 
     # ------------------------------------------------------------------------------- how far
 
@@ -82,9 +93,23 @@ class ChannelTables(Database):
             found = db.execute("SELECT next FROM channel_offsets WHERE channel = ?", (channel,)).get
         return int(found or 0)
 
-    def channel_took(self, channel: str, following: int, debts: Sequence[Debt] = ()) -> None:
-        """What came before `following` was taken, and this is owed for it."""
+    def channel_took(
+        self,
+        channel: str,
+        following: int,
+        debts: Sequence[Debt] = (),
+        waiting: Waiting | None = None,
+    ) -> None:
+        """What came before `following` was taken; this is owed for it, and this of it waits."""
         with self._transaction() as db:
+            if waiting is not None:
+                db.execute(
+                    "INSERT OR IGNORE INTO channel_inbox VALUES (?, ?, ?, ?, ?)",
+                    (
+                        *(channel, waiting.number, waiting.chat, waiting.topic),
+                        clean(compact(waiting.message)),
+                    ),
+                )
             db.execute(
                 "INSERT INTO channel_offsets VALUES (?, ?)"
                 " ON CONFLICT (channel) DO UPDATE SET next = excluded.next",
@@ -92,6 +117,40 @@ class ChannelTables(Database):
             )
             for debt in debts:
                 _insert(db, channel, debt)
+
+    # --------------------------------------------------------------------------------- inbox
+
+    def waiting(self, channel: str) -> list[Waiting]:
+        """The messages that wait, in the order in which they came."""
+        with self._reading() as db:
+            rows: list[Row] = db.execute(
+                "SELECT number, chat, topic, message FROM channel_inbox WHERE channel = ?"
+                " ORDER BY number",
+                (channel,),
+            ).fetchall()
+        return [Waiting(row[0], row[1], row[2], json.loads(row[3])) for row in rows]
+
+    def waits(self, channel: str, chat: int, topic: int) -> bool:
+        """Whether a message of this chat waits."""
+        with self._reading() as db:
+            found = db.execute(
+                "SELECT 1 FROM channel_inbox WHERE channel = ? AND chat = ? AND topic = ? LIMIT 1",
+                (channel, chat, topic),
+            ).get
+        return found is not None
+
+    def waited(self, channel: str, numbers: Sequence[int], debts: Sequence[Debt] = ()) -> int:
+        """These wait no more, and this is owed for them. Returns how many of them had waited."""
+        gone = 0
+        with self._transaction() as db:
+            for number in numbers:
+                db.execute(
+                    "DELETE FROM channel_inbox WHERE channel = ? AND number = ?", (channel, number)
+                )
+                gone += db.changes()
+            for debt in debts:
+                _insert(db, channel, debt)
+        return gone
 
     # ------------------------------------------------------------------------------ sessions
 
@@ -120,6 +179,10 @@ class ChannelTables(Database):
         with self._transaction() as db:
             db.execute(
                 "UPDATE OR IGNORE channel_sessions SET chat = ? WHERE channel = ? AND chat = ?",
+                (new, channel, old),
+            )
+            db.execute(
+                "UPDATE channel_inbox SET chat = ? WHERE channel = ? AND chat = ?",
                 (new, channel, old),
             )
             db.execute(

@@ -572,6 +572,22 @@ def m020_outgoing_files(db: apsw.Connection) -> None:
     )
 
 
+def m021_channel_inbox(db: apsw.Connection) -> None:
+    """Messages that were taken from a channel and wait: for their files, or for one before them."""
+    db.execute(
+        """
+        CREATE TABLE channel_inbox (
+            channel TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            chat INTEGER NOT NULL,
+            topic INTEGER NOT NULL,
+            message TEXT NOT NULL,
+            PRIMARY KEY (channel, number)
+        ) STRICT
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -593,5 +609,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m018_channels,
     m019_mcp,
     m020_outgoing_files,
+    m021_channel_inbox,
 )
 """In order, append-only: a migration that was released is never changed."""

@@ -176,16 +176,12 @@ class Workspace:
         that this is the status of; with `new` there must be none, and it gets the permissions
         `mode` if they are given.
         """
-        self._require_writable(path)
-        if full := self._full():
-            raise ToolError(f"{path} can't be written: {full}.", remedy="Delete something first.")
+        self._require_room(path)
         if len(data) > MAX_WRITE_BYTES:
             raise ToolError(
                 f"{len(data):,} bytes are too many to write at once.",
                 remedy=f"Write at most {MAX_WRITE_BYTES:,} bytes.",
             )
-        if not path.parts:
-            raise _not_a_file(path, stat.S_IFDIR)
         with _explained(path), self._folder(path.parent, create=True) as folder:
             old: os.stat_result | None = None
             with contextlib.suppress(FileNotFoundError):
@@ -197,20 +193,43 @@ class Workspace:
                 raise ToolError(
                     f"{path} was changed by someone else meanwhile.", remedy="Read it again first."
                 )
-            temporary = f".oxydra-{self._mark}-{secrets.token_hex(4)}.tmp"
-            try:
-                _write_new(folder, temporary, data, old, mode)
-                if new:  # unlike a rename, a link never replaces what came there meanwhile
-                    os.link(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-                    os.unlink(temporary, dir_fd=folder)
-                else:
-                    os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary, dir_fd=folder)
-                raise
-            _sync(folder)
+            with self._replacing(folder, path.name, old, new=new, mode=mode) as put:
+                put(data)
         return old is None
+
+    @contextlib.contextmanager
+    def create(self, path: VirtualPath) -> Iterator[Callable[[bytes], None]]:
+        """A file that comes a piece at a time: yields what takes the pieces. It is there, durable,
+        when the block ends, and nothing of it is where that raises. There must be none at `path`;
+        how large it grows is the caller's to bound.
+        """
+        self._require_room(path)
+        with (
+            _explained(path),
+            self._folder(path.parent, create=True) as folder,
+            self._replacing(folder, path.name, None, new=True, mode=None) as put,
+        ):
+            yield put
+
+    @contextlib.contextmanager
+    def _replacing(
+        self, folder: int, name: str, old: os.stat_result | None, *, new: bool, mode: int | None
+    ) -> Iterator[Callable[[bytes], None]]:
+        """What takes the content of a file that is `name` in `folder` when the block has ended."""
+        temporary = f".oxydra-{self._mark}-{secrets.token_hex(4)}.tmp"
+        try:
+            with _writing(folder, temporary, old, mode) as put:
+                yield put
+            if new:  # unlike a rename, a link never replaces what came there meanwhile
+                os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                os.unlink(temporary, dir_fd=folder)
+            else:
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=folder)
+            raise
+        _sync(folder)
 
     def delete(self, path: VirtualPath) -> Kind:
         """Remove a file, a link (never what it points to) or an empty folder; say which it was."""
@@ -259,6 +278,13 @@ class Workspace:
                 f" {visible(name)!r}.",
                 remedy="Tell the person what should be in it.",
             )
+
+    def _require_room(self, path: VirtualPath) -> None:
+        self._require_writable(path)
+        if full := self._full():
+            raise ToolError(f"{path} can't be written: {full}.", remedy="Delete something first.")
+        if not path.parts:
+            raise _not_a_file(path, stat.S_IFDIR)
 
     def _no_root(self, path: VirtualPath) -> ToolError:
         there = ", ".join(folder.virtual for folder in self._folders.values())
@@ -363,14 +389,20 @@ def _entry(name: str, found: os.stat_result) -> Entry:
 # --------------------------------------------------------------------------------------- writing
 
 
-def _write_new(
-    folder: int, name: str, data: bytes, old: os.stat_result | None, mode: int | None
-) -> None:
+@contextlib.contextmanager
+def _writing(
+    folder: int, name: str, old: os.stat_result | None, mode: int | None
+) -> Iterator[Callable[[bytes], None]]:
+    """A new file, on the disk when the block ends, with the owner and permissions that it needs."""
     fd = os.open(name, _CREATE, 0o666, dir_fd=folder)
-    try:
+
+    def put(data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(fd, rest) :]
+
+    try:
+        yield put
         if old is not None:
             _give(fd, old)
             os.fchmod(fd, old.st_mode & 0o777)  # without setuid and setgid
