@@ -53,7 +53,8 @@ KINDS = ("guest", "shell", "runner", "engine")
 PATIENCE = 900.0  # seconds for what is owed: the machine may be slow
 SAMPLE = 2.0
 WARM = 180.0  # seconds of a life in which what is kept fills up to its bounds
-GROWTH = 16.0  # MiB by which a life may grow after that
+GROWTH = 16.0  # MiB by which a life may grow after that, beside its vectors
+VECTOR = 1.1 / 1024  # MiB that one takes in memory's index
 ROUNDS = 3  # the first is to warm up
 ROUND_GROWTH = 8.0  # MiB by which a process may grow from one round to the next
 MORE_FILES = 3  # descriptors that may be open after another round: a worker that was started
@@ -103,21 +104,30 @@ class Life:
     def __init__(self, role: str, pid: int) -> None:
         self.role, self.pid = role, pid
         self.rows: list[tuple[float, float, int]] = []  # age, MiB of memory, descriptors
+        self._vectors: list[int] = []
         self._since = time.monotonic()
 
-    def look(self) -> None:
+    def look(self, vectors: int) -> None:
+        """`vectors` is how many memory has."""
         with contextlib.suppress(OSError, KeyError):
             files = len(os.listdir(f"/proc/{self.pid}/fd"))
             self.rows.append((time.monotonic() - self._since, anonymous(self.pid), files))
+            self._vectors.append(vectors)
 
     @property
     def growth(self) -> float:
-        """MiB from the end of its beginning to its own end: medians; 0 for a short one."""
-        rows = [row for row in self.rows if row[0] > WARM]
-        part = len(rows) // 4
+        """MiB from the end of its beginning to its own end: medians; 0 for a short one. What is
+        said goes into an index, which the guest holds whole.
+        """
+        warm = next((at for at, row in enumerate(self.rows) if row[0] > WARM), len(self.rows))
+        part = (len(self.rows) - warm) // 4
         if part < 5:
             return 0.0
-        return proc.median([r[1] for r in rows[-part:]]) - proc.median([r[1] for r in rows[:part]])
+        index = VECTOR if self.role == "guest" else 0.0
+        beside = [
+            row[1] - index * vectors for row, vectors in zip(self.rows, self._vectors, strict=True)
+        ]
+        return proc.median(beside[-part:]) - proc.median(beside[warm : warm + part])
 
 
 class Soak:
@@ -303,10 +313,12 @@ class Soak:
 
     def look(self) -> None:
         found = self.health()
+        with self.database() as db:
+            (vectors,) = db.execute("SELECT coalesce(max(rowid), 0) FROM vectors").fetchone()
         for role in KINDS[:-1]:
             pid = int(str(found.get(f"{role}_pid") or 0))
             if pid:
-                self.lives.setdefault((role, pid), Life(role, pid)).look()
+                self.lives.setdefault((role, pid), Life(role, pid)).look(vectors)
 
     # ----------------------------------------------------------------------------------- the run
 
