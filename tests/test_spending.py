@@ -39,7 +39,7 @@ from oxydra.threads import CancelToken
 from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
 from oxydra.transport import DirectTransport
-from oxydra.types import Completed, Message, ModelRequest, ModelSpec, TextDelta, Usage
+from oxydra.types import Completed, Message, ModelRequest, ModelSpec, TextDelta, ToolSpec, Usage
 from tests.fake_model import CUT, FakeModel, Reply, event
 
 DOLLAR = 10**9
@@ -148,6 +148,27 @@ def test_a_shortened_answer_leaves_something_to_calls_beside_it(store: Store) ->
         spending.meter(Account(f"t{n}", "s")).open(ModelRequest(long, ASKED)) for n in range(3)
     ]
     assert [bill.request.model.max_output_tokens for bill in bills] == [39_936, 19_456, 16_384]
+
+
+class Read(dict[str, Any]):
+    """A tool's parameters, which know how often they were put into words."""
+
+    times = 0
+
+    def __format__(self, how: str) -> str:
+        self.times += 1
+        return format(dict(self), how)
+
+
+def test_tools_are_counted_once_though_each_turn_puts_them_together_anew(store: Store) -> None:
+    spending = Spending(store)
+    parameters = Read(type="object", properties={})
+    specs = [ToolSpec(f"tool{number}", "Does it.", parameters) for number in range(3)]
+    found = [spending.tool_tokens(tuple(specs[:count]), PRICED) for count in (3, 2, 3, 2)]
+    assert found[:2] == found[2:] and found[0] > found[1] > 0
+    assert parameters.times == 5
+    changed = [*specs[:2], replace(specs[2], description="Does something else altogether, well.")]
+    assert spending.tool_tokens(changed, PRICED) > found[0]
 
 
 def test_a_free_model_is_asked_though_nothing_is_left(store: Store) -> None:

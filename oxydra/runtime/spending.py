@@ -75,7 +75,7 @@ class Spending:
         self.zone = zone
         self.clock = clock
         self.calibrations = Calibrations()
-        self._tools: dict[tuple[int, str], tuple[Sequence[ToolSpec], int]] = {}
+        self._tools: dict[tuple[tuple[int, ...], str], tuple[Sequence[ToolSpec], int]] = {}
         self._lock = threading.Lock()
 
     def recover(self) -> None:
@@ -95,10 +95,10 @@ class Spending:
         return AccountMeter(self, account, durably)
 
     def tool_tokens(self, tools: Sequence[ToolSpec], model: ModelSpec) -> int:
-        """Their estimate, counted once for each set of tools."""
+        """Their estimate, counted once for each set of tools, however often it is put together."""
         if not tools:
             return 0
-        key = (id(tools), family(model))
+        key = (tuple(map(id, tools)), family(model))
         with self._lock:
             kept = self._tools.get(key)
         if kept is not None:
@@ -107,7 +107,7 @@ class Spending:
         with self._lock:
             if len(self._tools) >= TOOL_SETS:
                 self._tools.clear()
-            self._tools[key] = (tools, tokens)  # holding the set keeps its id its own
+            self._tools[key] = (tools, tokens)  # holding the set keeps the ids its own
         return tokens
 
     def left(self, account: Account) -> int | None:
