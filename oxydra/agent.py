@@ -156,11 +156,14 @@ class Agent:
         settings.workspace.prepare()
         exact, patterns = ExactScrubber(settings.secrets()), GuestScrubber()
 
+        def scrub(text: str) -> str:
+            return patterns.logged(exact.text(text))
+
         def run(_service: Service) -> None:
             descriptor = settings.workspace.open_log("runtime.log")
             with (
                 os.fdopen(descriptor, "a", encoding="utf-8") as file,
-                log.attached("oxydra", file, lambda text: patterns.logged(exact.text(text))),
+                log.attached("oxydra", file, scrub, settings.log_format),
             ):
                 try:
                     runner.run(on_ready=lambda _endpoint: told.put(None))

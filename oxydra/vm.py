@@ -569,7 +569,10 @@ def _run(
     with RunnerStream(wire) as stream:
         try:
             envelope = bootstrap()
-            log.setup("oxydra-vm", sys.stderr, scrub=scrubber_of(envelope).logged)
+            form: log.Form = (
+                "json" if envelope.runtime_policy.get("log_format") == "json" else "text"
+            )
+            log.setup("oxydra-vm", sys.stderr, scrub=scrubber_of(envelope).logged, form=form)
             root = Path(envelope.workspace_root)
             level = lock_in(root / "internal", envelope.folders, contained)
             control = stream.start()

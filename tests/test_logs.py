@@ -14,6 +14,7 @@ import pytest
 from oxydra.cli.logs import since
 from oxydra.errors import UsageError
 from oxydra.frames import MAX_PACKED, pack
+from oxydra.runner.logfiles import LogFiles
 from oxydra.runner.logs import (
     FILES,
     MAX_LINE,
@@ -103,6 +104,31 @@ def test_all_of_a_fast_log_is_followed_in_parts(workspace):
     assert seen == [str(n) for n in range(3 * MAX_LINES)]
 
 
+def test_what_was_turned_over_is_followed_and_shown(workspace):
+    files = LogFiles(workspace.logs, most=100)
+    write(workspace, "runner", record(1, "a"))
+    first = read(workspace)
+    write(workspace, "runner", record(2, "b") + record(3, "c"))
+    files.look()
+    assert (workspace.logs / "runner.log").stat().st_size == 0
+    assert texts(read(workspace)) == ["a", "b", "c"]
+    second = read(workspace, after=first.after)
+    assert texts(second) == ["b", "c"] and not second.more
+    write(workspace, "runner", record(4, "d"))
+    assert texts(read(workspace)) == ["a", "b", "c", "d"]
+    assert texts(read(workspace, after=second.after)) == ["d"]
+    write(workspace, "runner", record(5, "e") + record(6, "f"))
+    files.look()
+    write(workspace, "runner", record(7, "g"))
+    seen, answer = [], second
+    while True:
+        answer = read(workspace, after=answer.after)
+        seen += texts(answer)
+        if not answer.more:
+            break
+    assert seen == ["d", "e", "f", "g"]
+
+
 # ---------------------------------------------------------------------------------- hostile files
 
 
@@ -156,7 +182,7 @@ def test_a_line_without_an_end_holds_nothing_up(workspace):
 @pytest.mark.parametrize(
     "payload",
     [{"role": 1}, {"tail": "3"}, {"tail": -1}, {"tail": True}, {"since": 0}, {"after": []}]
-    + [{"after": {"runner": at}} for at in (3, [1], ["1", 2], None)],
+    + [{"after": {"runner": at}} for at in (3, [1], [1, 2], ["1", 2, 3], None)],
 )
 def test_a_wrong_request_is_refused(payload):
     with pytest.raises(UsageError):
@@ -214,6 +240,24 @@ def test_with_a_daemon_and_without(home):
     assert "ready at ws://" in home.run("logs", "--role", "runner", "--tail", "100")
     assert len(home.run("logs", "--role", "runner", "--tail", "1").splitlines()) == 1
     assert "is no time" in home.fails("logs", "--since", "x", code=2)
+
+
+def test_as_json(home):
+    home.env["OPENAI_API_KEY"] = secret = "sk-canary-0123456789abcdef"
+    home.run("--log-format", "json", "start", "--detach")
+    home.run("ask", "hello", code=1)  # there is no network: the guest warns of it
+    home.run("restart")  # as runner.toml says: text
+    for role, component in (("runner", "oxydra-runner"), ("runtime", "oxydra-vm")):
+        text = (home.workspace / "logs" / f"{role}.log").read_text()
+        rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        assert all(row["component"] == component for row in rows)
+        assert all({"time", "level", "logger", "message"} <= set(row) for row in rows)
+        assert secret not in text
+    runner = [json.loads(line) for line in home.run("logs", "--json").splitlines()]
+    ready = [row for row in runner if "ready at ws://" in row["text"]]
+    assert [("record" in row, row["level"]) for row in ready] == [(True, "INFO"), (False, "INFO")]
+    assert ready[0]["record"]["message"].startswith("ready at ws://")
+    assert ready[0]["time"] == ready[0]["record"]["time"]
 
 
 def test_following_through_a_restart_until_ctrl_c(home):

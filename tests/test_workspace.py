@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from oxydra.errors import ConfigError, OxydraError
-from oxydra.runner.workspace import LOG_BYTES, AlreadyRunning, Workspace, open_regular
+from oxydra.runner.workspace import AlreadyRunning, Workspace, open_regular
 
 
 @pytest.fixture
@@ -114,15 +114,6 @@ def test_a_prepared_log_is_not_written_through(workspace, tmp_path, kind):
     with pytest.raises(OSError):
         os.close(workspace.open_log("runtime.log"))
     assert victim.read_text() == "precious"
-
-
-def test_an_overlong_log_is_set_aside(workspace):
-    log = workspace.logs / "runtime.log"
-    with log.open("wb") as file:
-        file.truncate(LOG_BYTES + 1)
-    os.close(workspace.open_log("runtime.log"))
-    assert log.stat().st_size == 0
-    assert (workspace.logs / "runtime.log.1").stat().st_size == LOG_BYTES + 1
 
 
 def test_the_tail_of_a_log(workspace):

@@ -36,12 +36,10 @@ def start(options: argparse.Namespace) -> int:
     settings = _runner_settings(options)
     if options.detach:
         return _start_detached(settings)
-    from oxydra import log
     from oxydra.runner.daemon import Runner, handle_signals
-    from oxydra.scrub.exact import ExactScrubber
     from oxydra.threads import install_hooks
 
-    log.setup("oxydra-runner", sys.stderr, scrub=ExactScrubber(settings.secrets()).text)
+    _set_up_log(settings)
     install_hooks()
     daemon = Runner(settings)
     with handle_signals(daemon):
@@ -115,11 +113,17 @@ def _start_detached(settings: RunnerSettings, user: str = "") -> int:
     raise error
 
 
+def _set_up_log(settings: RunnerSettings) -> None:
+    from oxydra import log
+    from oxydra.scrub.exact import ExactScrubber
+
+    scrub = ExactScrubber(settings.secrets()).text
+    log.setup("oxydra-runner", sys.stderr, scrub=scrub, form=settings.log_format)
+
+
 def _daemon_process(settings: RunnerSettings, report: int) -> NoReturn:
     """The background process, from fork to its end; `report` is told how the start went."""
-    from oxydra import log
     from oxydra.runner.daemon import Runner, handle_signals
-    from oxydra.scrub.exact import ExactScrubber
     from oxydra.threads import install_hooks
 
     told = False
@@ -140,7 +144,7 @@ def _daemon_process(settings: RunnerSettings, report: int) -> NoReturn:
             os.dup2(source, target)
         os.close(output)
         os.close(null)
-        log.setup("oxydra-runner", sys.stderr, scrub=ExactScrubber(settings.secrets()).text)
+        _set_up_log(settings)
         install_hooks()
         daemon = Runner(settings)
         with handle_signals(daemon):
@@ -289,6 +293,9 @@ def _runner_settings(options: argparse.Namespace) -> RunnerSettings:
     from oxydra import config
     from oxydra.runner.settings import from_config
 
-    insecure = {"default_tier": "process", "behavior.sandbox_tier": "process"}
-    overrides = insecure if options.insecure else None
+    overrides: dict[str, str] = {}
+    if options.insecure:
+        overrides |= {"default_tier": "process", "behavior.sandbox_tier": "process"}
+    if options.log_format:
+        overrides["log_format"] = options.log_format
     return from_config(config.load(options.config, options.user, overrides=overrides))

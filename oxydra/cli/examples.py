@@ -6,7 +6,7 @@ import argparse
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "": ("--tui", 'ask "what is in /shared?"', "--config ~/oxydra/runner.toml --user bob status"),
-    "start": ("start --detach", "start --all", "--user bob start"),
+    "start": ("start --detach", "--log-format json start", "start --all", "--user bob start"),
     "status": ("status", "status --all --json"),
     "stop": ("stop", "stop --all"),
     "restart": ("restart", "--insecure restart"),

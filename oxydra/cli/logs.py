@@ -82,9 +82,12 @@ def _ask(
 
 
 def _shown(line: LogLine, options: argparse.Namespace) -> str:
+    from oxydra.runner.logs import record
+
     if options.json:
         row = {"role": line.role, "time": line.time, "level": line.level, "text": line.text}
-        return json.dumps(row)
+        found = record(line.text)
+        return json.dumps(row if found is None else {**row, "record": found})
     text = f"{line.role:8}{line.text}" if options.role == "all" else line.text
     encoding = sys.stdout.encoding
     text = text.encode(encoding, "replace").decode(encoding)

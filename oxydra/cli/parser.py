@@ -28,6 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--insecure", action="store_true", help="use the process tier for this start"
     )
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), help="of this start; default: as runner.toml says"
+    )
     parser.add_argument("--tui", action="store_true", help="open the terminal UI")
     parser.add_argument("--session", metavar="ID", help="with --tui: an id, a prefix, or a name")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

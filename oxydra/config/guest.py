@@ -101,6 +101,7 @@ def runtime_policy(config: Config) -> dict[str, Any]:
     the stricter of the two, `private` is what either names. `egress_allowlist` has the local
     services that web tools may reach; `budget` has the stricter of each cap. The workspace's own
     folders hold `workspace_bytes` at most. `channels` are the user's bots, without their tokens.
+    `log_format` is what the guest logs as.
     """
     both = (config.runner.approvals, config.user.approvals)
     decisions = [a.exfiltration or "ask" for a in both[:1]]
@@ -117,6 +118,7 @@ def runtime_policy(config: Config) -> dict[str, Any]:
         "budget": caps(config).to_json(),
         "workspace_bytes": config.user.resources.max_workspace_mib << 20,
         "channels": dump(config.user.channels, for_guest=True),
+        "log_format": config.runner.log_format,
     }
 
 

@@ -563,6 +563,7 @@ class RunnerConfig(Section):
         "The folder of the users' workspaces; relative to the file that says so.",
     )
     default_tier: TierName = key("container", "What isolates a user's guests.")
+    log_format: Literal["text", "json"] = key("text", "What the logs' records are written as.")
     guest_images: GuestImagesConfig = key(GuestImagesConfig, "")
     egress: EgressConfig = key(EgressConfig, "")
     approvals: ApprovalsConfig = key(ApprovalsConfig, "")

@@ -31,6 +31,7 @@ from oxydra.runner import logs, shell
 from oxydra.runner.control import ControlServer
 from oxydra.runner.forward import Forwarder
 from oxydra.runner.guest import Guest
+from oxydra.runner.logfiles import LOOK_SECONDS, LogFiles
 from oxydra.runner.settings import RunnerSettings
 from oxydra.runner.tokens import Tokens
 from oxydra.scrub.exact import ExactScrubber
@@ -105,6 +106,7 @@ class Runner:
         self._broker: Broker | None = None
         self._relay = Relay()  # between clients, the shell guest and the agent guest
         self._lock = -1
+        self._log_files = LogFiles(self._workspace.logs)
         self._tokens = Tokens(self._workspace)
         self._tokens_read = 0  # how often they were to be read anew
 
@@ -312,9 +314,13 @@ class Runner:
     # ------------------------------------------------------------------------------------- serving
 
     def _serve(self, listener: socket.socket) -> None:
+        look = 0.0  # when the logs' sizes are looked at
         while True:
+            if time.monotonic() >= look:
+                self._log_files.look()
+                look = time.monotonic() + LOOK_SECONDS
             due = [r.due for r in (self._restarts, self._shell_restarts) if r.due is not None]
-            timeout = max(0.0, min(due) - time.monotonic()) if due else None
+            timeout = max(0.0, min([look, *due]) - time.monotonic())
             try:
                 event, why = self._events.get(timeout=timeout)
             except queue.Empty:

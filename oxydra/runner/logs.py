@@ -7,12 +7,16 @@ command reads the files itself. No thread.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from oxydra.errors import UsageError
+from oxydra.runner.logfiles import older
 from oxydra.runner.workspace import Workspace, open_regular
 from oxydra.types import Json
 
@@ -37,7 +41,9 @@ class LogLine:
 
 
 Cursor = dict[str, list[int]]
-"""By role, the inode and offset up to which a file was read."""
+"""By role, the inode and offset up to which a file was read, and the inode of the one before it:
+another one says that the file was turned over since.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,8 @@ def read(
     more = False
     for name in FILES if role == "all" else (role,):
         try:
-            data, start, inode, size = _data(workspace, name, (after or {}).get(name), after)
+            found = _data(workspace, name, (after or {}).get(name), after)
+            data, start, inodes, size, before = found
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -86,9 +93,13 @@ def read(
                 text = f"{FILES[name]} is not read: {error.strerror}."
                 lines.append(LogLine(name, "", "ERROR", text))
             continue
-        rows, used = _split(data, whole=after is None)
-        cursor[name] = [inode, start + used]
-        more = more or (after is not None and start + used < size and used > 0)
+        if before:
+            rows, used = _split(before + data, whole=True)[0], len(data)
+        else:
+            rows, used = _split(data, whole=after is None)
+        cursor[name] = [inodes[0], start + used, inodes[1]]
+        left = after is not None and start + used < size
+        more = more or (left and (used > 0 or bool(before)))
         lines += _records(name, rows)
     lines = [line for line in lines if line.time >= since]
     lines.sort(key=lambda line: line.time)
@@ -97,23 +108,50 @@ def read(
 
 def _data(
     workspace: Workspace, name: str, seen: Sequence[int] | None, after: Cursor | None
-) -> tuple[bytes, int, int, int]:
-    """Bytes of a file, the offset and inode they are from, and the file's size."""
-    descriptor = open_regular(workspace.logs / FILES[name], os.O_RDONLY)
+) -> tuple[bytes, int, tuple[int, int], int, bytes]:
+    """Bytes of a file, the offset they are from, the inodes of the file and of the older one, the
+    file's size, and what came before the bytes that is in the older file now.
+    """
+    before, last = b"", 0
+    path = workspace.logs / FILES[name]
+    with contextlib.suppress(OSError):
+        last = older(path, 1).lstat().st_ino
+    descriptor = open_regular(path, os.O_RDONLY)
     with open(descriptor, "rb") as file:
         state = os.fstat(descriptor)
+        inodes = state.st_ino, last
+        same = seen is not None and seen[0] == state.st_ino
         if after is None:
             start = max(0, state.st_size - MAX_READ)
-        elif seen is not None and seen[0] == state.st_ino and 0 <= seen[1] <= state.st_size:
+        elif seen is not None and same and seen[2] == last and 0 <= seen[1] <= state.st_size:
             start = seen[1]
         else:
-            start = 0  # a new file: the old one was set aside
+            start = 0  # a new file, or it was turned over since
+            if seen is not None and same and seen[1] >= 0:
+                before = _older(path, seen[1], MAX_READ)
+        if before:
+            return b"", 0, inodes, state.st_size, before
         file.seek(start)
         data = file.read(MAX_READ)
         if after is None and start:
             cut = data.find(b"\n") + 1  # the middle of a line
             start, data = start + cut, data[cut:]
-    return data, start, state.st_ino, state.st_size
+        elif after is None:
+            before = _older(path, 0, MAX_READ - len(data))
+    return data, start, inodes, state.st_size, before
+
+
+def _older(path: Path, since: int, most: int) -> bytes:
+    """What the older file has from the offset `since` on, the last `most` bytes of it in lines."""
+    try:
+        descriptor = open_regular(older(path, 1), os.O_RDONLY)
+    except OSError:
+        return b""
+    with open(descriptor, "rb") as file:
+        start = max(since, os.fstat(descriptor).st_size - most)
+        file.seek(start)
+        data = file.read(most)
+    return data if start == since else data[data.find(b"\n") + 1 :]
 
 
 def _split(data: bytes, whole: bool) -> tuple[list[bytes], int]:
@@ -130,6 +168,18 @@ def _split(data: bytes, whole: bool) -> tuple[list[bytes], int]:
     return rows, sum(len(row) + 1 for row in rows)
 
 
+def record(text: str) -> Json | None:
+    """The record that a line is, where they are written as JSON."""
+    if not text.startswith('{"time": "'):
+        return None
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    good = isinstance(row, dict) and isinstance(row.get("level"), str)
+    return row if good and RECORD.match(f"{row.get('time')} {row['level']} ") else None
+
+
 def _records(role: str, rows: list[bytes]) -> Iterator[LogLine]:
     time, level = "", ""
     for row in rows:
@@ -138,6 +188,8 @@ def _records(role: str, rows: list[bytes]) -> Iterator[LogLine]:
             text = f"{text[:MAX_LINE]} … ({len(text) - MAX_LINE} more characters)"
         if match := RECORD.match(text):
             time, level = match.groups()
+        elif (found := record(text)) is not None:
+            time, level = found["time"], found["level"]
         yield LogLine(role, time, level, text)
 
 
@@ -150,7 +202,7 @@ def request(payload: Json) -> tuple[str, int, str, Cursor | None]:
     if after is not None:
         good = good and isinstance(after, dict)
         good = good and all(
-            isinstance(at, list) and len(at) == 2 and all(isinstance(n, int) for n in at)
+            isinstance(at, list) and len(at) == 3 and all(isinstance(n, int) for n in at)
             for at in (after.values() if isinstance(after, dict) else ())
         )
     if not good:

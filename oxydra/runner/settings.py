@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from oxydra import config
 from oxydra.broker import Destinations
@@ -41,6 +42,7 @@ class RunnerSettings:
     port: int = 0
     notices: tuple[Json, ...] = ()
     policy: Json = field(default_factory=dict)
+    log_format: Literal["text", "json"] = "text"
 
     def destinations(self) -> Destinations:
         """Where the broker lets the guests go."""
@@ -102,6 +104,7 @@ def from_config(settings: Config) -> RunnerSettings:
         port=settings.agent.gateway.port,
         notices=tuple(notices),
         policy={**config.runtime_policy(settings), "keys": sorted(set(keys))},
+        log_format=settings.runner.log_format,
         isolation=isolation,
         servers=servers,
         server_keys=server_keys,

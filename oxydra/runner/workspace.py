@@ -33,7 +33,6 @@ from oxydra.errors import ConfigError, OxydraError
 from oxydra.tiers import door
 
 FOLDERS = ("shared", "tmp", "vault", "ipc", "logs", "internal", "audit")
-LOG_BYTES = 8 << 20  # a log larger than this is set aside when a daemon starts
 TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
 
 
@@ -170,14 +169,8 @@ class Workspace:
         door.clear(self.ipc)
 
     def open_log(self, name: str) -> int:
-        """A descriptor that appends to `logs/<name>`; an overlong one is first set aside as
-        `.1`.
-        """
-        path = self.logs / name
-        with contextlib.suppress(FileNotFoundError):
-            if path.lstat().st_size > LOG_BYTES:
-                path.replace(path.with_suffix(path.suffix + ".1"))
-        return open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        """A descriptor that appends to `logs/<name>`, which may be cut at any time (`logfiles`)."""
+        return open_regular(self.logs / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def log_tail(self, name: str, lines: int = 5) -> str:
         """The last lines of a log, for an error message."""

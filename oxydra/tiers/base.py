@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from oxydra.types import Folder, Json
 # how well commands are locked in, best first; the first is the microVM tier's, the second the
 # container tier's, the others the process tier's
 LEVELS = ("microvm+cage", "container+cage", "bwrap+cage", "cage", "rlimits")
-LOG_BYTES = 64 << 20  # of what one container or machine prints
+LOG_BYTES, LOG_SECONDS = 16 << 20, 3600.0  # what a container or machine may print in which time
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,19 +190,22 @@ class HostTree:
 
 
 class GuestLog:
-    """What a guest prints, on its way to its log: the first `LOG_BYTES` of it."""
+    """What a guest prints, on its way to its log: `LOG_BYTES` of it in `LOG_SECONDS`."""
 
     def __init__(self, log: int) -> None:
         """`log` stays the caller's."""
         self._log = os.dup(log)
         self._room = LOG_BYTES
+        self._until = time.monotonic() + LOG_SECONDS
 
     def write(self, said: bytes) -> None:
+        if (now := time.monotonic()) >= self._until:
+            self._room, self._until = LOG_BYTES, now + LOG_SECONDS
         if self._room <= 0:
             return
         self._room -= len(said)
         if self._room <= 0:
-            said += b"\n[what this guest prints from here on is not kept]\n"
+            said += b"\n[what this guest prints in the rest of this hour is not kept]\n"
         with contextlib.suppress(OSError):  # a full disk must not end the guest
             os.write(self._log, said)
 
