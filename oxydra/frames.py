@@ -148,6 +148,26 @@ def compact(value: Any) -> str:
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # made once
 
 
+TOOL_CALL = "tool_call"  # the tool that calls another one
+
+
+def real_call(call: ToolCall) -> ToolCall:
+    """The call that a call of `tool_call` is of; any other, and one that names none, as it is."""
+    if call.name != TOOL_CALL:
+        return call
+    try:
+        given = parse(call.arguments)
+        name = given.get("name") if isinstance(given, dict) else None
+        arguments = given.get("arguments") if isinstance(given, dict) else None
+        if isinstance(arguments, str):  # as some models have it
+            arguments = parse(arguments)
+    except FrameError:
+        return call
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict | None):
+        return call
+    return ToolCall(call.id, name, compact(arguments or {}))
+
+
 def _utf8(text: str) -> bytes:
     """UTF-8; a lone surrogate, which UTF-8 cannot hold, becomes U+FFFD."""
     try:

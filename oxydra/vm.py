@@ -80,6 +80,7 @@ from oxydra.tools.media import Outgoing, send_media
 from oxydra.tools.memory import memory_tools
 from oxydra.tools.registry import ToolRegistry
 from oxydra.tools.schedule import schedule_tools
+from oxydra.tools.search import Finder, search_tools
 from oxydra.tools.shell import ShellTool
 from oxydra.tools.shell_client import ShellClient
 from oxydra.tools.web import Web
@@ -168,7 +169,7 @@ class AgentGuest:
         self._shell = ShellClient(lambda: self._short() or self._quota.over())
         delegations = Delegations(self._store, settings.runtime.delegation)
         extra = [*self._shell_tools(settings), *delegate_tools(settings), *self._own.tools]
-        extra += memory_tools(settings.memory)
+        extra += [*memory_tools(settings.memory), *search_tools()]
         self._outgoing = Outgoing()
         bots = config.channels(envelope.runtime_policy)
         extra += [send_media] if bots.telegram.enabled else []
@@ -177,7 +178,7 @@ class AgentGuest:
         )
         self._mcp = Servers(settings.mcp.servers, self._places(settings, keys), self._store)
         tools.replace(self._mcp.tools())
-        schedules = ModelDesk()
+        schedules, finder = ModelDesk(), Finder()
         self._tools = tools
         self._spending = Spending(
             self._store,
@@ -199,6 +200,7 @@ class AgentGuest:
                     "workers": self._workers,
                     "delegator": delegations,
                     "schedules": schedules,
+                    "finder": finder,
                     "memory": self._memory,
                     "notes": notes,
                     "media": self._outgoing,
@@ -224,7 +226,9 @@ class AgentGuest:
             ),
             spending=self._spending,
             recall=recall,
+            search_above=settings.tools.search_above_kib << 10,
         )
+        finder.attach(lambda turn: self._runtime.run_of(turn).hidden)
         self._mcp.on_change = self._offer
         delegations.attach(self._runtime)
         notes.attach(lambda turn: self._runtime.run_of(turn).marks())
@@ -347,7 +351,8 @@ class AgentGuest:
         session = prompt.sample(str(args.get("agent") or "default"))
         runtime = self._runtime
         agent = runtime.agents.get(session.agent_name)
-        return prompt.report(runtime.prompt, session, agent.offered(runtime.tools), agent.model)
+        tools = runtime.requested(agent.offered(runtime.tools))
+        return prompt.report(runtime.prompt, session, tools, agent.model)
 
     def _cost(self, args: Json) -> Json:
         spending = self._spending

@@ -47,7 +47,7 @@ from oxydra.cli.mcp_shapes import (
     Wait,
 )
 from oxydra.errors import NoDaemonError, NotFoundError, OxydraError, UsageError
-from oxydra.frames import Frame
+from oxydra.frames import Frame, real_call
 from oxydra.gateway.access import ASK, CHAT, SCOPED, SCOPES, Need
 from oxydra.gateway.answer import Answer
 from oxydra.mcp.offer import Offered, Toolbox, check_cursor
@@ -58,7 +58,7 @@ from oxydra.threads import CancelToken, Deadline
 from oxydra.tui.answer import Desk, desk
 from oxydra.tui.client import Locate, RefusedError
 from oxydra.tui.follow import line
-from oxydra.types import RECALLED, Json
+from oxydra.types import RECALLED, Json, ToolCall
 from oxydra.version import VERSION
 
 T = TypeVar("T")
@@ -412,5 +412,8 @@ def _said(event: Json) -> Said:
         time=event["created_at"],
         from_strangers=bool(message.get("tainted")),
         cut=len(text) > MAX_TEXT,
-        called=[printable(call["name"]) for call in message.get("tool_calls", ())],
+        called=[
+            printable(real_call(ToolCall(call["id"], call["name"], call["arguments"])).name)
+            for call in message.get("tool_calls", ())
+        ],
     )

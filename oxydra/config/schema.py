@@ -354,6 +354,13 @@ class WebSearchConfig(Section):
 class ToolsConfig(Section):
     """`[tools]`."""
 
+    search_above_kib: int = key(
+        16,
+        "KiB that the tools' definitions may take in a request; where they take more, the agent"
+        " finds those of MCP servers by `tool_search`.",
+        least=0,
+        most=1024,
+    )
     shell: ShellConfig = key(ShellConfig, "")
     web_search: WebSearchConfig = key(WebSearchConfig, "")
 

@@ -19,7 +19,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from oxydra.errors import UsageError
-from oxydra.frames import compact, event_json, session_json
+from oxydra.frames import compact, event_json, real_call, session_json
 from oxydra.scrub import unsteering
 from oxydra.store import Store
 from oxydra.types import RECALLED, Event, Json, Message, Session
@@ -88,7 +88,8 @@ def _markdown_of(event: Event) -> str:
     message = event.message
     head = f"## {_title(event)} · {event.created_at}"
     body = [_fenced(message.content) if message.role == "tool" else message.content]
-    body += [f"- called `{call.name}`\n\n{_fenced(call.arguments)}" for call in message.tool_calls]
+    calls = map(real_call, message.tool_calls)
+    body += [f"- called `{call.name}`\n\n{_fenced(call.arguments)}" for call in calls]
     body += [f"*Attached: {_attached(message)}*"] if message.attachments else []
     text = "\n\n".join(filter(None, body))
     return f"{head}\n\n{text}" if text else ""
@@ -170,7 +171,7 @@ def _article(event: Event) -> str:
     if message.content:
         as_it_is = message.role == "tool" or len(message.content) > LONGEST
         body.append(_pre(message.content) if as_it_is else _rendered(message.content))
-    for call in message.tool_calls:
+    for call in map(real_call, message.tool_calls):
         body.append(f"<p>called <code>{escape(call.name)}</code></p>\n{_pre(call.arguments)}")
     if message.attachments:
         body.append(f"<p><em>Attached: {escape(_attached(message))}</em></p>")

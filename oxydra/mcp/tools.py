@@ -117,6 +117,11 @@ class McpTool:
                 for name in arguments
                 if name not in known
             ]
+        problems += [
+            f"{explicit(name[:64])}: expected {wanted}"
+            for name, value in arguments.items()
+            if (wanted := _unlike(value, known.get(name)))
+        ]
         if len(compact(arguments)) > MAX_ARGUMENTS:
             problems.append(f"they are longer than {MAX_ARGUMENTS >> 10} KiB")
         if problems:
@@ -207,6 +212,37 @@ MORE: dict[str, tuple[Offer, Callable[..., McpTool]]] = {
     "prompts": (PROMPTS, PromptTool),
 }
 """What stands for the abilities of a server besides tools."""
+
+
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "boolean": lambda value: isinstance(value, bool),
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+    "null": lambda value: value is None,
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "integer": lambda value: _whole(value),
+}
+
+
+def _whole(value: Any) -> bool:
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return whole and not isinstance(value, bool)
+
+
+def _unlike(value: Any, schema: Any) -> str:
+    """What an argument should have been by its schema's `type` and `enum`; "" if it is that."""
+    if not isinstance(schema, dict):
+        return ""
+    choices = schema.get("enum")
+    if isinstance(choices, list) and value not in choices:
+        return f"one of {compact(choices)[:200]}"
+    kinds = schema.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    tests = [_TYPES.get(kind) if isinstance(kind, str) else None for kind in kinds]
+    if all(test is not None and not test(value) for test in tests):
+        return " or ".join(map(str, kinds))
+    return ""
 
 
 def _list(value: Any) -> list[Any]:

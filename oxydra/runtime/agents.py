@@ -13,6 +13,7 @@ from decimal import Decimal
 from oxydra.errors import NotFoundError
 from oxydra.threads import Deadline
 from oxydra.tools.registry import matching
+from oxydra.tools.search import STANDING
 from oxydra.types import Json, ModelSpec, Provider, ToolSpec
 
 DEFAULT = "default"
@@ -35,10 +36,12 @@ class Agent:
     def offered(
         self, tools: Sequence[ToolSpec], among: Iterable[str] | None = None
     ) -> tuple[ToolSpec, ...]:
-        """Those of `tools` that it may use; of `among` only, if that is given."""
+        """Those of `tools` that it may use; of `among` only, if that is given. Not those that stand
+        for others, which `oxydra.tools.search` adds where it takes others out of a request.
+        """
         if not self.model.tools:
             return ()
-        names = {tool.name for tool in tools}
+        names = {tool.name for tool in tools} - STANDING
         if self.tools is not None:
             names = matching(self.tools, names)
         if among is not None:

@@ -13,7 +13,7 @@ from oxydra.budget import Family, estimate_message, family
 from oxydra.runtime import pins as rules
 from oxydra.runtime.prompt import SystemPrompt
 from oxydra.store import Store
-from oxydra.types import Marks, Message, ModelSpec, Pin, Session, Summary
+from oxydra.types import Marks, Message, ModelSpec, Pin, Session, Summary, ToolSpec
 
 CONVERSATIONS = 64  # conversations kept in memory
 KEPT_TOKENS = 1_000_000  # in all of them; some 10 to 25 MB
@@ -50,6 +50,7 @@ class Conversation:
         self.base = summary.through if summary is not None else 0
         self.summary = summary
         self.carried = list(carried)
+        self.tools: tuple[ToolSpec, ...] = ()  # what was offered last
         self.pins: list[Pin] = []
         self._pins_stale = True
         self.head: list[Message] = []

@@ -28,7 +28,7 @@ from oxydra.errors import (
     StoreBusyError,
     StoreFullError,
 )
-from oxydra.frames import media_json, message_json, turn_ref, usage_json
+from oxydra.frames import media_json, message_json, real_call, turn_ref, usage_json
 from oxydra.log import fields
 from oxydra.policy import VirtualPath
 from oxydra.runtime.agents import DEFAULT, Agent, Agents, Terms
@@ -42,6 +42,7 @@ from oxydra.store import Store
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline
 from oxydra.tools.confine import Workspace
 from oxydra.tools.gate import Gate, TurnScope
+from oxydra.tools.search import STANDING, fitted
 from oxydra.types import (
     ASKED_ONCE,
     DELEGATED,
@@ -96,12 +97,15 @@ class Runtime:
         workspace: Workspace | None = None,
         summarizer: tuple[Provider, ModelSpec] | None = None,
         recall: Recall | None = None,
+        search_above: int = 16 << 10,
     ) -> None:
         """`keep` puts a file that a model made into `MADE`, and says under which path. `provider`,
         `model` and `reasoning` are the default agent's, unless `agents` has it too. `workspace`
         takes what is left out of old results; `summarizer` makes summaries in the place of each
-        agent's own model; `recall` says what is recalled before a turn, None: nothing.
+        agent's own model; `recall` says what is recalled before a turn, None: nothing. Beyond
+        `search_above` bytes of definitions, tools of other programs are not in the requests.
         """
+        self.search_above = search_above
         self.keep = keep
         self.recall = recall
         self.store = store
@@ -131,6 +135,15 @@ class Runtime:
             if more is not None:
                 self._used += more
             return self._used
+
+    def requested(
+        self, allowed: Sequence[ToolSpec], before: Sequence[ToolSpec] = ()
+    ) -> tuple[ToolSpec, ...]:
+        """What of the tools that a turn may use is in its requests; `before`: in those before it,
+        which stays as it is if it can, for the provider's cache.
+        """
+        standing = [tool for tool in self.tools if tool.name in STANDING]
+        return fitted(allowed, standing, self.search_above, before)
 
     def run_of(self, turn_id: str) -> Run:
         """A turn that runs now, for what is done on its behalf. Raises `NotFoundError`."""
@@ -212,7 +225,9 @@ class Run:
         self.unsent: list[str] = []  # of it, what was not emitted yet
         self.usage = Usage()
         self.agent = runtime.agents.get(DEFAULT)  # until it is known whose session it is
-        self.tools: tuple[ToolSpec, ...] = ()
+        self.tools: tuple[ToolSpec, ...] = ()  # all that it may use
+        self.shown: tuple[ToolSpec, ...] = ()  # those that are in its requests
+        self.written: dict[str, str] = {}  # the names that the model gave its calls, by their ids
         self.answering = self.agent.model  # the model that answered last
         self.steps = 0  # model calls made
         self.calling: dict[str, ToolCall] = {}  # the calls of the current step
@@ -266,6 +281,9 @@ class Run:
             self._serve(self.runtime.agents.get(session.agent_name))
         offered = [tool.name for tool in self.tools]
         self.conversation = self.runtime.conversations.get(session, offered)
+        kept = self.conversation.tools
+        shown = self.runtime.requested(self.tools, kept)
+        self.shown = self.conversation.tools = kept if kept == shown else shown
         if self.turn.state is TurnState.QUEUED:
             recalled = self._recalled()
             event = self._durably(lambda: self.store.start_turn(self.turn, recalled))
@@ -297,6 +315,12 @@ class Run:
         self.agent = agent
         self.tools = agent.offered(self.runtime.tools, self.terms.tools)
         self.answering = agent.model
+
+    @property
+    def hidden(self) -> list[ToolSpec]:
+        """What it may use that is not in the requests."""
+        shown = {tool.name for tool in self.shown}
+        return [tool for tool in self.tools if tool.name not in shown]
 
     def _recalled(self) -> Message | None:
         """What memory has for this turn's message."""
@@ -343,7 +367,7 @@ class Run:
             turn_id=self.turn.turn_id,
             provider=self.agent.provider,
             model=self.agent.model,
-            tools=self.tools,
+            tools=self.shown,
             token=self.token,
             deadline=self.deadline,
             meter=self.meter("summary", durably),
@@ -380,7 +404,7 @@ class Run:
         request = ModelRequest(
             model=self.agent.model,
             messages=messages,
-            tools=self.tools,
+            tools=self.shown,
             session_id=self.turn.session_id,
             deadline=self.deadline,
             reasoning=self.agent.reasoning,
@@ -467,14 +491,18 @@ class Run:
             self.emit("assistant_delta", {"delta": text})
 
     def _run_tools(self, message: Message) -> None:
-        self._durably(lambda: self.store.add_step(self.turn, message))
+        calls = [real_call(call) for call in message.tool_calls]
+        self._durably(lambda: self.store.add_step(self.turn, message, calls))
         self.conversation.messages.append(message)
         self.partial.clear()
-        self._execute(message.tool_calls)
+        self._execute(calls)
 
     def _scope(self, calls: Sequence[ToolCall]) -> TurnScope:
         """What the gate is told of the turn that makes these calls."""
         self.calling = {call.id: call for call in calls}
+        said = reversed(self.conversation.messages)
+        written = next((m.tool_calls for m in said if m.tool_calls), ())
+        self.written = {call.id: call.name for call in written}
         marks = self.marks()
         return TurnScope(
             session_id=self.turn.session_id,
@@ -486,7 +514,7 @@ class Run:
             max_steps=min(self.agent.max_turns, self.terms.max_turns or self.agent.max_turns),
             tainted=marks.tainted,
             sensitive=marks.sensitive,
-            tools=frozenset(tool.name for tool in self.tools),
+            tools=frozenset(tool.name for tool in (*self.tools, *self.shown)),
             attended=self.terms.attended,
             asked_by=self.terms.asked_by,
             vault=self.terms.vault,
@@ -526,8 +554,13 @@ class Run:
         self._durably(lambda: self.store.mark_files(paths, marks))
 
     def _guarded(self, result: Message) -> Message:
-        """A result, with a warning where the same call has brought it too often."""
+        """A result as the answer to what the model wrote, with a warning where the same call has
+        brought it too often.
+        """
         call = self.calling.get(result.tool_call_id)
+        name = self.written.get(result.tool_call_id, result.name)
+        if name != result.name:
+            result = replace(result, name=name)
         if call is None:
             return result
         key = (call.name, call.arguments, result.content)

@@ -199,6 +199,7 @@ class Replay:
             config=real.config,
             prompt=real.prompt,
             agents=agents,
+            search_above=real.search_above,
         )
 
     def _compare(self, scratch: Store, piece: Piece, turn: Turn, number: int) -> Difference | None:

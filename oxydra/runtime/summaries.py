@@ -19,6 +19,7 @@ from typing import Any
 
 from oxydra.budget import estimate_message, estimate_text, family
 from oxydra.errors import Cancelled, OxydraError
+from oxydra.frames import real_call
 from oxydra.runtime import pins
 from oxydra.runtime.spending import directly
 from oxydra.store import Store
@@ -312,7 +313,7 @@ def extract(material: Material) -> str:
     parts = [] if material.previous is None else [material.previous.content]
     called: dict[str, int] = {}
     for message in material.messages:
-        for call in message.tool_calls:
+        for call in map(real_call, message.tool_calls):
             called[call.name] = called.get(call.name, 0) + 1
         if message.role != "tool" and message.content.strip():
             who = _speaker(message, "The person", "The assistant")

@@ -349,12 +349,16 @@ class ConversationTables(Database):
                 joined.append((one, self._append(db, one.session_id, one.turn_id, _said(one))))
         return joined
 
-    def add_step(self, turn: Turn, message: Message) -> Event:
-        """A model's message that calls tools: its event and the intent of every call at once."""
+    def add_step(
+        self, turn: Turn, message: Message, calls: Sequence[ToolCall] | None = None
+    ) -> Event:
+        """A model's message that calls tools: its event and the intent of every call at once.
+        `calls` are what the journal has in the place of the message's own.
+        """
         self.files.keep(message.attachments)
         with self._transaction() as db:
             event = self._append(db, turn.session_id, turn.turn_id, message)
-            for position, call in enumerate(message.tool_calls):
+            for position, call in enumerate(message.tool_calls if calls is None else calls):
                 db.execute(
                     "INSERT INTO tool_calls VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (

@@ -40,6 +40,9 @@ MADE = (
     *("scratchpad_write", "shell_exec"),
 )  # by the guest, where it has what they need
 
+LISTED = 40  # names that are listed where one is not among them
+NEAR = 3  # of more, only so many that are like it
+
 FOREIGN = "mcp__"  # what the names of other programs' tools begin with
 
 
@@ -116,6 +119,9 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     import difflib
 
     names = list(known)
-    near = difflib.get_close_matches(name[:64], names, n=1)
-    hint = f"Did you mean {near[0]}? " if near else ""
-    return f"{hint}There are: {', '.join(names) or 'none'}."
+    few = len(names) <= LISTED
+    near = difflib.get_close_matches(name[:64], names, n=1 if few else NEAR)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    if few:
+        return f"{hint}There are: {', '.join(names) or 'none'}."
+    return f"{hint}There are {len(names)} tools."

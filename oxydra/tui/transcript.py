@@ -10,9 +10,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from oxydra.frames import real_call
 from oxydra.tui.cells import clip, one_line
 from oxydra.tui.state import PAGE, WAITING, Active, Entry, State, Step
-from oxydra.types import RECALLED, Json
+from oxydra.types import RECALLED, Json, ToolCall
 
 SUMMARY = 200  # cells kept of a call's arguments
 _RESTARTS = ("retry", "fallback", "resumed")  # the answer in progress is asked for again
@@ -413,17 +414,19 @@ def _entries(state: State, events: Sequence[Json]) -> tuple[State, list[Entry]]:
                 entries.append(replace(base, kind="reasoning", text=message["reasoning"], files=()))
             if text or base.files:
                 entries.append(replace(base, kind="assistant"))
-        for call in message.get("tool_calls") or ():
-            calls[str(call.get("id", ""))] = len(entries)
+        for row in message.get("tool_calls") or ():
+            given = str(row.get("arguments") or "")
+            call = real_call(ToolCall(str(row.get("id", "")), str(row.get("name", "")), given))
+            calls[call.id] = len(entries)
             entries.append(
                 replace(
                     base,
                     kind="tool",
-                    text=_arguments(call.get("arguments")),
+                    text=_arguments(call.arguments),
                     state="unknown",
-                    call_id=str(call.get("id", "")),
-                    tool=str(call.get("name", "")),
-                    arguments=str(call.get("arguments") or ""),
+                    call_id=call.id,
+                    tool=call.name,
+                    arguments=call.arguments,
                     files=(),
                 )
             )
