@@ -3,6 +3,7 @@
 # it reads from setup.cfg: a change there refreshes the environment on the next call.
 
 VENV ?= .venv
+JOBS ?= 0
 PY := $(VENV)/bin/python
 RUNNER := $(PY) bin/oxydra-runner --config .oxydra/runner.toml
 
@@ -24,8 +25,8 @@ run: $(VENV)/.deps ## set up what is missing, start the daemon, open the termina
 	@$(RUNNER) status >/dev/null 2>&1 || $(RUNNER) start --detach
 	@$(RUNNER) --tui
 
-test: $(VENV)/.test ## run the tests; SLOW=1 adds the slow ones
-	@$(PY) -m pytest $(ARGS)
+test: $(VENV)/.test ## run the tests; SLOW=1 adds the slow ones, JOBS=2 runs two files at once
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: lint types test ## everything a change must pass: lint, types, tests (docs and examples are tests)
 
@@ -54,24 +55,30 @@ clean: ## remove what was built and the environment; .oxydra stays
 
 # ------------------------------------------------------------------------------ the environment
 # A stamp is touched last, so that an interrupted installation is taken up again. The program runs
-# from the checkout; only what it depends on is installed, which needs no build and no import hook.
+# from the checkout; only what it depends on is installed, which needs no build and no import hook:
+# in the versions of tests/constraints.txt, with which the suite ran. Where these can't be had, as on
+# a Python that is newer than they are, pip chooses.
 
+LOCK := $(wildcard tests/constraints.txt)
 REQUIREMENTS = import configparser, sys; c = configparser.ConfigParser(); c.read("setup.cfg"); \
 	print(c["options"]["install_requires"], *(c["options.extras_require"][e] for e in sys.argv[1:]))
 
-$(VENV)/.deps: setup.cfg $(PY)
+define install
+$(PY) -c '$(REQUIREMENTS)' $(1) > $(VENV)/requirements.txt
+@pip="$(PY) -m pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt"; \
+  $$pip $(LOCK:%=-c %) || { echo "Once more, without the versions of the lock:" >&2; $$pip; }
+endef
+
+$(VENV)/.deps: setup.cfg $(LOCK) $(PY)
 	@echo "Installing what Oxydra needs into $(VENV) ..."
 	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(MAKE) --no-print-directory $(PY); }
-	@$(PY) -c '$(REQUIREMENTS)' > $(VENV)/requirements.txt
-	@$(PY) -m pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
+	@$(call install)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.deps
 	@echo "Installing what the tests need into $(VENV) ..."
-	@$(PY) -c '$(REQUIREMENTS)' test > $(VENV)/requirements.txt
-	@$(PY) -m pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt
-	@$(PY) -c '$(REQUIREMENTS)' embeddings > $(VENV)/requirements.txt
-	@$(PY) -m pip install -q --disable-pip-version-check -r $(VENV)/requirements.txt || \
+	@$(call install,test)
+	@$(call install,embeddings) || \
 	  echo "The extra embeddings could not be installed: its tests are skipped."
 	@touch $@
 

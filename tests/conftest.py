@@ -7,6 +7,7 @@ skipped says why.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -22,6 +23,7 @@ from oxydra.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_ENVIRONMENT = dict(os.environ)
+HOMES = itertools.count()
 
 settings.register_profile("oxydra", deadline=None, max_examples=60)
 settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True)
@@ -90,7 +92,9 @@ def clean_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A new, empty home; no key, no Oxydra setting and no proxy of the machine's reaches a test."""
-    home = tmp_path_factory.mktemp("home")
+    # counted here: `mktemp` looks at all folders there are, which takes a minute of a whole run
+    home = tmp_path_factory.getbasetemp() / "homes" / str(next(HOMES))
+    home.mkdir(mode=0o700, parents=True)
     for name in os.environ:
         if name.startswith(("OXYDRA_", "XDG_")) or name.upper().endswith(("API_KEY", "_PROXY")):
             monkeypatch.delenv(name)

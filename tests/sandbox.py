@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from oxydra.cage import descendants
 from oxydra.config import Isolation, Mounts
 from oxydra.config.egress import EgressLimits, EgressPolicy
 from oxydra.config.schema import GuestImagesConfig, ResourcesConfig
@@ -30,7 +31,9 @@ from tests.conftest import docker_missing, microvm_missing
 from tests.docker_images import agent_image, shell_image
 from tests.microvm_images import with_machines
 
-UID = 61777 if os.geteuid() == 0 else os.geteuid()
+# One for each process of tests that run side by side: a limit of processes counts a user's own.
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+UID = 61777 + WORKER if os.geteuid() == 0 else os.geteuid()
 
 
 def isolation(folder: Path, images: bool = True, **resources: float) -> Isolation:
@@ -98,6 +101,10 @@ class Sandbox:
 
     def text(self, command: str, **options: object) -> str:
         return self.run(command, **options).output.decode()
+
+    def processes_with(self, words: str) -> list[int]:
+        """As the function of this name, of the guest alone."""
+        return sorted({*processes_with(words)} & {*descendants(self.process.pid)})
 
     def close(self) -> None:
         self.client.close()

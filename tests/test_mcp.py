@@ -17,7 +17,6 @@ from oxydra.tools.registry import ToolRegistry
 from oxydra.types import CallState, Marks, SafetyTier, ToolCall
 from tests.conftest import eventually
 from tests.mcp_desk import desk, programs
-from tests.sandbox import processes_with
 from tests.test_gate import MemoryJournal
 
 MODES = (
@@ -203,7 +202,7 @@ def test_what_can_not_be_begun_says_why(box, tmp_path, mode, why):
         made.look()
         assert why in made.trouble() and made.servers.tools() == []
         assert made.servers.degraded()[0]["code"] == "mcp_failed"
-    eventually(lambda: not processes_with(f"mcp_program.py {mode}"))
+    eventually(lambda: not box.processes_with(f"mcp_program.py {mode}"))
 
 
 def test_a_call_that_is_never_answered_ends_with_its_time(plain):
@@ -247,7 +246,7 @@ def test_a_line_without_end_ends_the_server(box, tmp_path):
         made.look()
         result = made.call("add", a=1, b=1)
         assert result.is_error and "longer than 8 MiB" in result.content
-        eventually(lambda: not processes_with("mcp_program.py endless"))
+        eventually(lambda: not box.processes_with("mcp_program.py endless"))
 
 
 def test_garbage_between_messages_is_passed_over(box, tmp_path):
@@ -260,8 +259,8 @@ def test_garbage_between_messages_is_passed_over(box, tmp_path):
 # ------------------------------------------------------------------------------------------ its end
 
 
-def killed(words: str) -> None:
-    for pid in processes_with(words):
+def killed(box, words: str) -> None:
+    for pid in box.processes_with(words):
         os.kill(pid, signal.SIGKILL)
 
 
@@ -281,7 +280,7 @@ def test_it_is_begun_anew_after_it_ended(plain, monkeypatch):
     assert plain.call("count").content == "1"
 
 
-def test_a_server_that_is_killed_in_a_call_leaves_it_uncertain(plain, tmp_path):
+def test_a_server_that_is_killed_in_a_call_leaves_it_uncertain(plain, box):
     journal = MemoryJournal()
     marked: list[Marks] = []
     journal.mark_files = lambda _paths, marks: marked.append(marks)  # type: ignore[method-assign]
@@ -297,7 +296,7 @@ def test_a_server_that_is_killed_in_a_call_leaves_it_uncertain(plain, tmp_path):
     runner.start()
     eventually(lambda: "slow began" in plain.said())
     assert journal.rows == [("c1", CallState.RUNNING)]  # durably, before it was sent
-    killed("mcp_program.py plain")
+    killed(box, "mcp_program.py plain")
     runner.join(60)
     assert outcomes[0].state is CallState.FAILED and outcomes[0].message.tainted
     assert "not known" in outcomes[0].message.content
@@ -325,5 +324,5 @@ def test_after_a_crash_of_ours_its_outcome_is_unknown_unless_it_only_reads(box, 
 def test_stopping_ends_every_process(box, tmp_path: Path):
     with desk(tmp_path, "plain", box=box) as made:
         made.look()
-        assert processes_with("mcp_program.py plain")
-    eventually(lambda: not processes_with("mcp_program.py plain"))
+        assert box.processes_with("mcp_program.py plain")
+    eventually(lambda: not box.processes_with("mcp_program.py plain"))

@@ -71,7 +71,7 @@ def test_the_versions_that_were_tested_are_those_that_are_asked_for() -> None:
             name, _, version = line.partition("==")
             pinned[canonicalize_name(name)] = version
     wanted = lines("options", "install_requires")
-    for extra in ("telegram", "embeddings"):
+    for extra in ("telegram", "embeddings", "test"):
         wanted += lines("options.extras_require", extra)
     for text in wanted:
         requirement = Requirement(text)
@@ -159,6 +159,26 @@ class TestMakefile:
         assert make(tree, "run").returncode == 0
         assert "-m pip install" in log.read_text()
 
+    def test_what_is_installed_is_what_was_tested_or_what_can_be_had(self, tree: Path) -> None:
+        log = fake_environment(tree, status=0)
+        (tree / "tests").mkdir()
+        lock = script(tree / "tests" / "constraints.txt", "")
+        later = (tree / ".venv" / ".deps").stat().st_mtime + 10
+        os.utime(lock, (later, later))
+        assert make(tree, "run").returncode == 0
+        locked = "-m pip install -q --disable-pip-version-check -r .venv/requirements.txt"
+        asked = [line for line in log.read_text().splitlines() if line.startswith(locked)]
+        assert asked == [f"{locked} -c tests/constraints.txt"]
+        os.utime(lock, (later + 20, later + 20))
+        python = tree / ".venv" / "bin" / "python"
+        python.write_text(python.read_text() + 'case "$*" in *" -c tests/"*) exit 1 ;; esac\n')
+        log.write_text("")
+        done = make(tree, "run")
+        assert done.returncode == 0, done.stderr
+        assert "without the versions of the lock" in done.stderr
+        asked = [line for line in log.read_text().splitlines() if line.startswith(locked)]
+        assert asked == [f"{locked} -c tests/constraints.txt", locked]
+
     def test_an_environment_without_its_interpreter_is_made_anew(self, tree: Path) -> None:
         fake_environment(tree, status=0)
         (tree / ".venv" / "bin" / "python").unlink()
@@ -190,7 +210,7 @@ class TestMakefile:
         python.write_text(python.read_text() + f'echo "SLOW=$SLOW" >> "{log}"\n')
         os.utime(python, (0, 0))
         assert make(tree, "test", "SLOW=1").returncode == 0
-        assert log.read_text().splitlines() == ["-m pytest", "SLOW=1"]
+        assert log.read_text().splitlines() == ["-m pytest -n 0 --dist loadfile", "SLOW=1"]
 
 
 # -------------------------------------------------------------------------------- distributions

@@ -166,26 +166,38 @@ def certificate(tmp_path_factory):
     return made
 
 
-@pytest.fixture(params=PROXIES)
-def proxied(request, tmp_path, certificate):
-    """A gateway, and a proxy before it."""
+@contextlib.contextmanager
+def before_a_gateway(kind, place, certificate):
     gateway = Running(
-        tmp_path / "oxydra.db",
-        Scripted(["Hel", "lo"]),
+        place / "oxydra.db",
+        Scripted(*[["Hel", "lo"]] * 100),
         behind_proxy=True,
         allowed_hosts=(HOST,),
         openai_api=True,
     )
-    folder = tmp_path / "proxy"
+    folder = place / "proxy"
     folder.mkdir()
     try:
-        proxy = Proxy(request.param, folder, gateway.port, certificate)
+        proxy = Proxy(kind, folder, gateway.port, certificate)
         try:
             yield gateway, proxy
         finally:
             proxy.stop()
     finally:
         gateway.stop()
+
+
+@pytest.fixture(scope="module", params=PROXIES)
+def proxied(request, tmp_path_factory, certificate):
+    """A gateway, and a proxy before it; the same for all tests that leave it as it was."""
+    with before_a_gateway(request.param, tmp_path_factory.mktemp("proxied"), certificate) as both:
+        yield both
+
+
+@pytest.fixture(params=PROXIES)
+def proxy_of_its_own(request, tmp_path, certificate):
+    with before_a_gateway(request.param, tmp_path, certificate) as (_gateway, proxy):
+        yield proxy
 
 
 def test_the_terminal_uis_client_through_the_proxy(proxied, monkeypatch):
@@ -276,9 +288,9 @@ def test_who_is_foreign_stays_out(proxied):
     assert proxy.ask("GET", "/metrics", Host="evil.example")[1].count("oxydra_turns") == 0
 
 
-def test_the_proxy_says_who_it_is_whatever_the_client_wrote(proxied):
+def test_the_proxy_says_who_it_is_whatever_the_client_wrote(proxy_of_its_own):
     """Somebody who guesses, with another address in the header each time, is stopped."""
-    _gateway, proxy = proxied
+    proxy = proxy_of_its_own
     for number in range(500):
         forged = {"Authorization": "Bearer guess", "X-Forwarded-For": f"192.0.2.{number % 250}"}
         code, _text = proxy.ask("GET", "/metrics", **forged)

@@ -74,6 +74,12 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All of it, walked once for all rules."""
+    return list(ast.walk(tree(path)))
+
+
 def dotted(path: Path) -> str:
     """`oxydra/tools/files.py` -> `oxydra.tools.files`."""
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -87,9 +93,14 @@ def node_of(module: str) -> str:
 NAMES = {dotted(path) for path in MODULES}
 
 
-def imports(path: Path) -> Iterator[tuple[str, int]]:
+@cache
+def imports(path: Path) -> list[tuple[str, int]]:
     """Every module that `path` imports, at the top or inside a function, with its line."""
-    for item in ast.walk(tree(path)):
+    return list(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[str, int]]:
+    for item in nodes(path):
         if isinstance(item, ast.Import):
             for alias in item.names:
                 yield alias.name, item.lineno
@@ -113,7 +124,7 @@ def for_type_checkers(path: Path) -> set[int]:
 
 def registry_entries(path: Path) -> Iterator[tuple[str, int]]:
     """The modules named by strings `package.module:Class`, which are imported when needed."""
-    for item in ast.walk(tree(path)):
+    for item in nodes(path):
         if isinstance(item, ast.Constant) and isinstance(item.value, str):
             match = REGISTRY_ENTRY.fullmatch(item.value)
             if match:
@@ -122,7 +133,7 @@ def registry_entries(path: Path) -> Iterator[tuple[str, int]]:
 
 def calls(path: Path) -> Iterator[tuple[str, int]]:
     """`a.b(…)` as `a.b`, `c(…)` as `c`, with their lines."""
-    for item in ast.walk(tree(path)):
+    for item in nodes(path):
         if isinstance(item, ast.Call):
             yield ast.unparse(item.func), item.lineno
 
@@ -276,7 +287,7 @@ def test_only_threads_py_builds_threads(path: Path) -> None:
     modules = {"concurrent.futures", "multiprocessing", "_thread", "asyncio", "sched"}
     for module, line in imports(path):
         assert module not in modules, f"{relative(path)}:{line} imports {module}"
-    for item in ast.walk(tree(path)):
+    for item in nodes(path):
         if isinstance(item, ast.Attribute | ast.Name):
             name = ast.unparse(item)
             assert name not in ("threading.Thread", "threading.Timer", "Thread", "Timer"), (
@@ -288,7 +299,7 @@ def test_only_threads_py_builds_threads(path: Path) -> None:
 def test_nothing_sleeps(path: Path) -> None:
     for name, line in calls(path):
         assert name not in ("time.sleep", "sleep"), f"{relative(path)}:{line} sleeps"
-    for item in ast.walk(tree(path)):
+    for item in nodes(path):
         if isinstance(item, ast.ImportFrom) and item.module == "time":
             assert all(alias.name != "sleep" for alias in item.names)
 
@@ -329,6 +340,6 @@ def handler_is_bare(handler: ast.ExceptHandler) -> bool:
 
 @each_module
 def test_no_error_is_swallowed(path: Path) -> None:
-    for item in ast.walk(tree(path)):
+    for item in nodes(path):
         if isinstance(item, ast.ExceptHandler):
             assert not handler_is_bare(item), f"{relative(path)}:{item.lineno} swallows errors"

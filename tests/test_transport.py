@@ -480,7 +480,8 @@ def test_a_certificate_of_another_host(secure: FakeModel, certificate: tuple[Pat
 
 
 def test_https_where_http_is_spoken(fake: FakeModel, transport: Transport) -> None:
-    error = failure(transport, post(f"https://127.0.0.1:{fake.port}/"))
+    # a server of HTTP may wait for the end of a line in what it takes for a request
+    error = failure(transport, post(f"https://127.0.0.1:{fake.port}/", connect_timeout=3.0))
     assert error.kind == "tls"
     assert "https://" in error.remedy
 

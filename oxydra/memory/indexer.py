@@ -1,9 +1,9 @@
 """`Indexer`: what was said and noted is indexed in the background, so that no search has to.
 
 One thread, `oxydra-indexer`. It sleeps until a commit puts something on a list, waits a while for
-more of it, empties the list, and sleeps again; `stop` wakes it and it ends after the batch that it
-is at. What it does not come to stays on the list for the next start, or for a search, which
-indexes what it finds there itself.
+more of it, empties the list, and sleeps again; a rebuild that somebody asked for waits for nothing.
+`stop` wakes it and it ends after the batch that it is at. What it does not come to stays on the
+list for the next start, or for a search, which indexes what it finds there itself.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Indexer:
         self._memory = memory
         self._quiet = quiet_seconds
         self._wake = threading.Event()
+        self._now = threading.Event()  # ends the quiet
         self._token = CancelToken()
         self._rebuild = threading.Event()
         self._stage = ""
@@ -49,6 +50,7 @@ class Indexer:
         is asked for meanwhile.
         """
         self._rebuild.set()
+        self._now.set()
         self._wake.set()
 
     def report(self) -> Json:
@@ -64,12 +66,15 @@ class Indexer:
 
     def _stop(self) -> None:
         self._token.cancel("stopping")
+        self._now.set()
         self._wake.set()
 
     def _run(self, service: Service) -> None:
         while not service.stopping.is_set():
             self._wake.wait()
-            if not self._rebuild.is_set() and service.stopping.wait(self._quiet):
+            self._now.wait(self._quiet)
+            self._now.clear()
+            if service.stopping.is_set():
                 return
             self._wake.clear()
             rebuilding = self._rebuild.is_set()
