@@ -11,7 +11,7 @@ import pytest
 from oxydra import config
 from oxydra.broker import Destinations
 from oxydra.channels.bot import Bot, BotError, _form
-from oxydra.channels.route import PLACEHOLDER, telegram_route
+from oxydra.channels.route import MENU, PLACEHOLDER, telegram_route
 from oxydra.config import SenderConfig, TelegramConfig
 from oxydra.errors import Cancelled, ConfigError, OxydraError, PolicyDenied, TransportError
 from oxydra.frames import compact
@@ -61,13 +61,12 @@ def test_calls_reach_the_api_with_the_token_that_the_guest_never_had(fake, world
     bot.edit(42, first, "there", formatted=False)
     bot.edit(42, first, "there", formatted=False)  # it says so already
     bot.typing(42, 7)
-    bot.set_menu({"new": "Begin anew"})
+    bot.set_menu(MENU)
     bot.forget_webhook()
     bot.answer_button("77", "Done.")
     assert fake.told() == ["there"]
-    assert fake.asked("setMyCommands") == [
-        {"commands": [{"command": "new", "description": "Begin anew"}]}
-    ]
+    (menu,) = fake.asked("setMyCommands")
+    assert {one["command"]: one["description"] for one in menu["commands"]} == MENU
     sent = fake.asked("sendMessage")[0]
     assert sent["link_preview_options"] == {"is_disabled": True} and sent["chat_id"] == 42
     assert all(path.startswith(f"/bot{TOKEN}/") for path in fake.paths)
@@ -260,6 +259,76 @@ def test_telegram_is_made_to_fetch_nothing(fake, world):
     kind, body = _form({"chat_id": 42, "media": "[]"}, file)
     with pytest.raises(PolicyDenied):
         ask(world, fake, "sendMediaGroup", body.replace(b"[]", twice), kind=kind)
+    assert fake.calls == []
+
+
+def button(**more):
+    return {"inline_keyboard": [[{"text": "x", **more}]]}
+
+
+SAYS = {"chat_id": 42, "text": "x", "link_preview_options": {"is_disabled": True}}
+OPENS = "https://evil.example/?secret"
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        ("sendMessage", {**SAYS, "reply_markup": button(url=OPENS)}),
+        ("sendMessage", {**SAYS, "reply_markup": button(web_app={"url": OPENS})}),
+        ("sendMessage", {**SAYS, "reply_markup": button(login_url={"url": OPENS})}),
+        ("sendMessage", {**SAYS, "reply_markup": button(callback_data="a", url=OPENS)}),
+        ("sendMessage", {**SAYS, "reply_markup": button(switch_inline_query="secret")}),
+        (
+            "sendMessage",
+            {**SAYS, "reply_markup": {"keyboard": [[{"text": "x", "web_app": {"url": OPENS}}]]}},
+        ),
+        ("sendMessage", {**SAYS, "reply_markup": {"inline_keyboard": [], "keyboard": []}}),
+        ("sendMessage", {**SAYS, "reply_markup": "{}"}),
+        ("sendMessage", {**SAYS, "disable_web_page_preview": False}),
+        ("sendMessage", {**SAYS, "entities": [{"type": "text_link", "url": OPENS}]}),
+        ("sendMessage", {**SAYS, "business_connection_id": "1"}),
+        ("sendMessage", {**SAYS, "reply_parameters": {"message_id": 1, "chat_id": 7}}),
+        ("sendMessage", {**SAYS, "reply_parameters": [1]}),
+        ("editMessageText", {**SAYS, "inline_message_id": "1"}),
+        ("editMessageText", {**SAYS, "message_id": 1, "rich_message": {"photo": OPENS}}),
+        ("sendChatAction", {"chat_id": 42, "action": "typing", "business_connection_id": "1"}),
+        ("answerCallbackQuery", {"callback_query_id": "1", "url": OPENS}),
+        ("setMyCommands", {"commands": [{"command": "secret", "description": "the secret"}]}),
+        ("setMyCommands", {"commands": [], "scope": {"type": "chat", "chat_id": 7}}),
+        ("deleteWebhook", {"drop_pending_updates": True}),
+        ("getUpdates", {"offset": 1, "url": OPENS}),
+        ("getMe", {"url": OPENS}),
+    ],
+)
+def test_fields_beside_the_list_are_refused(fake, world, method, body):
+    """Addresses that a button or a menu opens, what more people would see, what loses messages."""
+    with pytest.raises(PolicyDenied):
+        ask(world, fake, method, compact(body).encode())
+    for kind, sent in (("text/plain", compact(body).encode()), ("application/json", b"")):
+        with pytest.raises(PolicyDenied):
+            ask(world, fake, method, sent, kind=kind)
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize(
+    ("params", "name", "file"),
+    [
+        ({"chat_id": 42}, "thumbnail", "a"),
+        ({"chat_id": 42}, "document", "a"),
+        ({"chat_id": 42}, "photo", ""),  # a reader could take it for text, hence for an address
+        ({"chat_id": 42}, "photo", "a\\"),
+        ({"chat_id": 42, "parse_mode": "HTML"}, "photo", "a"),
+        ({"chat_id": 42, "reply_markup": "{}"}, "photo", "a"),
+        ({"chat_id": 42, "media": "[]"}, "photo", "a"),
+    ],
+)
+def test_a_form_has_its_own_file_and_nothing_else(fake, world, params, name, file):
+    kind, body = _form(params, {name: SentFile("photo", "NAME", b"x")})
+    with pytest.raises(PolicyDenied):
+        ask(world, fake, "sendPhoto", body.replace(b"NAME", file.encode()), kind=kind)
+    kind, body = _form(params, {})
+    with pytest.raises(PolicyDenied):
+        ask(world, fake, "sendPhoto", body, kind=kind)
     assert fake.calls == []
 
 

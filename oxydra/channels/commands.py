@@ -10,22 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from oxydra.channels.route import MENU
 from oxydra.errors import NotFoundError, OxydraError
 from oxydra.gateway.commands import MAX_NAME, Command
 from oxydra.gateway.hub import Hub
 from oxydra.store import Store
 from oxydra.types import Json, Session
 
-MENU = {
-    "new": "Begin a new conversation: /new [name]",
-    "sessions": "List the conversations",
-    "switch": "Go on with another one: /switch ID",
-    "cancel": "Stop what runs here",
-    "cancelall": "Stop everything that runs or waits",
-    "status": "How the agent is",
-    "cost": "What was spent",
-    "help": "What the bot understands",
-}
 PRIVATE = ("sessions", "switch", "cost")  # what would tell a group of its person's other talks
 LISTED = 20
 

@@ -20,10 +20,11 @@ from pathlib import Path
 from oxydra.approvals import Approvals
 from oxydra.channels import media
 from oxydra.channels.bot import Bot, BotError
-from oxydra.channels.commands import MENU, Commands, Place
+from oxydra.channels.commands import Commands, Place
 from oxydra.channels.intake import Fetch, Intake
 from oxydra.channels.live import Pacing
 from oxydra.channels.mail import BACKOFF, NAME, Mail, Trouble
+from oxydra.channels.route import MENU
 from oxydra.channels.senders import Senders
 from oxydra.config import TelegramConfig
 from oxydra.errors import (
