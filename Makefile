@@ -18,7 +18,7 @@ export SLOW
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/.deps ## set up what is missing, start the daemon, open the terminal UI
 	@test -f .oxydra/runner.toml || $(PY) bin/oxydra-runner init

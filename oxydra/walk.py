@@ -131,15 +131,24 @@ def is_repository(folder: int) -> bool:
 
 
 @contextlib.contextmanager
-def opened(folder: Path) -> Iterator[int]:
-    """A descriptor of a folder, not reached through a link at its last component. Raises
-    OSError.
+def opened(folder: Path, below: int | None = None) -> Iterator[int]:
+    """A descriptor of a folder, relative to `below`, not reached through a link at its last
+    component. Raises OSError.
     """
-    descriptor = os.open(folder, FOLDER_FLAGS)
+    descriptor = os.open(folder, FOLDER_FLAGS, dir_fd=below)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def sync_names(folder: Path | int) -> None:
+    """Bring the names in a folder to the disk. Given by a descriptor, it may be one of O_PATH,
+    which can't be synced itself. Raises OSError.
+    """
+    where = (folder,) if isinstance(folder, Path) else (Path("."), folder)
+    with opened(*where) as descriptor:
+        os.fsync(descriptor)
 
 
 def measure(folders: Iterable[Path], limit: int) -> int:

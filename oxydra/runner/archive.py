@@ -28,6 +28,7 @@ MANIFEST = "manifest.jsonl"
 BLOCK = 512
 PART = 1 << 20  # bytes read or written at once
 LEVEL = 1  # of gzip: a person waits, and a disk does not mind
+GZIP = zlib.MAX_WBITS | 16  # how zlib is told to frame it as RFC 1952 has it
 MAX_PATH = 4096  # bytes
 MAX_NAME = 255
 MAX_DEPTH = 120
@@ -64,7 +65,8 @@ class Writer:
     """Writes to `out`, which stays open. Raises OSError."""
 
     def __init__(self, out: BinaryIO) -> None:
-        self._out = gzip.GzipFile("", "wb", LEVEL, out, mtime=0)
+        # not a GzipFile: one that is given up writes once more when it is collected
+        self._out, self._gzip = out, zlib.compressobj(LEVEL, wbits=GZIP)
         self._rows: list[bytes] = []
         self.bytes = 0  # of what files hold
         self.files = 0
@@ -75,7 +77,7 @@ class Writer:
         take it; nothing was written then.
         """
         check(member)
-        self._out.write(_header(member))
+        self._write(_header(member))
         digest, left = hashlib.sha256(), member.size
         for block in blocks:
             block = block[:left]
@@ -87,24 +89,27 @@ class Writer:
             block = bytes(min(left, PART))
             self._put(block, digest)
             left -= len(block)
-        self._out.write(bytes(-member.size % BLOCK))
+        self._write(bytes(-member.size % BLOCK))
         self._rows.append(_row(member, digest.hexdigest()))
         self.files += member.kind == "file"
         self.bytes += member.size
 
     def _put(self, block: bytes, digest: hashlib._Hash) -> None:
         digest.update(block)
-        self._out.write(block)
+        self._write(block)
+
+    def _write(self, data: bytes) -> None:
+        self._out.write(self._gzip.compress(data))
 
     def close(self, about: Json) -> None:
         """Write the manifest with `about` in its last row, and the end."""
         last = json.dumps({"end": len(self._rows), **about}).encode() + b"\n"
         size = sum(map(len, self._rows)) + len(last)
-        self._out.write(_header(Member(MANIFEST, size=size)))
+        self._write(_header(Member(MANIFEST, size=size)))
         for row in (*self._rows, last):
-            self._out.write(row)
-        self._out.write(bytes(-size % BLOCK + 2 * BLOCK))
-        self._out.close()
+            self._write(row)
+        self._write(bytes(-size % BLOCK + 2 * BLOCK))
+        self._out.write(self._gzip.flush())
 
 
 def _row(member: Member, digest: str) -> bytes:

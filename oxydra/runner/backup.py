@@ -46,7 +46,7 @@ from oxydra.store.copies import DATABASE
 from oxydra.store.database import explained
 from oxydra.types import Json
 from oxydra.version import VERSION
-from oxydra.walk import Entry, Walk, opened
+from oxydra.walk import Entry, Walk, opened, sync_names
 
 FORMAT = 1
 ABOUT = "backup.json"
@@ -142,7 +142,7 @@ def write(
             os.fsync(part.fileno())
             report.size = os.fstat(part.fileno()).st_size
             (path.parent / PART).replace(path)
-            sync(path.parent)
+            sync_names(path.parent)
         except OSError as error:
             raise OxydraError(
                 f"The backup can't be written to {path}: {error.strerror}.",
@@ -171,12 +171,6 @@ def _part(path: Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.lstat(part)):
                     part.unlink()
-
-
-def sync(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    with opened(folder) as descriptor:
-        os.fsync(descriptor)
 
 
 class _Backup:

@@ -29,13 +29,13 @@ from oxydra.config.files import KEY_NAME, mark_made, private_folder, write_priva
 from oxydra.config.kept import LAYERS, RUNNER_FILE, may_be_kept, place, set_root
 from oxydra.errors import OxydraError, UsageError
 from oxydra.runner.archive import ArchiveError, Member, Reader
-from oxydra.runner.backup import ABOUT, ATTACHMENT, FOLDERS, FORMAT, sync
+from oxydra.runner.backup import ABOUT, ATTACHMENT, FOLDERS, FORMAT
 from oxydra.runner.tokens import FILE as TOKENS
 from oxydra.runner.workspace import Workspace
 from oxydra.store import copies
 from oxydra.store.copies import DATABASE
 from oxydra.types import Json
-from oxydra.walk import Walk, opened
+from oxydra.walk import Walk, opened, sync_names
 
 MAX_ABOUT = 1 << 20
 MAX_TEXT = 1 << 20  # bytes of a configuration file, a key or the tokens
@@ -377,7 +377,7 @@ def _swap(staged: Path, workspace: Workspace) -> None:
         if os.geteuid() == 0:  # who owns it is who commands run as
             os.chown(staged, state.st_uid, state.st_gid)
         _exchange(staged, workspace.path)  # what was there goes with the staging folder
-    sync(workspace.path.parent)
+    sync_names(workspace.path.parent)
 
 
 def _exchange(one: Path, other: Path) -> None:

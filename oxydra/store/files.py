@@ -20,6 +20,7 @@ from pathlib import Path
 
 from oxydra.errors import StoreError, StoreFullError, UsageError
 from oxydra.types import Attachment
+from oxydra.walk import sync_names
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,7 @@ class Files:
             self.folder.mkdir(mode=0o700, exist_ok=True)
             for attachment in new.values():
                 self._write(attachment)
-            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_names(self.folder)
 
     def check_room(self, attachments: Iterable[Attachment]) -> None:
         """Raises `UsageError` where these would be more than all may have."""

@@ -33,6 +33,7 @@ from oxydra.policy import (
     visible,
 )
 from oxydra.types import Folder
+from oxydra.walk import sync_names
 
 MAX_WRITE_BYTES = 16 * 1024 * 1024
 MAX_ENTRIES = 10_000  # read from one folder
@@ -229,7 +230,7 @@ class Workspace:
             with contextlib.suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)
             raise
-        _sync(folder)
+        sync_names(folder)
 
     def delete(self, path: VirtualPath) -> Kind:
         """Remove a file, a link (never what it points to) or an empty folder; say which it was."""
@@ -242,7 +243,7 @@ class Workspace:
                 os.rmdir(path.name, dir_fd=folder)
             else:
                 os.unlink(path.name, dir_fd=folder)
-            _sync(folder)
+            sync_names(folder)
         return kind
 
     def make(self, path: VirtualPath) -> None:
@@ -326,7 +327,7 @@ class Workspace:
                 raise ToolError(f"{here} is not a folder.") from None
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, dir_fd=folder)
-                _sync(folder)
+                sync_names(folder)
             fd = os.open(name, os.O_RDONLY | _DIRECTORY, dir_fd=folder)
             try:
                 _give(fd, os.stat(".", dir_fd=folder))
@@ -426,15 +427,6 @@ def _give(fd: int, like: os.stat_result) -> None:
         # a root without the right to give files away is as good as an ordinary user
         with contextlib.suppress(PermissionError):
             os.fchown(fd, like.st_uid, like.st_gid)
-
-
-def _sync(folder: int) -> None:
-    """Make a folder's names durable (O_PATH descriptors can't be synced)."""
-    fd = os.open(".", os.O_RDONLY | _DIRECTORY, dir_fd=folder)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 # ---------------------------------------------------------------------------------------- errors
