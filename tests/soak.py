@@ -37,6 +37,7 @@ from oxydra.runner.control import call
 from oxydra.store.database import POOL
 from oxydra.tui.client import Link
 from tests.bench import proc
+from tests.bench.users import descendants
 from tests.docker_engine import Engine
 from tests.fake_telegram import TOKEN, FakeTelegram
 from tests.faulty import Person
@@ -317,8 +318,17 @@ class Soak:
             (vectors,) = db.execute("SELECT coalesce(max(rowid), 0) FROM vectors").fetchone()
         for role in KINDS[:-1]:
             pid = int(str(found.get(f"{role}_pid") or 0))
-            if pid:
-                self.lives.setdefault((role, pid), Life(role, pid)).look(vectors)
+            with contextlib.suppress(OSError, KeyError):
+                if pid and (pid := self.measured(pid)):
+                    self.lives.setdefault((role, pid), Life(role, pid)).look(vectors)
+
+    def measured(self, pid: int) -> int:
+        """The process that is looked at where a guest is this one: in a container that is an init,
+        whose largest descendant it is. Raises OSError or KeyError once it is gone.
+        """
+        if self.engine is None:
+            return pid
+        return max(descendants([pid]), key=anonymous)
 
     # ----------------------------------------------------------------------------------- the run
 
@@ -354,7 +364,7 @@ class Soak:
                 thread.join(PATIENCE)
             self.until(self.rests, "rest")
             found = self.well()
-            pids = [int(str(found[f"{role}_pid"])) for role in ("guest", "runner")]
+            pids = [self.measured(int(str(found[f"{role}_pid"]))) for role in ("guest", "runner")]
             most = [count + MORE_FILES for count in counts[-1]] if len(counts) == 2 else [0, 0]
             counts.append([self.files(*each) for each in zip(pids, most, strict=True)])
             sizes.append([anonymous(pid) for pid in pids])
