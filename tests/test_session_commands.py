@@ -134,6 +134,17 @@ def test_an_export_is_whole_over_many_pages_or_refused(gateway, monkeypatch):
     assert MAX_EXPORT < 8 << 20  # what a connection may hold
 
 
+def test_which_tools_there_are(gateway):
+    served = gateway()
+    with served.client() as client:
+        data = command(client, "tools")
+        assert data["agent"] == "default"
+        names = [spec.name for spec in served.hub._runtime.tools]
+        assert [row["name"] for row in data["tools"]] == names
+        assert all(row["requested"] and not row["server"] for row in data["tools"])
+        assert command(client, "tools", session_id=client.session) == data
+
+
 def test_which_model_answers(gateway):
     with gateway().client() as client:
         data = command(client, "model")

@@ -212,12 +212,28 @@ def test_commands(tmp_path):
         ask("More", "again")
         ask("/status@oxydra_bot", "Model: p m")
         ask("/cost", "Nobody counts")
+        ask("/tools", "There is no tool.")
+        ask("/mcp", "Nobody knows that here.")
         ask("/cancelall", "Stopping everything.")
         ask("/nonsense", "There is no command /nonsense.")
         w.settled()
         assert [m.content for m in w.store.messages(old.session_id)][2:] == ["More", "again"]
         w.fake.says("/sessions@oxydra_bot", chat=GROUP)
         w.fake.wait_told("in a private chat only", GROUP)
+
+
+def test_servers_are_told_of_without_a_way_to_trust_them(tmp_path):
+    server = {"name": "hub", "state": "failed", "safety_tier": "privileged", "trusted": False}
+    with chatting(tmp_path) as w:
+        rows = [{"name": f"tool{n}", "server": "", "requested": True} for n in range(33)]
+        w.gateway.commands["tools"] = lambda args: {"agent": "me", "tools": rows}
+        w.fake.says("/tools")
+        told = w.fake.wait_told("For the agent me: 33 tools")["plain"]
+        assert told.split("\n")[1].startswith("tool0, tool1, ") and told.endswith("and 3 more")
+        w.gateway.commands["mcp"] = lambda args: {"servers": [{**server, "detail": "\x1b[2Jit"}]}
+        w.fake.says("/mcp trust hub")
+        told = w.fake.wait_told("hub: failed · privileged")["plain"]
+        assert "! ␛[2Jit" in told and "oxydra-runner mcp-servers trust hub" in told
 
 
 def test_a_running_turn_is_cancelled(tmp_path):

@@ -148,6 +148,78 @@ def test_agents_say_what_they_may(world: World) -> None:
     )
 
 
+TOOLS = [
+    {"name": "file_read", "about": "Read a file.", "server": "", "requested": True},
+    *(
+        {"name": f"mcp__hub__t{n:02}", "about": "T\x1b[2J " * 60, "server": "hub"}
+        for n in range(15)
+    ),
+]
+
+
+def test_tools_are_listed_and_those_of_a_server_cut_short(world: World) -> None:
+    send = command(world, "/tools")
+    assert send.payload["args"] == {"session_id": "s-main"}
+    world.reply(send, "command_result", name="tools", data={"agent": "a", "tools": TOOLS})
+    lines = world.texts[-1].split("\n")
+    assert lines[:4] == [
+        "For the agent a: 1 tool",
+        "  file_read: Read a file.",
+        "MCP server hub: 15 tools, found by tool_search",
+        f"  t00: {'T␛[2J ' * 11}T␛[2…",
+    ]
+    assert lines[-1] == "  … and 3 more: /tools hub" and max(map(len, lines)) <= 78
+    world.reply(command(world, "/tools hub"), "command_result", name="tools", data={"tools": TOOLS})
+    assert len(world.texts[-1].split("\n")) == 16
+    world.reply(command(world, "/tools no"), "command_result", name="tools", data={"tools": TOOLS})
+    assert world.texts[-1] == "There is no tool with 'no' in what is said of it."
+
+
+def test_mcp_servers_are_listed(world: World) -> None:
+    row = {"name": "hub", "state": "running", "safety_tier": "read_only", "source": "prog\x07"}
+    rows = [
+        {**row, "trusted": True, "tools": ["a", "b"], "progress": "half"},
+        {**row, "name": "new", "trusted": False, "detail": "It ended.", "differences": {}},
+        {**row, "trusted": True, "tools": ["a"], "differences": {"added": ["x\u202e", "y"]}},
+    ]
+    world.reply(command(world, "/mcp"), "command_result", name="mcp", data={"servers": rows})
+    assert world.texts[-1].split("\n") == [
+        "hub: running · read-only · 2 tools · prog␇",
+        "  half",
+        "new: running · read-only · prog␇",
+        "  ! It ended.",
+        "  ! not trusted: its tools are not offered - /mcp trust new",
+        "hub: running · read-only · 1 tool · prog␇",
+        "  ! It says something else than what was trusted: added: x<U+202E>, y",
+        "  ! /mcp trust hub",
+    ]
+    assert world.type("/mcp frob hub") == [] == world.type("/mcp trust")
+    assert world.texts[-1] == "/mcp, or /mcp trust|distrust|restart|logs <server>."
+
+
+def test_a_server_is_trusted_as_it_was_shown_and_not_otherwise(world: World) -> None:
+    def trusting(data: dict[str, Any]) -> list[Any]:
+        send = command(world, "/mcp trust hub")
+        assert send.payload["args"] == {"action": "show", "name": "hub"}
+        return world.reply(send, "command_result", name="mcp", data={"name": "hub", **data})
+
+    (look,) = trusting({"digest": ""})
+    assert look.payload == {**look.payload, "name": "mcp_trust"}
+    assert look.payload["args"]["action"] == "look"
+    world.reply(look, "command_result", name="mcp_trust", data={"servers": []})
+    assert "in a moment" in world.texts[-1]
+    offers = [{"name": "add", "description": "Add\x1b.", "schema": {}}]
+    assert trusting({"digest": "one", "offers": offers}) == []
+    assert "add\n  Add␛.\n" in world.texts[-1] and "once more" in world.texts[-1]
+    assert trusting({"digest": "two", "offers": offers}) == []  # it changed: it is shown again
+    (trust,) = trusting({"digest": "two", "offers": offers})
+    assert trust.payload["args"]["action"] == "trust" and trust.payload["args"]["digest"] == "two"
+    restart = command(world, "/mcp restart hub")
+    assert restart.payload["name"] == "mcp_trust" and restart.payload["args"]["action"] == "restart"
+    world.reply(command(world, "/mcp logs hub"), "command_result", name="mcp", data={"lines": []})
+    assert world.texts[-1] == "It has said nothing."
+
+
 def test_cancelall(world: World) -> None:
     assert sent(world.type("/cancelall")) == ["cancel_all_active_turns"]
 

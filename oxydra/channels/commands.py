@@ -14,10 +14,12 @@ from oxydra.channels.route import MENU
 from oxydra.errors import NotFoundError, OxydraError
 from oxydra.gateway.commands import MAX_NAME, Command
 from oxydra.gateway.hub import Hub
+from oxydra.mcp import told
 from oxydra.store import Store
 from oxydra.types import Json, Session
 
-PRIVATE = ("sessions", "switch", "cost")  # what would tell a group of its person's other talks
+# what would tell a group of its person's other talks and of what they use
+PRIVATE = ("sessions", "switch", "cost", "tools", "mcp")
 LISTED = 20
 
 
@@ -60,6 +62,8 @@ class Commands:
             "cancelall": self._cancel_all,
             "status": self._status,
             "cost": self._cost,
+            "tools": self._tools,
+            "mcp": self._mcp,
             "help": self._help,
             "start": self._help,
         }
@@ -156,6 +160,19 @@ class Commands:
             left = f", {cap['left_usd']} left" if "left_usd" in cap else ""
             lines.append(f"cap {cap['cap'].replace('_', ' ')}: {cap['limit_usd']} USD{left}")
         return "\n".join(lines)
+
+    def _tools(self, place: Place, rest: str) -> str:
+        found = self._store.channel_session(self._channel, place.chat, place.topic)
+        data = self._asked("tools", {"session_id": found})
+        return "\n".join(told.tools(data, rest.strip(), brief=True))
+
+    def _mcp(self, _place: Place, _rest: str) -> str:
+        return "\n".join(told.servers(self._asked("mcp", {}), "oxydra-runner mcp-servers trust"))
+
+    def _asked(self, name: str, args: Json) -> Json:
+        if name not in self._table:
+            raise NotFoundError("Nobody knows that here.")
+        return self._table[name](args)
 
     def _help(self, place: Place, _rest: str) -> str:
         shown = {n: said for n, said in MENU.items() if place.private or n not in PRIVATE}

@@ -29,6 +29,8 @@ MENU = {  # anyone who finds the bot sees it: so it says this and nothing else
     "cancelall": "Stop everything that runs or waits",
     "status": "How the agent is",
     "cost": "What was spent",
+    "tools": "What the agent can use: /tools [word]",
+    "mcp": "The MCP servers and how they are",
     "help": "What the bot understands",
 }
 FORM = "multipart/form-data; boundary="

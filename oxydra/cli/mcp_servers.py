@@ -16,6 +16,7 @@ LOOK_SECONDS = 0.3  # between two looks at whether a server has been heard
 
 
 def servers(options: argparse.Namespace) -> int:
+    from oxydra.mcp import told
     from oxydra.tui.answer import Desk, desk
 
     workspace = workspace_of(load(options))
@@ -30,13 +31,14 @@ def servers(options: argparse.Namespace) -> int:
     with desk(lambda: locate(workspace), workspace.user) as asked:
         if options.action == "list":
             rows = asked.command("mcp")["servers"]
-            _print(options, rows, _table(rows))
+            trust = "oxydra-runner mcp-servers trust"
+            _print(options, rows, "\n".join(told.servers({"servers": rows}, trust)))
         elif options.action == "logs":
             lines = asked.command("mcp", action="logs", name=options.name)["lines"]
             _print(options, lines, "\n".join(f"{row['time']}  {row['text']}" for row in lines))
         elif options.action in ("show", "trust"):
             found = heard(asked)
-            _print(options, found, _shown(found))
+            _print(options, found, "\n".join(told.offered(found)))
             if found["trouble"]:
                 print(printable(found["trouble"]), file=sys.stderr)
                 return EXIT_FAILED
@@ -65,27 +67,3 @@ def _agreed() -> bool:
 
 def _print(options: argparse.Namespace, value: object, text: str) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False) if options.json else printable(text))
-
-
-def _table(rows: list[Json]) -> str:
-    lines = []
-    for row in rows:
-        about = f"{row['kind']} {row['source']}"
-        tools = f"{len(row['tools'])} tools" if row["trusted"] else "not trusted"
-        changed = ", ".join(f"{kind}: {', '.join(n)}" for kind, n in row["differences"].items())
-        more = "; ".join(filter(None, (changed, row["detail"])))
-        lines.append(f"{row['name']:<24} {row['state']:<9} {tools:<12} {about}  {more}".rstrip())
-    return "\n".join(lines) or "[mcp.servers] of agent.toml names no server."
-
-
-def _shown(found: Json) -> str:
-    """All that a model would read, as it would."""
-    lines = [f"{found['name']}: {found.get('about', '')}"]
-    for offer in found["offers"]:
-        lines += ["", offer["name"], f"  {offer['description']}"]
-        lines.append(f"  {json.dumps(offer['schema'], ensure_ascii=False)}")
-    lines += [f"\nIt has {ability}, too." for ability in found["more"]]
-    lines += [f"\n{sentence}" for sentence in found["wrong"]]
-    for kind, names in found.get("differences", {}).items():
-        lines.append(f"\nSince it was trusted, {kind}: {', '.join(names)}")
-    return "\n".join(lines)

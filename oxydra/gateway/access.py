@@ -94,6 +94,7 @@ COMMANDS: dict[str, Need] = {
     "replay": CHAT,
     "schedules": ASK,  # of which only some are for `ask`
     "tokens": ADMIN,
+    "tools": CHAT,
     "undo": CHAT,
     "unpin": CHAT,
 }

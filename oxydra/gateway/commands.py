@@ -32,6 +32,7 @@ class SessionCommands:
             "fork": self.fork,
             "export": self.export,
             "model": self.model,
+            "tools": self.tools,
             "pins": self.pins,
             "pin": self.pin,
             "unpin": self.unpin,
@@ -61,10 +62,18 @@ class SessionCommands:
 
     def model(self, args: Json) -> Json:
         """Which model answers first: in a session, or in a new one of the default agent."""
-        agent = "default"
-        if args.get("session_id"):
-            agent = self._store.find_session(_text(args, "session_id")).agent_name
+        agent = self._agent(args)
         return {"agent": agent, **self._hub.model_of(agent).to_json()}
+
+    def tools(self, args: Json) -> Json:
+        """What may be used there."""
+        agent = self._agent(args)
+        return {"agent": agent, "tools": self._hub.tools_of(agent)}
+
+    def _agent(self, args: Json) -> str:
+        if not args.get("session_id"):
+            return "default"
+        return self._store.find_session(_text(args, "session_id")).agent_name
 
     def pins(self, args: Json) -> Json:
         """The rules that are never cut, in the order in which they were stated."""

@@ -192,6 +192,10 @@ class Hub:
         """The model that answers first for an agent. Raises `NotFoundError`."""
         return self._runtime.agents.get(agent_name).model
 
+    def tools_of(self, agent: str) -> list[Json]:
+        """What an agent may use. Raises `NotFoundError`."""
+        return self._runtime.tools_of(agent)
+
     @property
     def context(self) -> Context:
         """What is sent of each conversation."""

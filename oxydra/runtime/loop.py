@@ -145,6 +145,12 @@ class Runtime:
         standing = [tool for tool in self.tools if tool.name in STANDING]
         return fitted(allowed, standing, self.search_above, before)
 
+    def tools_of(self, agent: str) -> list[Json]:
+        """What an agent may use, for people. Raises `NotFoundError`."""
+        allowed = self.agents.get(agent).offered(self.tools)
+        requested = {tool.name for tool in self.requested(allowed)}
+        return self.gate.report(requested.union(tool.name for tool in allowed), requested)
+
     def run_of(self, turn_id: str) -> Run:
         """A turn that runs now, for what is done on its behalf. Raises `NotFoundError`."""
         with self._lock:

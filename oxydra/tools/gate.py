@@ -26,7 +26,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -187,6 +187,10 @@ class Gate:
     def may_repeat(self, name: str) -> bool:
         """Whether a call that may have started may be started again."""
         return name in self._registry and self._registry.get(name).repeatable
+
+    def report(self, allowed: Collection[str], requested: Collection[str]) -> list[Json]:
+        """See `ToolRegistry.report`."""
+        return self._registry.report(allowed, requested)
 
     def refusal(self, call: ToolCall, scope: TurnScope) -> str:
         """What a call is answered that can't run at all, whatever people allow; "" if it can."""

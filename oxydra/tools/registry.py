@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import cast
 
 from oxydra.errors import ToolError, UsageError
-from oxydra.types import Tool, ToolSpec
+from oxydra.types import Json, Tool, ToolSpec
 
 TOOLS = {
     "file_delete": "oxydra.tools.files:file_delete",
@@ -42,6 +42,8 @@ MADE = (
 
 LISTED = 40  # names that are listed where one is not among them
 NEAR = 3  # of more, only so many that are like it
+
+ABOUT = 200  # characters of a tool's description for people
 
 FOREIGN = "mcp__"  # what the names of other programs' tools begin with
 
@@ -87,6 +89,25 @@ class ToolRegistry:
                 code="unknown_tool",
             )
         return tool
+
+    def report(self, names: Collection[str], requested: Collection[str]) -> list[Json]:
+        """The tools `names` for people; `requested` are those that are in requests."""
+        rows = []
+        for name, tool in self._tools.items():
+            if name not in names:
+                continue
+            server = name.split("__")[1] if name.startswith(FOREIGN) else ""
+            about = tool.spec.description.removeprefix(f"MCP server {server}: ")
+            rows.append(
+                {
+                    "name": name,
+                    "about": about.partition("\n")[0][:ABOUT],
+                    "tier": tool.tier.value,
+                    "server": server,
+                    "requested": name in requested,
+                }
+            )
+        return rows
 
 
 def load(name: str) -> Tool:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from oxydra.mcp import told
 from oxydra.scrub import printable
 from oxydra.tui import costs, listing, outline, pick
 from oxydra.tui.cells import one_line
@@ -18,6 +19,7 @@ from oxydra.tui.state import Entry, Exit, SessionInfo, State, Step, Write
 from oxydra.tui.transcript import files
 from oxydra.types import Json
 
+MCP_ACTIONS = ("trust", "distrust", "restart", "logs")
 SHORT_ID = 8  # characters of a session id that people get to see
 
 KEYS_HELP = """\
@@ -167,6 +169,28 @@ def _unpin(state: State, number: str) -> Step:
     return _command(state, "unpin", number=number)
 
 
+def _tools(state: State, wanted: str) -> Step:
+    args = {"session_id": state.session_id}
+    return state.ask("command", {"name": "tools", "args": args}, "tools", wanted)
+
+
+def _mcp(state: State, rest: str) -> Step:
+    action, _, name = rest.partition(" ")
+    if not action:
+        return _command(state, "mcp")
+    if action not in MCP_ACTIONS or not name.strip():
+        return state.say("warning", f"/mcp, or /mcp {'|'.join(MCP_ACTIONS)} <server>."), ()
+    if action in ("trust", "logs"):
+        args = {"action": "logs" if action == "logs" else "show", "name": name.strip()}
+        return state.ask("command", {"name": "mcp", "args": args}, "mcp", rest)
+    return _mcp_trust(state, action, name.strip())
+
+
+def _mcp_trust(state: State, action: str, name: str, **more: str) -> Step:
+    args = {"action": action, "name": name, **more}
+    return state.ask("command", {"name": "mcp_trust", "args": args}, "mcp_trust", action)
+
+
 def _model(state: State, _rest: str) -> Step:
     return _command(state, "model")
 
@@ -224,6 +248,8 @@ COMMANDS = {
         Command("/pin <text>", "add one", _pin),
         Command("/unpin <number>", "take one out", _unpin),
         Command("/schedules", "list what is scheduled", _of_daemon("schedules")),
+        Command("/tools [word]", "list the agent's tools, or those with a word", _tools),
+        Command("/mcp [action <server>]", "MCP servers; trust, restart, logs of one", _mcp),
         Command("/export [file]", "write it all into a Markdown file", _export),
         Command(
             "/cost [by]",
@@ -323,10 +349,38 @@ def on_command(state: State, name: str, about: str, data: Json) -> Step:
             return state.say("notice", "\n".join(listing.notes(data))), ()
         case "notes" if "note_id" in data:
             return state.say("notice", f"Noted: {one_line(str(data['note_id']))}"), ()
+        case "tools" if "tools" in data:
+            return state.say("notice", "\n".join(told.tools(data, about))), ()
+        case "mcp" | "mcp_trust" if "servers" in data:
+            if about == "look":
+                again = "It is begun, to hear what it offers: /mcp trust it again in a moment."
+                return state.say("notice", again), ()
+            return state.say("notice", "\n".join(told.servers(data))), ()
+        case "mcp":
+            return _on_mcp(state, about, data)
         case "schedules" if "schedules" in data:
             return state.say("notice", "\n".join(listing.schedules(data))), ()
         case _:
             return on_result(state, name, data)
+
+
+def _on_mcp(state: State, about: str, data: Json) -> Step:
+    """What a server said in its log or of itself; it is trusted only as it was shown before."""
+    action, _, name = about.partition(" ")
+    if action == "logs":
+        rows = [row for row in data.get("lines") or () if isinstance(row, dict)]
+        said = [one_line(f"{listing.local(row.get('time'))}  {row.get('text')}") for row in rows]
+        return state.say("notice", "\n".join(said) or "It has said nothing."), ()
+    digest = str(data.get("digest") or "")
+    if data.get("trusted"):
+        return state.say("notice", f"{one_line(name)} is trusted as it is."), ()
+    if not digest or data.get("looking"):
+        return _mcp_trust(state, "look", name.strip())
+    if state.judged == (name, digest):
+        return _mcp_trust(replace(state, judged=("", "")), "trust", name.strip(), digest=digest)
+    ask = f"Read it. /mcp trust {one_line(name)} once more has the agent offered just this."
+    text = printable("\n".join([*told.offered(data), "", ask]))
+    return replace(state, judged=(name, digest)).say("notice", text), ()
 
 
 def pins_text(rows: Sequence[object]) -> str:

@@ -199,6 +199,7 @@ class State:
     away: frozenset[str] | None = None
     seen: Mapping[str, str] = field(default_factory=dict)
     hint: str = ""
+    judged: tuple[str, str] = ("", "")  # the MCP server that was shown to be trusted, its digest
     leaving: bool = False
 
     # ------------------------------------------------------------------------------------- changes
