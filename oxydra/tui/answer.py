@@ -15,7 +15,7 @@ from oxydra.errors import NoDaemonError, OxydraError
 from oxydra.frames import Frame
 from oxydra.scrub import printable
 from oxydra.threads import Deadline
-from oxydra.tui.client import ClientConfig, GatewayClient, Link, Locate
+from oxydra.tui.client import ClientConfig, GatewayClient, Link, Locate, into
 from oxydra.types import Json
 
 REPLY_SECONDS = 10.0
@@ -89,16 +89,7 @@ class Desk:
 def desk(locate: Locate, user_id: str, *, patience: float = REPLY_SECONDS) -> Iterator[Desk]:
     """A connection to the user's gateway. Raises `NoDaemonError` if there is none."""
     events: queue.SimpleQueue[Frame | Link] = queue.SimpleQueue()
-    endpoint, token = locate()
-    client = GatewayClient(
-        endpoint,
-        token,
-        user_id,
-        on_frame=events.put,
-        on_link=events.put,
-        config=ClientConfig(reconnect=False),
-    )
-    with client:
+    with into(events.put, locate, user_id, config=ClientConfig(reconnect=False)) as client:
         yield Desk(client, events, patience)
 
 

@@ -442,3 +442,15 @@ def _close_reason(data: bytes) -> str:
     reason = data[2:].decode("utf-8", "replace")
     known = {1001: "the daemon is going away", 1013: "this client read too slowly"}
     return reason or known.get(code, f"the daemon closed the connection with code {code}")
+
+
+def into(
+    events: Callable[[Frame | Link], None], locate: Locate, user_id: str, **how: Any
+) -> GatewayClient:
+    """A client to be entered, for whose caller frames and links are one stream of `events`; `how`
+    is the rest of what it takes.
+    """
+    endpoint, token = locate()
+    return GatewayClient(
+        endpoint, token, user_id, on_frame=events, on_link=events, locate=locate, **how
+    )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from oxydra.errors import NoDaemonError, OxydraError
 from oxydra.frames import Frame
 from oxydra.threads import CancelToken, Deadline
-from oxydra.tui.client import ClientConfig, GatewayClient, Link, Locate
+from oxydra.tui.client import GatewayClient, Link, Locate, into
 from oxydra.types import Json
 
 PATIENCE = 60.0  # seconds without a connection after which a turn is given up
@@ -104,20 +104,8 @@ def line(
     `OxydraError`, `NoDaemonError` if there is none.
     """
     events: queue.SimpleQueue[Frame | Link | None] = queue.SimpleQueue()
-    endpoint, token = locate()
-    client = GatewayClient(
-        endpoint,
-        token,
-        user_id,
-        on_frame=events.put,
-        on_link=events.put,
-        session_id=session_id,
-        new_session=session_id is None,
-        agent=agent,
-        locate=locate,
-        config=ClientConfig(),
-    )
-    with client:
+    where = {"session_id": session_id, "new_session": session_id is None, "agent": agent}
+    with into(events.put, locate, user_id, **where) as client:
         yield Line(client, events)
 
 
