@@ -29,6 +29,7 @@ from oxydra.runner import shell
 from tests.doctor_kit import Patient, everything_in
 from tests.fake_model import FakeModel
 from tests.fake_telegram import TOKEN, FakeTelegram
+from tests.mcp_web import mcp_web
 from tests.sandbox import missing
 from tests.test_disk import mount, unmountable
 
@@ -327,6 +328,84 @@ def test_no_token_for_telegram(ward):
         telegram(ward, fake)
         (command,) = ward.treat("telegram", said=TOKEN)
     assert command.endswith("key set TELEGRAM_BOT_TOKEN")
+
+
+# ------------------------------------------------------------------------------- MCP servers
+
+
+def test_an_mcp_program_that_is_not_there(ward):
+    ward.write("agent.toml", '[mcp.servers.it]\ncommand = "no-such-program"\n')
+    ward.editor("sed -i s/no-such-program/python3/ $2")
+    (finding,) = ward.find("mcp")
+    assert "'no-such-program'" in finding.detail
+    ward.treat("mcp")
+
+
+def test_an_mcp_program_of_the_workspace(ward):
+    ward.write("agent.toml", '[mcp.servers.it]\ncommand = "bin/it"\n')
+    assert len(ward.find("mcp")) == 1
+    program = ward.workspace.shared / "bin" / "it"
+    program.parent.mkdir()
+    program.touch()
+    assert not ward.find("mcp")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'url = "https://mcp.example.org/mcp"\nheaders = { Authorization = "Bearer env:THE_KEY" }',
+        'command = "python3"\nenv = { KEY = "env:THE_KEY" }',
+    ],
+)
+def test_an_mcp_server_without_its_key(ward, lines):
+    ward.write("agent.toml", f"[mcp.servers.it]\n{lines}\n")
+    (command,) = ward.treat("mcp", said=KEY)
+    assert "key set THE_KEY" in command
+
+
+ROW = {"name": "it", "state": "idle", "trusted": True, "tools": ["a"], "differences": {}}
+
+
+@pytest.mark.parametrize(
+    ("row", "action"),
+    [
+        ({"trusted": False, "tools": []}, "trust"),
+        ({"differences": {"changed": ["a\x1b"]}}, "trust"),
+        ({"state": "failed", "detail": "It ended with 3.\x1b[2J"}, "restart"),
+    ],
+)
+def test_what_a_daemon_says_of_an_mcp_server(ward, row, action):
+    ward.write("agent.toml", '[mcp.servers.it]\ncommand = "python3"\n')
+    assert not ward.find("mcp")
+    with ward.daemon(mcp=[ROW]):
+        (well,) = doctor.examine(ward.case(), ["mcp"])
+        assert (well.level, well.detail) == ("healthy", "it: idle, 1 tools")
+    with ward.daemon(mcp=[{**ROW, "detail": "", **row}]):
+        (finding,) = ward.find("mcp")
+    assert finding.remedy.endswith(f"mcp-servers {action} it") and "\x1b" not in finding.detail
+
+
+def test_an_mcp_server_that_is_greeted(ward):
+    with mcp_web() as web:
+        line = 'headers = { Authorization = "Bearer env:THE_KEY" }'
+        ward.write("agent.toml", f'[mcp.servers.it]\nurl = "{web.url}"\n{line}\n')
+        ward.obey("oxydra-runner key set THE_KEY", KEY)
+        assert not ward.find("mcp") and not web.log  # nobody is asked without --canary
+        assert not ward.find("mcp", canary=True)
+        ((headers, _),) = web.asked("initialize")
+        assert headers["authorization"] == f"Bearer {KEY}"
+
+        def refused(_web, handler, _message):
+            handler.send_response(401)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+
+        web.say = refused
+        (finding,) = ward.find("mcp", canary=True)
+        assert "key set THE_KEY" in finding.remedy and KEY not in str(finding)
+        address = web.url
+    (gone,) = ward.find("mcp", canary=True)
+    assert gone.remedy == f"curl -sS -o /dev/null {address}"
 
 
 # ------------------------------------------------------------------------------------ the place

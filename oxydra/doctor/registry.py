@@ -33,6 +33,7 @@ USER = {  # for each user, where the configuration can be read
     "reach": "oxydra.doctor.models:reach",
     "canary": "oxydra.doctor.models:canary",
     "telegram": "oxydra.doctor.telegram:check",
+    "mcp": "oxydra.doctor.mcp:check",
     "permissions": "oxydra.doctor.place:permissions",
     "leftovers": "oxydra.doctor.place:left_over",
     "port": "oxydra.doctor.place:port",
