@@ -26,6 +26,7 @@ class McpWeb:
     def __init__(self, path: str = "/mcp") -> None:
         self.log: list[tuple[str, dict[str, str], Json]] = []
         self.session = "session-1"
+        self.key = ""  # without it in its header, nobody is answered
         self.capabilities: Json = {"tools": {}}
         self.say: Callable[[McpWeb, Handler, Json], None] = plain
         self.resume: Callable[[Handler], None] | None = None  # answers every GET
@@ -103,7 +104,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         web, message = self.web, self.note()
         method, number = message.get("method"), message.get("id")
-        if method == "initialize":
+        if self.web.key not in self.headers.get("Authorization", ""):
+            self.whole(b"who are you?", "text/plain", 401)
+        elif method == "initialize":
             result = {
                 "protocolVersion": message["params"]["protocolVersion"],
                 "capabilities": web.capabilities,

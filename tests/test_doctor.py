@@ -394,13 +394,7 @@ def test_an_mcp_server_that_is_greeted(ward):
         assert not ward.find("mcp", canary=True)
         ((headers, _),) = web.asked("initialize")
         assert headers["authorization"] == f"Bearer {KEY}"
-
-        def refused(_web, handler, _message):
-            handler.send_response(401)
-            handler.send_header("Content-Length", "0")
-            handler.end_headers()
-
-        web.say = refused
+        web.key = "another"
         (finding,) = ward.find("mcp", canary=True)
         assert "key set THE_KEY" in finding.remedy and KEY not in str(finding)
         address = web.url
