@@ -1,8 +1,18 @@
-"""Markdown as Telegram's messages: each part valid by itself and within the limit, nothing lost."""
+"""Markdown as Telegram's messages: each part valid by itself and within the limit, nothing lost.
+
+What may not be lost is what a person reads of the HTML that CommonMark makes of the same text. For
+the examples of its specification that HTML is in the specification, whose text is not ours to
+include: `COMMONMARK_SPEC` names its spec.txt, as in the package commonmark-spec of npm; without it
+those tests are skipped.
+"""
 
 from __future__ import annotations
 
+import html
+import os
 import re
+from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -84,6 +94,15 @@ markdown = st.lists(
     ),
     max_size=12,
 ).flatmap(lambda found: st.sampled_from(["\n\n", "\n", " "]).map(lambda by: by.join(found)))
+odd = st.one_of(
+    st.characters(),
+    st.characters(categories=["Cs"]),  # halves of pairs
+    st.characters(categories=["Mn", "Me", "Cf", "Cc", "Zs", "Zl", "Zp", "Co", "Cn"]),
+    st.characters(min_codepoint=0x10000),
+    st.sampled_from("\u200d\u200c\u200e\u200f\u202a\u202e\u2066\u2069\ufe0f\u0301\u05d0\u0627"),
+    st.sampled_from("*_`~[]()<>!#-+>|\\\n\t &;:/0a"),
+)
+odd_text = st.text(odd, max_size=40)
 limits = st.sampled_from([64, 65, 100, 333, LIMIT])
 
 
@@ -91,16 +110,59 @@ def squeezed(text):
     return "".join(text.split())
 
 
-def said(source):
-    """The words that a document says, by an independent walk over what the parser found."""
+class Read(HTMLParser):
+    """What a person reads of HTML: `words` in their order, and `places` to which it leads."""
+
+    def __init__(self, markup):
+        super().__init__(convert_charrefs=True)
+        self.words = []
+        self.places = []
+        self.feed(markup)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name == "alt":
+                self.words.append(value or "")
+            elif name in ("href", "src"):
+                self.places.append(value or "")
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def rendering(source):
+    """The HTML of a CommonMark renderer; tags that somebody wrote are text, as they are with us."""
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    text = source.encode("utf-8", "replace").decode()
-    for token in parser.parse(text):
-        if token.type in ("fence", "code_block", "html_block"):
-            yield token.content
-        for child in token.children or ():
-            if child.type in ("text", "code_inline", "html_inline", "text_special", "image"):
-                yield child.content
+    render = parser.renderer.render
+
+    def as_text(tokens, at, *_more):
+        return html.escape(tokens[at].content)
+
+    def described(tokens, at, *more):
+        return f"<i>{render(tokens[at].children or [], *more)}</i>"
+
+    parser.renderer.rules |= {"html_block": as_text, "html_inline": as_text, "image": described}
+    return parser.render(source.encode("utf-8", "replace").decode())
+
+
+def read_whole(source, limit):
+    """All that the parts of a text say, each of which is what Telegram takes."""
+    made = parts(source, limit)
+    for part in made:
+        read = text_of(part.html)  # raises for what Telegram refuses
+        assert read == part.text and read.strip()
+        assert units(read) <= limit
+    return made, squeezed("".join(part.text for part in made))
+
+
+def assert_in_order(words, whole):
+    at = 0
+    for word in words:
+        word = squeezed(CONTROLS.sub("\ufffd", word))
+        at = whole.find(word, at)
+        assert at >= 0, (word, whole)
+        at += len(word)
 
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -108,18 +170,50 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @given(markdown, limits)
 def test_every_part_is_valid_and_nothing_is_lost(source, limit):
-    made = parts(source, limit)
-    for part in made:
-        read = text_of(part.html)  # raises for what Telegram refuses
-        assert read == part.text and read.strip()
-        assert units(read) <= limit
-    whole = squeezed("".join(part.text for part in made))
-    at = 0
-    for words in said(source):
-        word = squeezed(CONTROLS.sub("\ufffd", words))
-        at = whole.find(word, at)
-        assert at >= 0, (words, whole)
-        at += len(word)
+    _, whole = read_whole(source, limit)
+    assert_in_order(Read(rendering(source)).words, whole)
+
+
+@given(st.text(odd, max_size=5000), limits)
+def test_any_unicode_is_valid_and_nothing_is_lost(source, limit):
+    _, whole = read_whole(source, limit)
+    assert_in_order(Read(rendering(source)).words, whole)
+
+
+def specification():
+    """The examples of CommonMark's specification: Markdown, and the HTML that it becomes."""
+    found = os.environ.get("COMMONMARK_SPEC", "")
+    if not found:
+        return []
+    text = Path(found).read_text(encoding="utf-8").replace("→", "\t")
+    examples = re.findall(r"^`{32} example\n(.*?)^\.\n(.*?)^`{32}$", text, re.M | re.S)
+    assert len(examples) > 600, found
+    return examples
+
+
+EXAMPLES = specification()
+needs_specification = pytest.mark.skipif(
+    not EXAMPLES, reason="COMMONMARK_SPEC names no spec.txt of commonmark-spec"
+)
+
+
+@needs_specification
+@pytest.mark.parametrize("limit", [64, LIMIT])
+def test_the_examples_of_the_specification_lose_nothing(limit):
+    for source, expected in EXAMPLES:
+        made, whole = read_whole(source, limit)
+        read = Read(expected)
+        assert_in_order(read.words, whole)
+        led = html.unescape(html.unescape("".join(part.html for part in made)))
+        assert all(squeezed(place) in squeezed(led) for place in read.places), source
+
+
+@needs_specification
+@given(st.lists(st.sampled_from(EXAMPLES or [("", "")]), min_size=2, max_size=12), odd_text, limits)
+def test_examples_of_the_specification_in_one_message_lose_nothing(examples, between, limit):
+    source = f"\n\n{between}\n\n".join(source for source, _ in examples)
+    _, whole = read_whole(source, limit)
+    assert_in_order(Read(rendering(source)).words, whole)
 
 
 @given(st.text(), limits)
@@ -155,8 +249,10 @@ def one(source):
         ("[a](javascript:b)", "[a](javascript:b)"),
         ("[a](/b)", "a (/b)"),
         ("![a](https://b.c/d)", '<a href="https://b.c/d">[image: a]</a>'),
+        ("![a *b*\n`c` ![d](e)](https://f.g)", '<a href="https://f.g">[image: a b c d]</a>'),
         ("[`a`](https://b.c)", '<a href="https://b.c">a</a>'),
         ("|a|b|\n|-|-|\n|1|22|", "<pre>a │ b\n──┼───\n1 │ 22</pre>"),
+        ("|a|\n|-|\n|b\x1c|", "<pre>a\n──\nb\ufffd</pre>"),
         ("<b>x</b>", "&lt;b&gt;x&lt;/b&gt;"),
         ("a &#27;[0m", "a \ufffd[0m"),
         ("\ud800", "?"),

@@ -98,7 +98,7 @@ class _Layout:
                     self._bold = token.nesting > 0
                 case "inline" if self._table:
                     said = "".join(text for text, _ in _inline(token.children or [], ()))
-                    self._table[-1].append(" ".join(said.split()))
+                    self._table[-1].append(" ".join(said.translate(CONTROLS).split()))
                 case "inline":
                     around = (*self._around, *([("b", "")] if self._bold else []))
                     self._add(_inline(token.children or [], around))
@@ -190,7 +190,8 @@ def _inline(tokens: Sequence[Token], around: tuple[Tag, ...]) -> list[Piece]:
                     pieces.append((f" ({address})", (*around, *marks)))
             case "image":
                 source = str(token.attrs.get("src", ""))
-                said = f"[image: {token.content}]" if token.content else "[image]"
+                words = _described(token.children or [])
+                said = f"[image: {words}]" if words else "[image]"
                 led = [("a", source)] if HREF.fullmatch(source) else []
                 outside = [tag for tag in marks if tag[0] != "a"]
                 pieces.append((said, (*around, *(outside if led else marks), *led)))
@@ -205,6 +206,17 @@ def _inline(tokens: Sequence[Token], around: tuple[Tag, ...]) -> list[Piece]:
             case _:
                 pieces.append((token.content, tags))
     return [(text, _once(tags)) for text, tags in pieces if text]
+
+
+def _described(tokens: Sequence[Token]) -> str:
+    """What describes an image: its words without their marks (CommonMark, "Images")."""
+    words = (
+        _described(token.children or [])
+        if token.type == "image"
+        else {"softbreak": " ", "hardbreak": " "}.get(token.type, token.content)
+        for token in tokens
+    )
+    return " ".join("".join(words).translate(CONTROLS).split())
 
 
 def _once(tags: tuple[Tag, ...]) -> tuple[Tag, ...]:
