@@ -265,7 +265,7 @@ class AgentGuest:
                 **self._memory_commands(settings),
             },
             of_strangers={"schedules": desk.stranger},
-            tools=[tool.name for tool in tools.specs],
+            tools=tools,
         )
         stream.on_gateway = self._gateway.adopt
         self._telegram = self._bot(tools.specs)

@@ -16,6 +16,7 @@ from oxydra.runtime import Runtime
 from oxydra.tools.base import tool
 from oxydra.tools.gate import Gate
 from oxydra.tools.registry import ToolRegistry
+from oxydra.tui import follow
 from oxydra.types import SafetyTier, TurnState
 from tests.conftest import eventually
 from tests.mcp_kit import DEADLINE, hosted
@@ -230,6 +231,41 @@ def test_cancelling_and_hanging_up_cancel_the_turn(place):
         peer.hang_up()
         eventually(cancelled)
         assert not [m for m in peer.seen if m.get("id") == asked]
+
+
+def test_a_token_that_is_revoked_during_a_call_is_said_to_be(place, monkeypatch):
+    monkeypatch.setattr(follow, "REFUSED_SECONDS", 0.1)
+    provider = Held("half")
+    place.begin(provider)
+    with place.client() as peer:
+        asked = peer.begin("ask", token="t", prompt="x", wait_seconds=600)
+        assert provider.asked.acquire(timeout=DEADLINE)
+        place.gateway.gateway.set_tokens(ROWS[:1])
+        found = peer.answer(asked)["result"]
+        assert found["isError"] and "token create NAME --scope ask" in found["content"][0]["text"]
+    provider.release.set()
+
+
+def test_a_token_cancels_only_what_came_with_it(place):
+    provider = Held()
+    place.begin(provider)
+    persons = place.gateway.client()
+    with persons as person, place.client() as peer:
+        person.turn("mine", "p1")
+        assert provider.asked.acquire(timeout=DEADLINE)
+        with contextlib.closing(place.gateway.connect(token=token_of(("ask",)))) as ws:
+            stranger = Client(ws)
+            stranger.ask("hello", protocol_version=2, user_id="alice", session_id=person.session)
+            where = {"session_id": person.session}
+            refused = stranger.ask("cancel_active_turn", turn_id="p1", **where)
+            assert "not one of yours" in refused["payload"]["message"]
+            assert place.gateway.hub.counts()["running_turns"] == 1
+            assert not provider.release.is_set()
+        provider.release.set()
+        person.until("turn_completed")
+        provider.release.clear()
+        mine = peer.call("ask", prompt="y", wait_seconds=0)
+        assert peer.call("ask_cancel", turn_id=mine["turn_id"])["state"] == "cancelled"
 
 
 NOTHING = {"running_turns": 0, "queued_turns": 0}

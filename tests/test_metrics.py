@@ -70,6 +70,18 @@ def test_what_turns_did_is_counted() -> None:
     assert found["oxydra_turn_seconds_count"] == found["oxydra_first_delta_seconds_count"] == 4
 
 
+def test_tools_that_come_later_are_told_apart() -> None:
+    tools = ["shell_exec"]
+    metrics = Metrics(tools)
+    for _ in range(2):
+        call = {"name": "mcp__hub__add", "state": "finished", "elapsed_ms": 0}
+        metrics.observe(TURN, "tool_event", {"call": call})
+        tools.append("mcp__hub__add")
+    found = parse(metrics.text({}, {}))
+    assert found['oxydra_tool_runs_total{tool="unknown",state="finished"}'] == 1
+    assert found['oxydra_tool_runs_total{tool="mcp__hub__add",state="finished"}'] == 1
+
+
 def test_what_a_model_chose_is_no_label() -> None:
     metrics = Metrics(["shell_exec"])
     for number in range(1000):

@@ -11,7 +11,7 @@ import json
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from oxydra.errors import (
     FrameError,
     NotFoundError,
     OxydraError,
+    PolicyDenied,
     UsageError,
 )
 from oxydra.frames import (
@@ -50,6 +51,7 @@ from oxydra.types import Approval, Json, Session, Turn, TurnState
 log = logging.getLogger(__name__)
 
 INBOX = 4096  # client frames that may wait
+MAX_ASKED = 1000  # turns of strangers whose token is remembered
 HISTORY_LIMIT = 500  # events in one `session_history`
 REVOKED = 4401  # the close code of a connection whose token is no longer valid
 
@@ -115,7 +117,7 @@ class Gateway(Handler):
         approvals: Approvals | None = None,
         commands: Mapping[str, Callable[[Json], Json]] | None = None,
         of_strangers: Mapping[str, Callable[[Json], Json]] | None = None,
-        tools: Collection[str] = (),
+        tools: Container[str] = (),
     ) -> None:
         """`commands` are further ones for `command` frames: by name what gives the data from the
         arguments; it runs on `oxydra-requests`. `of_strangers` are done instead for those whose
@@ -153,6 +155,7 @@ class Gateway(Handler):
         self._of_strangers = {**self.commands, **(of_strangers or {})}
         if unknown := set(self.commands) - set(COMMANDS):
             raise RuntimeError(f"gateway/access.py says of no scope for {sorted(unknown)}")
+        self._asked: dict[str, str] = {}  # turns of those who are not the person: by which token
         self._door = Door(hub, self._inbox.put)
         self._metrics = Metrics(tools)
         hub.watch = self._metrics.observe
@@ -390,6 +393,10 @@ class Gateway(Handler):
             steer=bool(payload.get("steer")),
             tainted=client.identity.stranger,
         )
+        if created and client.identity.stranger:
+            self._asked[turn_id] = client.identity.token_name
+            while len(self._asked) > MAX_ASKED:
+                del self._asked[next(iter(self._asked))]
         if not created:  # sent again by a client that missed the answer
             again = {"request_id": payload["request_id"]}
             client.reply("turn_started", self._hub.address(turn, turn.state, again))
@@ -405,8 +412,22 @@ class Gateway(Handler):
             frame = self._hub.address(turn, turn.state, turn.terminal["payload"] | again)
             client.reply(turn.terminal["type"], frame)
 
-    def _cancel_turn(self, _client: Client, payload: Json) -> None:
+    def _cancel_turn(self, client: Client, payload: Json) -> None:
+        if client.identity.stranger:
+            self._check_own(client, payload["turn_id"])
         self._hub.cancel(payload["session_id"], payload["turn_id"])
+
+    def _check_own(self, client: Client, turn_id: str) -> None:
+        """Raises `PolicyDenied` unless the turn is one that came with this token: that is known
+        since the start; of those before it, that no person sent it.
+        """
+        owner = self._asked.get(turn_id)
+        turn = None if owner else self._store.turn(turn_id)
+        if owner != client.identity.token_name and (turn is None or not turn.tainted):
+            raise PolicyDenied(
+                "This turn is not one of yours.",
+                remedy="The scope `ask` cancels what came with its own token.",
+            )
 
     def _cancel_all(self, _client: Client, _payload: Json) -> None:
         self._hub.cancel_all()

@@ -10,7 +10,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from oxydra.types import Json, Turn
 
@@ -42,10 +42,10 @@ class Histogram:
 
 
 class Metrics:
-    """`tools` are the names that are told apart."""
+    """`tools` are the names that are told apart: those there are, whenever one is counted."""
 
-    def __init__(self, tools: Collection[str] = ()) -> None:
-        self._tools = frozenset(tools)
+    def __init__(self, tools: Container[str] = ()) -> None:
+        self._tools = tools
         self._lock = threading.Lock()
         self._turns: Counter[str] = Counter()
         self._runs: Counter[tuple[str, str]] = Counter()

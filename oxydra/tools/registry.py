@@ -73,7 +73,7 @@ class ToolRegistry:
         self._tools = dict(sorted(found.items()))
         self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self._tools.values())
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._tools
 
     def get(self, name: str, among: Collection[str] | None = None) -> Tool:

@@ -52,12 +52,14 @@ class Link:
 
     Connected: frames flow; `fresh` says that they do not continue what was seen before, so that
     the history must be read. Not connected: it broke, or the last attempt to make it anew failed;
-    `detail` says why, and is told once until it changes.
+    `detail` says why, and is told once until it changes; `refused`: the daemon is there, and does
+    not let us in.
     """
 
     connected: bool
     fresh: bool = False
     detail: str = ""
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +315,8 @@ class GatewayClient:
             except OxydraError as error:
                 if str(error) != said and not service.stopping.is_set():
                     said = str(error)
-                    self._on_link(Link(False, detail=said))
+                    refused = isinstance(error, RefusedError)
+                    self._on_link(Link(False, detail=said, refused=refused))
             pause = min(2 * pause, self._config.backoff_max)
         return False
 

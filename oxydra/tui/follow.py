@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from oxydra.errors import NoDaemonError, OxydraError
 from oxydra.frames import Frame
 from oxydra.threads import CancelToken, Deadline
-from oxydra.tui.client import GatewayClient, Link, Locate, into
+from oxydra.tui.client import GatewayClient, Link, Locate, RefusedError, into
 from oxydra.types import Json
 
 PATIENCE = 60.0  # seconds without a connection after which a turn is given up
+REFUSED_SECONDS = 5.0  # in which a token may be replaced, before what it may not is said
 CANCEL_SECONDS = 10.0  # for a cancelled turn to end
 
 
@@ -44,7 +45,7 @@ class Line:
         frame of it. The last one, or None where it is accepted and goes on at the end of `until`.
 
         Raises `OxydraError` where it is refused, `NoDaemonError` where the daemon is gone for too
-        long.
+        long, `RefusedError` where it is there and does not take our token any more.
         """
         with contextlib.ExitStack() as stack:
             if token is not None:
@@ -54,14 +55,18 @@ class Line:
     def _follow(self, turn: Json, hear: Callable[[Frame], None], until: Deadline) -> Frame | None:
         turn_id = answered = turn["turn_id"]  # `answered` is another's once the message joined it
         accepted = stopping = False
+        broken = Link(True)
         while True:
-            limit = None if self.client.connected else PATIENCE
+            patience = REFUSED_SECONDS if broken.refused else PATIENCE
+            limit = None if self.client.connected else patience
             try:
                 waits = accepted or stopping  # what is not accepted yet may still be lost
                 event = self.events.get(timeout=until.timeout(limit) if waits else limit)
             except queue.Empty:
                 if waits and until.expired:
                     return None
+                if broken.refused:
+                    raise RefusedError(broken.detail) from None
                 raise NoDaemonError(
                     f"The daemon has been gone for {PATIENCE:g} s.",
                     remedy="Start it again with `oxydra-runner start`; the turn then goes on.",
@@ -71,6 +76,7 @@ class Line:
                 self._send("cancel_active_turn", {"turn_id": turn_id})
                 continue
             if isinstance(event, Link):
+                broken = event
                 if event.connected and (event.fresh or not accepted):
                     self._send("send_turn", turn)
                     if stopping:
