@@ -422,8 +422,12 @@ class Gateway(Handler):
         since the start; of those before it, that no person sent it.
         """
         owner = self._asked.get(turn_id)
-        turn = None if owner else self._store.turn(turn_id)
-        if owner != client.identity.token_name and (turn is None or not turn.tainted):
+        if owner is None:
+            turn = self._store.turn(turn_id)
+            own = turn is None or turn.tainted
+        else:
+            own = owner == client.identity.token_name
+        if not own:
             raise PolicyDenied(
                 "This turn is not one of yours.",
                 remedy="The scope `ask` cancels what came with its own token.",
