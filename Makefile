@@ -43,7 +43,7 @@ bench: $(VENV)/.test ## measure start, rest, a turn, the loop and a crowd, with 
 bench-memory: $(VENV)/.test ## measure what memory finds again, in the conversations of DATA=<file>
 	@$(PY) -m tests.bench.memory $(DATA)
 
-soak: $(VENV)/.test ## kill what runs, again and again, for MINUTES=30 (ARGS=container: there)
+soak: $(VENV)/.test ## kill what runs, again and again, for MINUTES=30; ARGS=container: in containers
 	@$(PY) -m tests.soak $(or $(MINUTES),30) $(ARGS)
 
 wheel: $(VENV)/.test ## build the wheel and the sdist into dist/
