@@ -95,7 +95,8 @@ class Circumstances:
     `sandboxed`: a cage or something stronger contains it. `attended`: somebody may be asked.
     `sensitive`: the conversation, or what the call would send, holds private data. `tainted`: the
     conversation holds content of strangers. `egress`: the call sends something that the model
-    chose off this machine. `lasting`: what it does acts later, when nobody looks.
+    chose off this machine. `lasting`: what it does acts later, when nobody looks. `reached`: it
+    puts private data where a command that was left running could send it off this machine.
     """
 
     sandboxed: bool
@@ -104,6 +105,7 @@ class Circumstances:
     tainted: bool = False
     egress: bool = False
     lasting: bool = False
+    reached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ def decide(
         verdict = told if index == 0 else _stricter(verdict, told)
     if circumstances.sensitive and circumstances.tainted and circumstances.egress:
         verdict = _stricter(verdict, Verdict(rules.exfiltration, _EXFILTRATION))
+    if circumstances.reached:
+        verdict = _stricter(verdict, Verdict(rules.exfiltration, _REACHED))
     if circumstances.tainted and circumstances.lasting and circumstances.attended:
         verdict = _stricter(verdict, Verdict("ask", _LASTING))
     if verdict.decision == "ask" and not circumstances.attended:
@@ -148,7 +152,10 @@ _EXFILTRATION = (
     "The conversation holds content of strangers, and it, or what this would send off this "
     "machine, holds private data."
 )
-
+_REACHED = (
+    "It puts private data where commands reach it, and one that is still running could send it off "
+    "this machine."
+)
 
 _LASTING = (
     "The conversation holds what strangers wrote, and this changes what runs later with nobody "
@@ -321,6 +328,7 @@ class Approvals:
             tainted=scope.tainted,
             egress=item.tool.egress,
             lasting=item.call.name in CHANGING,
+            reached=item.private and not item.tool.egress,
         )
         return decide(self._rules, item.call.name, item.tool.tier, item.arguments, circumstances)
 

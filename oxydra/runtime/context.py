@@ -76,8 +76,11 @@ class Context:
         summaries: Summaries,
         spending: Spending,
         workspace: Workspace | None = None,
+        reached: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`workspace` takes what is left out of results."""
+        """`workspace` takes what is left out of results, but no private data while it is `reached`
+        by what could send that off the machine.
+        """
         self._store = store
         self._config = config
         self._conversations = conversations
@@ -85,6 +88,7 @@ class Context:
         self._spending = spending
         self._calibrations = spending.calibrations
         self._workspace = workspace
+        self._reached = reached
 
     # --------------------------------------------------------------------------------- one call
 
@@ -165,6 +169,7 @@ class Context:
         if marks:  # before it is there
             call.durably(lambda: self._store.mark_files([str(outputs.FOLDER)], marks))
         contents = {}
+        reached = self._reached()
         for event in events:
             index = event.sequence - first
             contents[event.sequence] = outputs.shorten(
@@ -172,7 +177,7 @@ class Context:
                 kept[index],
                 f"{event.turn_id}-{event.message.tool_call_id}",
                 f"{event.turn_id}-event-{event.sequence}",  # a call's id may come again
-                self._workspace,
+                None if reached and event.message.sensitive else self._workspace,
             )
         if self._workspace is not None:
             outputs.prune(self._workspace)

@@ -124,6 +124,7 @@ class Runtime:
             Summaries(store, summarizer, spent=lambda of, usage: self.used(priced(of, usage))),
             self.spending,
             workspace,
+            lambda: gate.reached,
         )
         self._used = Usage()
         self._runs: dict[str, Run] = {}  # by turn

@@ -18,7 +18,9 @@ left at the cut, and a saved output holds none.
 Results are marked with where they come from, and what a call writes with what the conversation
 holds, before it is written. A command can copy any file it reaches to any other, and what it left
 running does so later: so marks of private data spread to all that commands reach as soon as one has
-been run, or while a shell is open.
+been run, or while a shell is open. Where commands have the network it sends them too: so what puts
+private data where one that was left running may be is decided on as what sends it, and an output
+that holds some is not saved there.
 """
 
 from __future__ import annotations
@@ -116,7 +118,8 @@ class TurnScope:
 class Wanted:
     """A call that could run: its arguments as the model gave them, and as its tool takes them.
     `private`: it sends something off the machine, and the conversation or what it could send holds
-    private data; `tainted`: the conversation holds what strangers wrote. Both as of its decision.
+    private data, or a command that was left running could send what it writes; `tainted`: the
+    conversation holds what strangers wrote, or such a command does. Both as of its decision.
     """
 
     call: ToolCall
@@ -281,7 +284,8 @@ class Gate:
             if not scope.vault and any(path.startswith("/vault") for path in _named(wanted)):
                 raise PolicyDenied("The vault is for private conversations only.")
             private = self._sends_private(wanted, scope)
-            return _Planned(call, replace(wanted, private=private, tainted=scope.tainted))
+            tainted = scope.tainted or (private and not tool.egress)
+            return _Planned(call, replace(wanted, private=private, tainted=tainted))
         except Exception as error:
             return _Planned(call, refusal=self._scrubbed(failure(call.name[:64], error)))
 
@@ -314,7 +318,8 @@ class Gate:
 
     def _other_now(self, groups: Sequence[Sequence[_Planned]], scope: TurnScope) -> list[_Planned]:
         """The calls of the next group that would now send private data off the machine, in a
-        conversation that holds what strangers wrote, and were decided on before that was so.
+        conversation that holds what strangers wrote, or put some where what was left running sends
+        it, and were decided on before that was so.
         """
         found = []
         for planned in groups[0] if groups else ():
@@ -452,7 +457,11 @@ class Gate:
         # ids may come again in another turn, and the earlier output was promised to be there
         name = f"{scope.turn_id}-{call.id}"
         workspace = self._services.get("workspace")
-        if marks and not fits(result.content, self._limits.output_bytes):  # the whole goes there
+        if marks.sensitive and self.reached:
+            workspace = None
+        if (
+            marks and workspace is not None and not fits(result.content, self._limits.output_bytes)
+        ):  # the whole goes there
             scope.journal.mark_files([str(OUTPUTS)], marks)
         content = cap(result.content, self._limits.output_bytes, name, workspace)
         message = Message(
@@ -482,24 +491,43 @@ class Gate:
         return own | self._file_marks(paths, scope)
 
     def _sends_private(self, wanted: Wanted, scope: TurnScope) -> bool:
-        if not wanted.tool.egress:
+        """Whether it sends private data off the machine, or puts some where what was left running
+        does. What a conversation writes counts as private where strangers' content may have had a
+        say in it, what is copied from the vault always.
+        """
+        tool = wanted.tool
+        if tool.egress:
+            return scope.sensitive or self._marks_of(wanted, scope).sensitive
+        if tool.tier is SafetyTier.READ_ONLY or not (
+            tool.sensitive or (scope.sensitive and scope.tainted)
+        ):
             return False
-        return scope.sensitive or self._marks_of(wanted, scope).sensitive
+        return any(not path.startswith("/vault") for path in _named(wanted)) and self.reached
+
+    @property
+    def reached(self) -> bool:
+        """Whether a command that was left running could send what is put into the workspace."""
+        return self._shell_open() and any(
+            tool.egress and _in_sandbox(tool) for tool in self._registry
+        )
 
     def _exfiltrates_now(self, wanted: Wanted, scope: TurnScope) -> bool:
         """Whether it does so now, and did not when it was decided on."""
         if wanted.private and wanted.tainted:
             return False
-        return scope.tainted and self._sends_private(wanted, scope)
+        strange = scope.tainted or not wanted.tool.egress
+        return strange and self._sends_private(wanted, scope)
 
     def _recheck(self, wanted: Wanted, scope: TurnScope) -> None:
         """What a call could send may get its marks from another turn, or from a call beside it,
         after it was decided on.
         """
         if self._exfiltrates_now(wanted, scope):
+            why = "what it would send off this machine has come to hold private data"
+            if not wanted.tool.egress:
+                why = "a command may be running that could send what it writes off this machine"
             raise PolicyDenied(
-                f"{wanted.call.name} was not run: what it would send off this machine has come to"
-                " hold private data since it was decided on.",
+                f"{wanted.call.name} was not run: {why} since it was decided on.",
                 remedy="Call it again: then that is decided anew.",
             )
 
@@ -539,10 +567,15 @@ class Gate:
 
 def _named(wanted: Wanted) -> list[str]:
     """The files that a call may touch: those it names, or for a command all that it can reach."""
-    tool = wanted.tool
-    # a program of others in the sandbox reaches what commands reach, whatever its tier is
-    reaches = getattr(tool, "in_sandbox", tool.tier is SafetyTier.PRIVILEGED)
-    return list(map(str, _paths(list(wanted.arguments.values())))) or (WORKSPACE if reaches else [])
+    paths = list(map(str, _paths(list(wanted.arguments.values()))))
+    return paths or (WORKSPACE if _in_sandbox(wanted.tool) else [])
+
+
+def _in_sandbox(tool: Tool) -> bool:
+    """Whether it is of commands, or a program of others there, which reaches what they reach,
+    whatever its tier is.
+    """
+    return bool(getattr(tool, "in_sandbox", tool.tier is SafetyTier.PRIVILEGED))
 
 
 def _paths(value: object) -> Iterator[VirtualPath]:
