@@ -25,7 +25,6 @@ that holds some is not saved there.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -35,7 +34,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
-from oxydra.errors import Cancelled, OxydraError, PolicyDenied, ToolError
+from oxydra.errors import Cancelled, OxydraError, PolicyDenied
 from oxydra.policy import VirtualPath
 from oxydra.scrub.guest import GuestScrubber
 from oxydra.threads import SHUTDOWN, CancelToken, Deadline, parallel, pulse
@@ -43,6 +42,7 @@ from oxydra.tools.base import failure
 from oxydra.tools.outputs import FOLDER as OUTPUTS
 from oxydra.tools.outputs import cap, fits
 from oxydra.tools.registry import ToolRegistry
+from oxydra.tools.schema import parse_arguments
 from oxydra.tools.shell_client import ShellClient
 from oxydra.types import (
     CallState,
@@ -279,7 +279,7 @@ class Gate:
         """Look up, parse, validate: a call that can run, or its refusal."""
         try:
             tool = self._registry.get(call.name, scope.tools)
-            given = _parse(call)
+            given = parse_arguments(call)
             wanted = Wanted(call, tool, given, tool.validate(given))
             if not scope.vault and any(path.startswith("/vault") for path in _named(wanted)):
                 raise PolicyDenied("The vault is for private conversations only.")
@@ -663,43 +663,6 @@ def _stopped(scope: TurnScope) -> str:
 
 def _shutdown(scope: TurnScope) -> bool:
     return scope.token.cancelled and scope.token.reason == SHUTDOWN
-
-
-def _parse(call: ToolCall) -> Json:
-    """The arguments as JSON. Nothing at all, which some models send, means none."""
-    if not call.arguments.strip():
-        return {}
-    try:
-        arguments = json.loads(
-            call.arguments, object_pairs_hook=_unique, parse_constant=_no_constant
-        )
-    except RecursionError:
-        raise _bad_json(call, "they are nested too deeply") from None
-    except ValueError as error:
-        raise _bad_json(call, str(error)) from None
-    if not isinstance(arguments, dict):
-        raise _bad_json(call, "an object is expected")
-    return arguments
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> Json:
-    """An object. One name twice would let a person approve one value and run the other."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _bad_json(call: ToolCall, why: str) -> ToolError:
-    return ToolError(
-        f"The arguments of {call.name} are no valid JSON: {why}.",
-        remedy="Nothing was done. Call it again with complete, valid JSON.",
-        code="bad_arguments",
-    )
 
 
 # --------------------------------------------------------------------------- what people are told

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from oxydra.errors import ToolError
-from oxydra.types import Json
+from oxydra.types import Json, ToolCall
 
 MAX_PROBLEMS = 5  # named in one error
 
@@ -499,3 +499,45 @@ def _shown(value: Any) -> str:
         return "an object"
     text = str(value) if abs(value) < 1e30 else "a huge one"
     return f"the number {text}"
+
+
+# ------------------------------------------------------------------------------ what a model sent
+
+
+def parse_arguments(call: ToolCall) -> Json:
+    """The arguments as JSON. Nothing at all, which some models send, means none. Raises
+    `ToolError`.
+    """
+    if not call.arguments.strip():
+        return {}
+    try:
+        arguments = json.loads(
+            call.arguments, object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except RecursionError:
+        raise _bad_json(call, "they are nested too deeply") from None
+    except ValueError as error:
+        raise _bad_json(call, str(error)) from None
+    if not isinstance(arguments, dict):
+        raise _bad_json(call, "an object is expected")
+    return arguments
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Json:
+    """An object. One name twice would let a person approve one value and run the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _bad_json(call: ToolCall, why: str) -> ToolError:
+    return ToolError(
+        f"The arguments of {call.name} are no valid JSON: {why}.",
+        remedy="Nothing was done. Call it again with complete, valid JSON.",
+        code="bad_arguments",
+    )
