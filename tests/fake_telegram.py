@@ -261,6 +261,10 @@ class FakeTelegram:
         with self._changed:
             return [params for name, params in self.calls if name == method]
 
+    def still(self) -> threading.Condition:
+        """Use in a `with` block, in which nothing is answered."""
+        return self._changed
+
     @property
     def confirmed(self) -> bool:
         """Whether nothing waits to be taken."""

@@ -442,12 +442,18 @@ def test_a_chat_that_asks_for_patience_gets_it_and_the_others_go_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "why", ["Forbidden: bot was blocked by the user", "Bad Request: chat not found"]
+    "why",
+    [
+        "Forbidden: bot was blocked by the user",
+        "Forbidden: bot was kicked from the supergroup chat",
+        "Forbidden: the group chat was deleted",
+        "Bad Request: chat not found",
+    ],
 )
 def test_a_chat_that_is_gone_holds_nobody_up(tmp_path, why):
     with chatting(tmp_path, "lost", "fine") as w:
         w.fake.fail = lambda method, params: (
-            refusal(403 if "bot" in why else 400, why)
+            refusal(403 if "Forbidden" in why else 400, why)
             if method == "sendMessage" and params["chat_id"] == 42
             else None
         )
