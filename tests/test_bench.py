@@ -24,7 +24,8 @@ def test_a_part_that_is_measured_again_takes_the_place_of_what_it_said_before() 
     assert "| guest CPU a round trip | 3.00 ms | 1.00 ms | 3.0 | < 4 ms |" in first
     assert "| of it beyond the floor's | 2.00 ms |  |  | < 4 ms |" in first
     assert "(2026-01-01, medians of 3 runs.)" in first
-    assert "one run, others at 12 % of the CPU; in a storm" in first
+    storm = "2026-01-02, one run, others at 12 % of the CPU, in a storm"
+    assert f"(guest CPU a round trip: {storm}; the floor's: 2026-01-03, medians" in first
     kept.parts["start"] = book.Part({"ready_s": 0.5}, "2026-02-01", 3, 1.0)
     again = book.paged(first, kept)
     assert "| start to ready | 0.50 s |  |  | < 0.6 s |" in again

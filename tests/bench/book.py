@@ -36,6 +36,12 @@ class Part:
     others: float | None = None
     note: str = ""
 
+    def said(self) -> str:
+        """When and how it was measured."""
+        runs = "one run" if self.runs == 1 else f"medians of {self.runs} runs"
+        beside = "" if self.others is None else f", others at {self.others:.0f} % of the CPU"
+        return f"{self.day}, {runs}{beside}{', ' if self.note else ''}{self.note}"
+
 
 @dataclass(slots=True)
 class Book:
@@ -79,29 +85,26 @@ class Book:
     def shown(self) -> str:
         """The table and the method of each of its groups, with the day."""
         ours = self.figures()
-        how = [f"- {group}: {method}. {self._when(names)}" for group, method, names in told(ours)]
+        how = [
+            f"- {group.title}: {group.method}. {self._when(group)}"
+            for group in report.GROUPS
+            if any(row.name in ours for row in group.rows)
+        ]
         table = report.table(ours, self.floor())
         return "\n".join([f"On {self.machine}.\n", table, "", *how])
 
-    def _when(self, names: set[str]) -> str:
-        """When the parts were measured that these figures come from, each way of it once."""
-        found = {}
-        for part in self.parts.values():
-            if names & part.figures.keys():
-                runs = "one run" if part.runs == 1 else f"medians of {part.runs} runs"
-                beside = f", others at {part.others:.0f} % of the CPU" if part.others else ""
-                said = f"{part.day}, {runs}{beside}{'; ' if part.note else ''}{part.note}"
-                found[said] = None
-        return f"({'; '.join(found)}.)"
-
-
-def told(ours: Mapping[str, float]) -> list[tuple[str, str, set[str]]]:
-    """Of each group that has figures its title, its method and its figures' names."""
-    groups = [
-        (group.title, group.method, {row.name for row in group.rows if row.name in ours})
-        for group in report.GROUPS
-    ]
-    return [each for each in groups if each[2]]
+    def _when(self, group: report.Group) -> str:
+        """When a group's figures were measured; of which, where that was not at one time."""
+        found: dict[str, list[str]] = {}
+        for name, part in self.parts.items():
+            labels = [row.label for row in group.rows if row.name in part.figures]
+            if labels:
+                of = ["the floor's"] if name == "floor" else labels
+                found.setdefault(part.said(), []).extend(of)
+        if len(found) == 1:
+            return f"({next(iter(found))}.)"
+        told = [f"{', '.join(labels)}: {said}" for said, labels in found.items()]
+        return f"({'; '.join(told)}.)"
 
 
 def paged(page: str, book: Book) -> str:
