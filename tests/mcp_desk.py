@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from oxydra.config import McpServerConfig
 from oxydra.mcp.servers import Places, Servers
@@ -22,15 +23,15 @@ LEVELS = ("bwrap+cage", "cage", "rlimits")
 
 
 @contextmanager
-def programs(folder: Path, *modes: str) -> Iterator[Sandbox]:
+def programs(folder: Path, *modes: str, level: str = "", **options: Any) -> Iterator[Sandbox]:
     """A sandbox that may start the program, in each of these modes, by the mode's name."""
-    level = next(level for level in LEVELS if not missing(level))
+    level = level or next(level for level in LEVELS if not missing(level))
     command = ["python3", "mcp_program.py"]
     rows = {mode: {"command": [*command, mode], "env": {"KEY": "a-key"}} for mode in modes}
     (folder / "shared").mkdir(exist_ok=True)
     shutil.copy(PROGRAM, folder / "shared")
     (folder / "shared" / PROGRAM.name).chmod(0o644)
-    with sandbox(folder, level, servers=rows) as box:
+    with sandbox(folder, level, servers=rows, **options) as box:
         yield box
 
 

@@ -280,6 +280,26 @@ def test_it_is_begun_anew_after_it_ended(plain, monkeypatch):
     assert plain.call("count").content == "1"
 
 
+@pytest.mark.slow
+def test_a_server_that_dies_at_any_message_is_said_to_and_begun_anew(tmp_path):
+    """Messages 1 to 6 are those before a call: the greeting, its end, and four pages of tools."""
+    dies = [f"dies-at-{number}" for number in range(1, 9)]
+    with programs(tmp_path, *dies) as box:
+        for number, mode in enumerate(dies, 1):
+            with desk(tmp_path, mode, box=box) as made:
+                made.look()
+                if number <= 6:
+                    assert "ended" in made.trouble() and not made.status()["trusted"]
+                    made.servers.trust_command({"action": "restart", "name": mode})
+                    made.look()
+                assert made.status()["trusted"], (number, made.trouble())
+                results = [made.call("add", a=number, b=1) for _ in range(3)]
+                lost = [result for result in results if result.is_error]
+                assert len(lost) == (number > 6), (number, results)
+                assert all("is not known" in result.content for result in lost)
+                assert results[-1].content == str(number + 1)
+
+
 def test_a_server_that_is_killed_in_a_call_leaves_it_uncertain(plain, box):
     journal = MemoryJournal()
     marked: list[Marks] = []

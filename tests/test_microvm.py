@@ -29,6 +29,7 @@ from oxydra.tiers.machine_images import ImageSet
 from oxydra.tiers.qemu import Shape
 from tests.conftest import eventually
 from tests.fake_model import FakeModel, Reply
+from tests.mcp_desk import desk, programs
 from tests.microvm_images import build_microvm, machine_cache
 from tests.sandbox import UID, Sandbox, isolation, missing, sandbox
 from tests.test_daemon import SCRIPT, Home, all_killed
@@ -335,6 +336,23 @@ def test_a_machine_has_the_time_and_randomness_of_its_own(tmp_path):
             drawn.add(there.text("head -c 16 /dev/urandom | od -An -tx1"))
             drawn.add(there.text("cat /proc/sys/kernel/random/uuid"))
     assert len(drawn) == 4
+
+
+@in_a_machine
+def test_an_mcp_server_runs_in_the_machine(tmp_path):
+    if missing(LEVEL):
+        pytest.skip(missing(LEVEL))
+    limits = isolation(tmp_path, images=False)
+    with (
+        programs(tmp_path, "plain", level=LEVEL, isolation=limits) as there,
+        desk(tmp_path, "plain", box=there) as server,
+    ):
+        server.look()
+        assert server.status()["trusted"], server.trouble()
+        assert server.call("add", a=1, b=2).content == "3"
+        assert server.call("environment", name="KEY").content == "a-key"
+        assert server.call("die").is_error
+        assert server.call("add", a=2, b=2).content == "4"  # begun anew
 
 
 @in_a_machine
