@@ -40,6 +40,7 @@ def test_a_server_of_the_configuration(home):  # noqa: F811
     assert (row["state"], row["trusted"]) == ("running", True)
     (agent,) = home.status()["mcp"]
     assert agent["tools"] == row["tools"]
+    assert "  mcp       plain: running, 4 tools" in home.run("status").splitlines()
     assert "a line of its log" in home.run("mcp-servers", "logs", "plain")
     # a restart begins no server: what was trusted is kept
     home.run("restart")

@@ -218,6 +218,10 @@ def _status_lines(status: Json) -> list[str]:
     if spending := status.get("spending"):
         lines.append(f"  spent     {_spending_line(spending)}")
     lines += [f"  estimates {_estimate_line(row)}" for row in status.get("estimates", ())]
+    lines += [
+        f"  mcp       {row['name']}: {row['state']}, {len(row['tools'])} tools"
+        for row in status.get("mcp", ())
+    ]
     lines += [f"  ! {row['detail']}" for row in startup.get("degraded_reasons", [])]
     return [printable(line) for line in lines]
 
