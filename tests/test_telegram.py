@@ -8,6 +8,8 @@ import threading
 import pytest
 
 from oxydra.channels import mail, telegram
+from oxydra.channels.senders import Senders
+from oxydra.config import TelegramConfig
 from oxydra.store.channels import Debt
 from oxydra.store.notices import Notice
 from oxydra.tools.base import tool
@@ -124,6 +126,25 @@ def test_only_listed_people_are_heard_and_the_others_written_down(tmp_path):
         assert list(w.fake.messages) == [42]
 
 
+def test_a_sender_is_written_down_once_a_minute(tmp_path):
+    now = 1000.0
+    person, other = ({"id": number, "is_bot": False} for number in (7, 8))
+    senders = Senders(TelegramConfig(enabled=True), tmp_path / "audit.log", lambda: now)
+
+    def rows():
+        lines = (tmp_path / "audit.log").read_text().splitlines()
+        return [(row["sender"], row["dropped_before"]) for row in map(json.loads, lines)]
+
+    for _ in range(50):
+        assert not senders.admits(person, {"id": 7, "type": "private"}, {})
+        assert not senders.admits(other, {"id": 8, "type": "private"}, {})
+        now += 1
+    assert rows() == [(7, 0), (8, 0)]
+    now += 11
+    senders.admits(person, {"id": 7, "type": "private"}, {})
+    assert rows() == [(7, 0), (8, 0), (7, 49)]
+
+
 def test_nobody_is_heard_where_nobody_is_listed(tmp_path):
     with chatting(tmp_path, "no", senders=()) as w:
         w.fake.says("Hi")
@@ -193,6 +214,31 @@ def test_topics_have_sessions_that_bear_their_names(tmp_path):
         assert {s.display_name for s in w.store.sessions()} == {"Garden", "Cellar"}
 
 
+def test_a_name_outlives_a_restart_and_new_conversations_of_a_topic_bear_it(tmp_path):
+    first = {"message_id": 3, "forum_topic_created": {"name": "Garden"}, "from": {"id": 42}}
+    topic = {"chat": GROUP, "topic": 5}
+    with chatting(tmp_path, "a", "b", "c", respond_in_groups="all") as w:
+
+        def names():
+            w.settled()
+            return [s.display_name for s in w.store.sessions()]
+
+        w.fake.says("one", **topic, reply_to_message=first)
+        w.fake.wait_told("a", GROUP)
+        w.fake.says("", **topic, forum_topic_edited={"name": "Yard"})
+        w.fake.says("", **topic, forum_topic_edited={"icon_custom_emoji_id": "1"})
+        assert names() == ["Yard"]
+        w.fake.says("/new", **topic, reply_to_message=first)
+        assert names() == ["Yard", "Yard"]
+        w.fake.says("/new Carrots", **topic, reply_to_message=first)
+        assert names() == ["Carrots", "Yard", "Yard"]
+        w.stop()
+        w.start()
+        w.fake.says("two", **topic, reply_to_message=first)  # which bears the topic's first name
+        w.fake.wait_told("b", GROUP)
+        assert names() == ["Carrots", "Yard", "Yard"]
+
+
 def test_commands(tmp_path):
     with chatting(tmp_path, "hello", "again") as w:
 
@@ -208,6 +254,7 @@ def test_commands(tmp_path):
         assert (new.display_name, old.title) == ("My project", "Hi")
         ask("/sessions", f"→ {new.session_id[:8]} My project\n• {old.session_id[:8]} Hi")
         ask(f"/switch {old.session_id[:8]}", "Going on with")
+        ask("/switch", f"letters:\n• {new.session_id[:8]} My project\n→ {old.session_id[:8]} Hi")
         ask("/switch nothing", "There is no session 'nothing'")
         ask("More", "again")
         ask("/status@oxydra_bot", "Model: p m")

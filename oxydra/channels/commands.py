@@ -7,6 +7,7 @@ began elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -54,6 +55,7 @@ class Commands:
         self._table = table
         self._health = health
         self._channel = channel
+        self._topics: dict[Place, str] = {}  # names of topics
         self._do: dict[str, Callable[[Place, str], str]] = {
             "new": self._new,
             "sessions": self._sessions,
@@ -80,20 +82,26 @@ class Commands:
         except OxydraError as error:
             return str(error)
 
-    def session(self, place: Place, name: str = "") -> str:
+    def session(self, place: Place) -> str:
         """The session that a chat talks to; a new one where there is none."""
         found = self._store.channel_session(self._channel, place.chat, place.topic)
-        return found or self._begin(place, name).session_id
+        return found or self._begin(place, "").session_id
 
-    def rename(self, place: Place, name: str) -> None:
-        """A topic has a name now, and so has its session."""
+    def name_topic(self, place: Place, name: str, *, changed: bool) -> None:
+        """A topic is called so: since now (`changed`), or when it was made. So is its session,
+        unless a person named that after the topic was.
+        """
+        if not changed and place in self._topics:
+            return
+        self._topics[place] = name
         found = self._store.channel_session(self._channel, place.chat, place.topic)
-        if found and name.strip():
-            self._store.rename_session(found, _named(name))
+        with contextlib.suppress(NotFoundError):  # it was forgotten
+            if found and (changed or not self._store.session(found).display_name):
+                self._store.rename_session(found, _named(name))
 
     def _begin(self, place: Place, name: str) -> Session:
         session = self._hub.create_session(
-            display_name=_named(name),
+            display_name=_named(name or self._topics.get(place, "")),
             channel_origin=f"{self._channel}:{place.chat}:{place.topic}",
         )
         self._store.bind_session(self._channel, place.chat, place.topic, session.session_id)
@@ -114,7 +122,9 @@ class Commands:
         return "\n".join(lines) or "There is no conversation yet."
 
     def _switch(self, place: Place, rest: str) -> str:
-        session = self._store.find_session(rest.strip())
+        if not rest:
+            return f"Which one? /switch and its first letters:\n{self._sessions(place, '')}"
+        session = self._store.find_session(rest)
         self._store.bind_session(self._channel, place.chat, place.topic, session.session_id)
         return f"Going on with {_called(session)}."
 

@@ -132,7 +132,6 @@ class Telegram:
         )
         self._commands = Commands(hub, store, commands, health, NAME, self._intake.drop)
         self._in_groups = frozenset(name for name in tools if not name.startswith(CLOSED))
-        self._topics: dict[Place, str] = {}  # names of topics
         self._me: Json = {}
         self._service = Service("telegram-poll", self._work, on_death=on_death)
 
@@ -339,14 +338,11 @@ class Telegram:
 
     def _name_topic(self, place: Place, message: Json) -> None:
         """What a topic is called is in the message that made it, or in one that answers that."""
-        made = message.get("forum_topic_created") or message.get("forum_topic_edited")
-        if made is None:
-            first = message.get("reply_to_message") or {}
-            made = None if place in self._topics else first.get("forum_topic_created")
-        name = str((made or {}).get("name") or "")
+        changed = message.get("forum_topic_created") or message.get("forum_topic_edited")
+        first = message.get("reply_to_message") or {}
+        name = str((changed or first.get("forum_topic_created") or {}).get("name") or "")
         if place.topic and name:
-            self._topics[place] = name
-            self._commands.rename(place, name)
+            self._commands.name_topic(place, name, changed=bool(changed))
 
     def _command(self, text: str) -> tuple[str | None, str]:
         """The command that a text is, "" if it is none, None for another bot's; and what follows
@@ -434,11 +430,11 @@ class Telegram:
 
     def _session(self, place: Place) -> str:
         """The session that a place talks to, a new one where that is gone."""
-        session_id = self._commands.session(place, self._topics.get(place, ""))
+        session_id = self._commands.session(place)
         try:
             self._store.session(session_id)
         except NotFoundError:
-            self._commands.run(place, "new", self._topics.get(place, ""))
+            self._commands.run(place, "new", "")
             session_id = self._commands.session(place)
         return session_id
 
