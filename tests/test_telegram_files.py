@@ -10,6 +10,7 @@ import pytest
 from oxydra.channels import bot, intake, media
 from oxydra.errors import ToolError
 from oxydra.policy import parse_virtual
+from oxydra.store.channels import Waiting
 from oxydra.tools.confine import Workspace
 from tests.conftest import eventually
 from tests.fake_telegram import refusal
@@ -192,6 +193,23 @@ def test_cancelling_in_one_chat_leaves_the_others(tmp_path):
         held.release.set()
         w.fake.wait_told("one", 43)
         w.settled()
+
+
+def test_what_was_cancelled_as_it_came_up_is_not_begun(tmp_path):
+    with chatting(tmp_path, "one") as w:
+        message = w.fake.message("gone")
+        row = {
+            "message": message,
+            "sender": 42,
+            "text": "gone",
+            "album": [message],
+            "edited": False,
+        }
+        w.bot._intake._take(Waiting(7, 42, 0, row))  # which waits no more
+        w.fake.says("third")
+        w.fake.wait_told("one")
+        w.settled()
+        assert w.prompts() == ["third"]
 
 
 def test_an_edit_waits_for_what_it_corrects(tmp_path):

@@ -111,6 +111,8 @@ class Intake:
             with self._lock:
                 self._current = message, token
             try:
+                if message not in self._store.waiting(self._channel):
+                    return  # it was dropped before `token` was there to be told
                 debts = self._begin(
                     message, lambda medium, coming: self._fetch(medium, coming, token)
                 )
