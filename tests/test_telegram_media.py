@@ -123,6 +123,20 @@ def test_several_files_are_an_album(tmp_path):
         assert "Voice messages make no album" in results(w)[-1]
 
 
+def test_a_caption_is_whole_or_refused(tmp_path):
+    """Telegram counts UTF-16 units, and one that may be a repetition says so before it."""
+    asked = [
+        calls(("send_media", compact({"path": "/shared/b.txt", "caption": text})))
+        for text in ("x" * 990, "\U0001f600" * 990)
+    ]
+    with sending(tmp_path, *asked, "Sent.") as w:
+        w.fake.says("Send it")
+        w.fake.wait_told("Sent.")
+        w.settled()
+        assert f"[document b.txt] {'x' * 990}" in w.fake.told()
+        assert len(sent(w)) == 1 and "The caption is too long" in results(w)[-1]
+
+
 def test_links_folders_and_what_is_too_large_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(media, "MAX_BYTES", 1000)
     paths = ("link", "hard", "folder", "fifo", "big", "empty", "none", "../../etc/passwd")

@@ -164,7 +164,6 @@ class Mail:
     # ---------------------------------------------------------------------------- the thread
 
     def _work(self, _service: Service) -> None:
-        self._take_up()
         while not self._token.cancelled:
             self._wake.clear()
             try:
@@ -176,13 +175,6 @@ class Mail:
                 wait = BACKOFF[0]
             if wait is None or wait > 0:
                 self._wake.wait(wait)
-
-    def _take_up(self) -> None:
-        """What a crash or a shutdown left: turns that go on, and those that ended meanwhile."""
-        for item in self._store.owed(NAME, "waiting"):
-            if item.kind == "turn":
-                self.follow(item.key, item.chat, item.topic)
-                self.ended(item.key)
 
     def _step(self) -> float | None:
         """Do one thing; how long there is nothing more to do, None: until something happens."""

@@ -23,7 +23,8 @@ from oxydra.channels.bot import Bot, BotError
 from oxydra.channels.commands import Commands, Place
 from oxydra.channels.intake import Fetch, Intake
 from oxydra.channels.live import Pacing
-from oxydra.channels.mail import BACKOFF, NAME, Mail, Trouble
+from oxydra.channels.mail import AGAIN, BACKOFF, CAPTION, NAME, Mail, Trouble
+from oxydra.channels.markup import units
 from oxydra.channels.route import MENU
 from oxydra.channels.senders import Senders
 from oxydra.config import TelegramConfig
@@ -136,11 +137,16 @@ class Telegram:
         self._service = Service("telegram-poll", self._work, on_death=on_death)
 
     def listen(self) -> None:
-        """Hear of the turns that a crash or a shutdown left; before the hub takes them up."""
+        """Take up what a crash or a shutdown left: turns that go on, and those that ended
+        meanwhile; before the hub takes them up.
+        """
         for item in self._store.owed(NAME, "waiting"):
+            if item.kind != "turn":
+                continue
+            self._mail.follow(item.key, item.chat, item.topic)
+            self._mail.ended(item.key)
             turn = self._store.turn(item.key)
             if turn is not None:
-                self._mail.follow(item.key, item.chat, item.topic)
                 self._hub.live(turn.session_id).listen(self._mail)
 
     def start(self) -> None:
@@ -191,6 +197,8 @@ class Telegram:
                 "This message did not come from a chat, so there is nowhere to send files.",
                 remedy="Say where they lie in the workspace.",
             )
+        if units(AGAIN + caption) > CAPTION:
+            raise ToolError("The caption is too long.", remedy="Say it in the answer instead.")
         debt = Debt(
             *(turn.chat, turn.topic, "media", _call(context), caption),
             session_id=turn.session_id,

@@ -22,6 +22,7 @@ from oxydra.types import SafetyTier, SentFile, ToolContext
 
 MAX_BYTES = 20 << 20  # of all files of one call; they are held in memory while they are sent
 ALBUM = 10  # files at most
+CAPTION = 990  # characters; what chats take, less what a repetition begins with
 
 MediaType = Literal["photo", "document", "audio", "voice", "video"]
 
@@ -59,7 +60,7 @@ def send_media(
     context: ToolContext,
     path: ReadPath,
     media_type: MediaType = "document",
-    caption: Annotated[str, Bounds(0, 1000)] = "",
+    caption: Annotated[str, Bounds(0, CAPTION)] = "",
     also: Annotated[list[ReadPath], Bounds(0, ALBUM - 1)] | None = None,
 ) -> str:
     """Send a file to the person in the chat of this conversation; with `also`, further ones of the
