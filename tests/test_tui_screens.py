@@ -246,6 +246,41 @@ def test_a_file_is_completed_confirmed_and_attached(gateway: FakeGateway, termin
     assert base64.b64decode(row["data"]) == PNG and row["mime_type"] == "image/png"
 
 
+def test_tools_and_servers(gateway: FakeGateway, terminal: Tmux) -> None:
+    own = (("file_read", "Read a text file."), ("tool_search", "Find further tools."))
+    rows = [{"name": name, "about": about, "server": "", "requested": True} for name, about in own]
+    rows += [
+        {
+            "name": f"mcp__tracker__issue_{verb}",
+            "about": f"{verb.title()} issues.",
+            "server": "tracker",
+        }
+        for verb in ("close", "create", "find")
+    ]
+    server = {"state": "running", "safety_tier": "read_only", "trusted": True}
+    gateway.commands = {
+        "tools": {"agent": "default", "tools": rows},
+        "mcp": {
+            "servers": [
+                {
+                    **server,
+                    "name": "tracker",
+                    "tools": rows[2:],
+                    "source": "https://mcp.example.org",
+                },
+                {**server, "name": "files", "state": "idle", "trusted": False, "source": "files"},
+            ]
+        },
+    }
+    terminal.resize(80, 20)
+    terminal.start(gateway)
+    terminal.sees("● ready")
+    terminal.say("/tools")
+    terminal.sees("issue_find")
+    terminal.say("/mcp")
+    documented("tools", still(terminal, "● ready", "issue_find", "/mcp trust files"))
+
+
 def test_commands_of_the_daemon_and_export(gateway: FakeGateway, terminal: Tmux) -> None:
     gateway.commands["export"] = {"text": "# main\n\nsaid\n"}
     terminal.start(gateway)

@@ -12,7 +12,7 @@ from oxydra.frames import compact
 from oxydra.scrub.terminal import explicit
 from oxydra.types import Json
 
-WIDTH = 78  # characters of a line
+WIDTH = 68  # characters of a line that is cut: a terminal of 80 columns shows it whole
 FIRST = 12  # tools of a server that are listed unless they are asked for
 NAMES = 30  # of a group, where only names are told
 MAX_OFFERS = 200
@@ -64,11 +64,11 @@ def servers(data: Mapping[str, Any], trust: str = "/mcp trust") -> list[str]:
         facts.append(_count(len(row.get("tools") or ()), "tool") if row.get("trusted") else "")
         facts.append(_cut(row.get("source"), 40))
         lines.append(_cut(f"{name}: {' · '.join(filter(None, facts))}"))
-        if row.get("detail"):
-            lines.append(_cut(f"  ! {_cut(row['detail'], 200)}"))
+        if row.get("detail"):  # what went wrong is not cut to a line
+            lines.append(f"  ! {_cut(row['detail'], 500)}")
         if row.get("differences"):
-            said = differences(row["differences"])
-            lines.append(_cut(f"  ! It says something else than what was trusted: {said}"))
+            said = _cut(differences(row["differences"]), 500)
+            lines.append(f"  ! It says something else than what was trusted: {said}")
         if row.get("differences") or not row.get("trusted"):
             why = "" if row.get("trusted") else "not trusted: its tools are not offered"
             lines.append(f"  ! {why}{' - ' if why else ''}{trust} {name}")
