@@ -38,7 +38,7 @@ def docker_missing() -> str:
     path = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
     try:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(2)
+            sock.settimeout(20)
             sock.connect(path)
             sock.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
             return "" if b" 200 " in sock.recv(64) else f"the engine at {path} does not answer"

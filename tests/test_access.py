@@ -233,7 +233,7 @@ def test_revoking_cuts_off_and_cancels_what_the_door_does_for_it(tmp_path):
     with pytest.raises(http.client.IncompleteRead):
         answer.read()
     connection.close()
-    assert gateway.provider.release.wait(20)
+    assert gateway.provider.release.wait(60)
     eventually(lambda: gateway.hub.counts()["running_turns"] == 0)
     gateway.stop()
 

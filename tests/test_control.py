@@ -41,7 +41,7 @@ def path(tmp_path):
 def connected(path):
     folder = os.open(path.parent, os.O_PATH)
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(5)
+    client.settimeout(60)
     client.connect(f"/proc/self/fd/{folder}/{path.name}")
     os.close(folder)
     return client

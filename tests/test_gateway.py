@@ -45,7 +45,7 @@ class Held(Scripted):
             yield TextDelta(text)
         self.asked.release()
         with token.on_cancel(self.release.set):
-            assert self.release.wait(20)
+            assert self.release.wait(60)
         token.check()
         yield from Scripted(["".join(self.texts)]).stream(request, token)
 

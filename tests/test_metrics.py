@@ -146,17 +146,17 @@ def test_readiness_is_that_of_the_thread_that_acts_and_of_the_database(gateway: 
 
     def hold() -> None:
         busy.set()
-        assert held.wait(20)
+        assert held.wait(60)
 
     assert gateway.gateway._inbox.put(hold)
-    assert busy.wait(20)
+    assert busy.wait(60)
     got: list[tuple[int, str]] = []
     asks = threading.Thread(target=lambda: got.append(page(gateway, "/readyz", "")), daemon=True)
     asks.start()
     assert page(gateway, "/healthz", "")[0] == 200  # the process lives
     assert not got
     held.set()
-    asks.join(20)
+    asks.join(60)
     assert got[0][0] == 200
     with contextlib.closing(sqlite3.connect(gateway.path)) as database:
         database.execute("ALTER TABLE sessions RENAME TO lost")

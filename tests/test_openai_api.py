@@ -245,7 +245,7 @@ def hang_up_during_a_turn(gateway, **headers):
 def test_hanging_up_cancels(door):
     gateway = door(Held())
     hang_up_during_a_turn(gateway)
-    assert gateway.provider.release.wait(20)  # which cancelling does
+    assert gateway.provider.release.wait(60)  # which cancelling does
     eventually(lambda: gateway.hub.counts()["running_turns"] == 0)
     (session,) = gateway.store.sessions(include_archived=True)
     assert gateway.store.messages(session.session_id)[-1].content.endswith("[cancelled]")
@@ -261,7 +261,7 @@ def test_who_may_come_again_cancels_nothing(door):
     comes_again.start()
     eventually(lambda: any(live._listeners for live in list(gateway.hub._live.values())))
     gateway.provider.release.set()
-    comes_again.join(20)
+    comes_again.join(60)
     ((status, document),) = got
     assert (status, content(document)) == (200, "hello")
     assert len(gateway.provider.requests) == 1

@@ -43,12 +43,12 @@ class World:
     def connection(self) -> tuple[socket.socket, Channel]:
         """A socket and a channel, joined by the relay."""
         ours, theirs = socket.socketpair()
-        ours.settimeout(10)
+        ours.settimeout(60)
         channel = self.guest.open(b"")
         self.relay.join(
             theirs, self._opened.get(timeout=60), on_closed=lambda *c: self.counts.put(c)
         )
-        channel.settimeout(10)
+        channel.settimeout(60)
         return ours, channel
 
 

@@ -335,9 +335,9 @@ def test_a_pause_ends_when_the_token_is_cancelled(stage: Stage) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert pausing.wait(10)
+    assert pausing.wait(60)
     token.cancel("enough")
-    thread.join(10)
+    thread.join(60)
     assert [str(error) for error in raised] == ["enough"]
     assert stage.asked() == [1]
 
@@ -363,7 +363,7 @@ def test_a_stream_that_is_left_releases_its_connection(stage: Stage) -> None:
     events = stage.stream()
     next(events)
     events.close()  # type: ignore[attr-defined]
-    assert a.requests[0].closed.wait(10)
+    assert a.requests[0].closed.wait(60)
 
 
 # --------------------------------------------------------------------------------------- fallback
@@ -610,5 +610,5 @@ def test_it_serves_several_threads(stage: Stage) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert len(said) == 8

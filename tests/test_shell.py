@@ -142,7 +142,7 @@ def test_output_is_streamed(any_box):
     token = CancelToken()
     waiter = Service("test-run", lambda _s: _cancelled(any_box, token, on_output))
     waiter.start()
-    assert heard.wait(10)
+    assert heard.wait(60)
     token.cancel()
     assert waiter.stop(10)
     assert b"".join(chunks).startswith(b"begun\n")

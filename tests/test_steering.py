@@ -139,7 +139,7 @@ def acting(tmp_path):
     def hold() -> str:
         """Wait."""
         provider.asked.release()
-        assert provider.release.wait(20)
+        assert provider.release.wait(60)
         return "held"
 
     gateway = Running(tmp_path / "oxydra.db", provider, tools=(hold,))
@@ -218,7 +218,7 @@ def test_one_that_joins_while_it_is_still_being_accepted_runs_once(acting):
             answer = accept(*args, **options)
             if options.get("joins"):
                 acting.provider.release.set()
-                assert joined.wait(20)
+                assert joined.wait(60)
             return answer
 
     class Watch:

@@ -123,7 +123,7 @@ def test_a_connection_is_kept_for_the_next_request_on_any_thread(
         fake.reply("a")
         worker = threading.Thread(target=read, args=(transport, post(fake.url)))
         worker.start()
-        worker.join(10)
+        worker.join(60)
     assert [request.connection for request in fake.requests] == [1, 1, 1]
 
 
@@ -147,7 +147,7 @@ def test_an_answer_left_in_the_middle_closes_its_connection(
     fake.send(Reply([b"one", STALL]))
     with transport.open(post(fake.url), CancelToken()) as stream:
         assert next(iter(stream)) == b"one"
-    assert fake.wait_requests(1)[0].closed.wait(10)
+    assert fake.wait_requests(1)[0].closed.wait(60)
     fake.send(Reply([b"two"]))
     assert read(transport, post(fake.url)) == b"two"
     assert [request.connection for request in fake.requests] == [1, 2]
@@ -198,7 +198,7 @@ def test_a_closed_transport_keeps_nothing(fake: FakeModel) -> None:
     transport.close()
     assert next(iter(stream)) == b"x"  # what is in use stays so
     stream.close()
-    assert fake.wait_requests(1)[0].closed.wait(10)
+    assert fake.wait_requests(1)[0].closed.wait(60)
 
 
 def test_no_proxy_from_the_environment(
@@ -251,7 +251,7 @@ def test_a_silent_server(fake: FakeModel, transport: Transport, where: str) -> N
     error = failure(transport, post(fake.url, idle_timeout=0.05))
     assert (error.kind, error.retryable) == ("idle", True)
     assert "silent" in error.message
-    assert fake.wait_requests(1)[0].closed.wait(10)
+    assert fake.wait_requests(1)[0].closed.wait(60)
 
 
 @pytest.mark.parametrize("where", ["headers", "body"])
@@ -506,7 +506,7 @@ def cancel_when(
     thread.start()
     ready()
     token.cancel("enough")
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive(), "the cancelled call went on"
     return raised[0] if raised else None
 
@@ -536,7 +536,7 @@ def test_cancel_while_resolving() -> None:
         return []
 
     transport = DirectTransport(resolve=resolve)
-    error = cancel_when(lambda: resolving.wait(10), drain(transport, post("http://slow.example/")))
+    error = cancel_when(lambda: resolving.wait(60), drain(transport, post("http://slow.example/")))
     assert isinstance(error, Cancelled)
     free.set()
 
@@ -613,7 +613,7 @@ def test_cancel_while_waiting_for_an_answer(transport: Transport, scheme: str) -
         error = cancel_when(wait, drain(transport, request))
         assert isinstance(error, Cancelled)
         with accepted[0] as peer:
-            peer.settimeout(10)
+            peer.settimeout(60)
             while peer.recv(65536):
                 pass  # until the client's end of the connection is closed
 
@@ -632,8 +632,8 @@ def test_cancel_in_the_middle_of_a_stream(
             for _ in stream:
                 first.set()
 
-    assert isinstance(cancel_when(lambda: first.wait(10), work), Cancelled)
-    assert server.requests[0].closed.wait(10)
+    assert isinstance(cancel_when(lambda: first.wait(60), work), Cancelled)
+    assert server.requests[0].closed.wait(60)
     server.send(Reply([b"again"]))
     assert read(transport, post(server.url)) == b"again"
     transport.close()
@@ -648,7 +648,7 @@ def test_cancel_between_two_reads(fake: FakeModel, transport: Transport) -> None
         token.cancel("enough")
         with pytest.raises(Cancelled):
             next(chunks)
-    assert fake.wait_requests(1)[0].closed.wait(10)
+    assert fake.wait_requests(1)[0].closed.wait(60)
 
 
 def test_cancelling_later_does_no_harm(fake: FakeModel, transport: Transport) -> None:
