@@ -99,6 +99,7 @@ OWN = (spec("file_read", "Read."), spec("zoo", "Own too."))
 def test_all_are_requested_as_long_as_they_are_small() -> None:
     allowed = (*OWN, *SOME)
     size = definition_bytes(allowed)
+    assert definition_bytes([spec("a", "漢")]) == definition_bytes([spec("a", "xyz")])
     assert fitted(allowed, STANDING, size) == allowed
     names = [one.name for one in fitted(allowed, STANDING, size - 1)]
     assert names == ["file_read", "tool_call", "tool_search", "zoo"]

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 def definition_bytes(tools: Sequence[ToolSpec]) -> int:
     """About what they take in a request."""
-    return sum(len(compact(_told(tool))) for tool in tools)
+    return sum(len(compact(_told(tool)).encode("utf-8", "replace")) for tool in tools)
 
 
 def fitted(
