@@ -97,6 +97,25 @@ def test_without_a_token_the_daemon_says_what_is_missing(home):  # noqa: F811
 
 
 @pytest.mark.slow
+def test_a_file_whose_way_a_kill_cuts_short_comes_again_and_says_so(bot, fake):
+    (bot.workspace / "shared" / "a.txt").write_text("as it was")
+    guest, killed = bot.status()["guest_pid"], []
+
+    def kill_once(method, _params):
+        if method == "sendDocument" and not killed:
+            killed.append(guest)
+            os.kill(guest, signal.SIGKILL)  # it arrives, and nobody is there to hear that
+
+    fake.fail = kill_once
+    send = {"tool": "send_media", "arguments": {"path": "/shared/a.txt", "caption": "Here"}}
+    fake.says(script(send, {"text": "Sent."}))
+    fake.wait_told("[document a.txt] (This may be a repetition.)")
+    kept = [message["file"] for message in fake.messages[42].values() if "file" in message]
+    assert killed and kept == [("a.txt", b"as it was")] * 2
+    fake.wait_told("Sent.")
+
+
+@pytest.mark.slow
 def test_kills_at_random_instants_lose_no_answer(bot, fake):
     seed = random.Random(7)
     asked = 0
