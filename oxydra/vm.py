@@ -84,6 +84,7 @@ from oxydra.tools.schedule import schedule_tools
 from oxydra.tools.search import Finder, search_tools
 from oxydra.tools.shell import ShellTool
 from oxydra.tools.shell_client import ShellClient
+from oxydra.tools.skills import skill_read, taught
 from oxydra.tools.web import Web
 from oxydra.transport import BrokeredTransport
 from oxydra.types import Attachment, Folder, Json, Meter, ModelSpec, Provider, Tool, ToolSpec, Turn
@@ -174,6 +175,8 @@ class AgentGuest:
         self._outgoing = Outgoing()
         bots = config.channels(envelope.runtime_policy)
         extra += [send_media] if bots.telegram.enabled else []
+        self._skills = taught(envelope.runtime_policy.get("skills", ()), self._workspace)
+        extra += [skill_read] if self._skills.rows else []
         tools = ToolRegistry(
             extra=[*extra, *(schedule_tools() if settings.scheduler.enabled else [])]
         )
@@ -205,6 +208,7 @@ class AgentGuest:
                     "memory": self._memory,
                     "notes": notes,
                     "media": self._outgoing,
+                    "skills": self._skills,
                     "web": Web(self._transport, self._workers, egress, settings.tools.web_search),
                 },
                 approve=self._approvals.check,
@@ -224,6 +228,7 @@ class AgentGuest:
                 agents={name: one.system_prompt for name, one in settings.agents.items()},
                 mounts=envelope.folders,
                 zone=settings.scheduler.default_timezone,
+                skills=self._skills,
             ),
             spending=self._spending,
             recall=recall,
@@ -256,6 +261,7 @@ class AgentGuest:
                 "backup": self._snapshots.command,
                 "agents": lambda _: self._runtime.agents.report(self._runtime.tools),
                 "prompt": self._explain_prompt,
+                "skills": lambda _: self._skills.report({one.name for one in self._tools.specs}),
                 "cost": self._cost,
                 "replay": self._replay,
                 "undo": self._undo,

@@ -31,6 +31,7 @@ LAYERS = {
     "arguments": 1,
     "cadence": 1,
     "policy": 1,
+    "skills": 2,
     "frames": 1,
     "log": 1,
     "cage": 1,

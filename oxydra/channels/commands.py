@@ -62,6 +62,7 @@ class Commands:
             "switch": self._switch,
             "cancel": self._cancel,
             "cancelall": self._cancel_all,
+            "skill": self._skill,
             "status": self._status,
             "cost": self._cost,
             "tools": self._tools,
@@ -143,6 +144,9 @@ class Commands:
         self._drop(None)
         self._hub.cancel_all()
         return "Stopping everything."
+
+    def _skill(self, _place: Place, _rest: str) -> str:
+        return "Which skill, and what is to be done? /skill NAME [what to do]"
 
     def _status(self, _place: Place, _rest: str) -> str:
         health = self._health()

@@ -25,6 +25,7 @@ MENU = {  # anyone who finds the bot sees it: so it says this and nothing else
     "new": "Begin a new conversation: /new [name]",
     "sessions": "List the conversations",
     "switch": "Go on with another one: /switch ID",
+    "skill": "Work by a skill: /skill NAME [what to do]",
     "cancel": "Stop what runs here",
     "cancelall": "Stop everything that runs or waits",
     "status": "How the agent is",

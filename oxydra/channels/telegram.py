@@ -41,6 +41,7 @@ from oxydra.errors import (
 from oxydra.gateway.commands import Command
 from oxydra.gateway.hub import Hub
 from oxydra.runtime import Terms
+from oxydra.skills import asked_for
 from oxydra.store import Store
 from oxydra.store.channels import Debt, Waiting
 from oxydra.store.notices import Notice
@@ -331,7 +332,10 @@ class Telegram:
             return []
         if command is None:
             return []  # another bot's
-        if command and not edited:
+        if command == "skill" and rest:
+            name, _, wanted = rest.partition(" ")
+            incoming.text = text = asked_for(name, wanted.strip())
+        elif command and not edited:
             answer = self._commands.run(place, command, rest)
             return [self._reply(incoming, answer)]
         if not (text.strip() or incoming.files):

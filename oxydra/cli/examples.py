@@ -120,6 +120,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "mcp-servers distrust": ("mcp-servers distrust files",),
     "mcp-servers restart": ("mcp-servers restart files",),
     "mcp-servers logs": ("mcp-servers logs files",),
+    "skill": ("skill list", "skill trust invoices"),
+    "skill list": ("skill list", "skill list --json"),
+    "skill show": ("skill show daily-report", "skill show invoices --place own"),
+    "skill add": ("skill add ~/downloads/invoices", "skill add ./invoices --replace"),
+    "skill trust": ("skill trust invoices", "skill trust invoices --yes"),
+    "skill remove": ("skill remove invoices",),
+    "skill check": ("skill check", "skill check ./invoices"),
     "completion": (
         "completion bash > ~/.local/share/bash-completion/completions/oxydra-runner",
         'completion zsh > "${fpath[1]}/_oxydra-runner"',

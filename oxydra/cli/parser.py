@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_backup(commands)
     _add_token(commands)
     _add_mcp(commands)
+    _add_skills(commands)
     text = "print what makes a shell complete commands and options"
     completion = _command(commands, "completion", "oxydra.cli.completion:completion", text)
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
@@ -170,6 +171,33 @@ def _add_mcp(commands: Commands) -> None:
             action.add_argument("name", metavar="NAME", help="a server of [mcp.servers]")
         if name == "trust":
             action.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _add_skills(commands: Commands) -> None:
+    text = "folders of instructions that the agent may use once you have looked at them"
+    skills = commands.add_parser("skill", help=text, description=text)
+    actions = skills.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in (
+        ("list", "list them, and which are used"),
+        ("show", "show all of one"),
+        ("add", "copy one into your own folder; it is not used before you trust it"),
+        ("trust", "show one, and have it used as it is now"),
+        ("remove", "take one of yours away, or trust one of the project's no more"),
+        ("check", "say what is wrong with one, or with any"),
+    ):
+        action = _command(actions, name, "oxydra.cli.skill:skill", text)
+        if name in ("list", "show"):
+            action.add_argument("--json", action="store_true", help="print JSON")
+        if name in ("show", "trust", "remove"):
+            action.add_argument("name", metavar="NAME", help="as `skill list` shows it")
+            action.add_argument(
+                "--place", choices=("built-in", "own", "folder"), help="where several have the name"
+            )
+    actions.choices["trust"].add_argument("--yes", action="store_true", help="do not ask")
+    add, check = actions.choices["add"], actions.choices["check"]
+    add.add_argument("path", metavar="PATH", help="a folder with a SKILL.md")
+    add.add_argument("--replace", action="store_true", help="in the place of one with its name")
+    check.add_argument("name", metavar="NAME", nargs="?", default="", help="one, or a path")
 
 
 def _add_schedules(commands: Commands) -> None:

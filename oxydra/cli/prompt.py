@@ -71,12 +71,14 @@ def _configured(settings: Config, agent: str) -> Json:
     from oxydra import config
     from oxydra.catalog import Catalog
     from oxydra.runtime import SystemPrompt, prompt
+    from oxydra.skills import Shelf
     from oxydra.tools.delegate import delegate_tools
     from oxydra.tools.media import send_media
     from oxydra.tools.memory import memory_tools
     from oxydra.tools.registry import ToolRegistry, matching
     from oxydra.tools.schedule import schedule_tools
     from oxydra.tools.shell import ShellTool
+    from oxydra.tools.skills import Skills, skill_read
 
     shell = settings.agent.tools.shell
     wanted = shell.enabled and settings.user.behavior.shell_enabled
@@ -84,6 +86,9 @@ def _configured(settings: Config, agent: str) -> Json:
     made += schedule_tools() if settings.agent.scheduler.enabled else []
     made += memory_tools(settings.agent.memory)
     made += [send_media] if settings.user.channels.telegram.enabled else []
+    shelf = Shelf.of(settings)
+    skills = Skills(shelf.rows(), shelf.texts())
+    made += [skill_read] if skills.rows else []
     tools = ToolRegistry(extra=[*made, *delegate_tools(settings.agent)]).specs
     catalog = Catalog.load(home=settings.home)
     chosen = config.select(settings, catalog)
@@ -94,6 +99,7 @@ def _configured(settings: Config, agent: str) -> Json:
         agents={name: one.system_prompt for name, one in settings.agent.agents.items()},
         mounts=[mount.folder() for mount in config.isolation(settings).mounts.extra],
         zone=told["scheduler"]["default_timezone"],
+        skills=skills,
     )
     own = config.agent_models(settings, catalog, [chosen]).get(agent, [chosen])
     profile = settings.agent.agents.get(agent)

@@ -130,6 +130,8 @@ def _extra(config: Config, entry: ExtraMount) -> Mount:
     name = entry.name or path.name
     if not re.fullmatch(MOUNT, name):
         raise _refused(config, "extra", f"{name[:64]!r} can't be a mount's name", NAME_IT)
+    if name.lower() == "skills":
+        raise _refused(config, "extra", f"the name {name!r} is taken by skills", NAME_IT)
     if name in OWN_FOLDERS:
         raise _refused(config, "extra", f"the name {name!r} is taken by the workspace", NAME_IT)
     return Mount(path, name, entry.mode == "rw")

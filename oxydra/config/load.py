@@ -141,13 +141,16 @@ class Values:
 
 @dataclass(frozen=True)
 class Config:
-    """What is in force for one user. `user_id` is "" where none was asked for."""
+    """What is in force for one user. `user_id` is "" where none was asked for. `folder` is the
+    project's: `.oxydra` here, or that of `--config`; it need not be there.
+    """
 
     agent: AgentConfig
     runner: RunnerConfig
     user: UserConfig
     user_id: str
     home: Path
+    folder: Path
     workspace_root: Path
     values: Mapping[Kind, Values] = field(repr=False)
 
@@ -215,6 +218,7 @@ def load(
         user=values["user"].build(),
         user_id=user_id,
         home=home,
+        folder=_project(config, folder or Path.cwd()),
         workspace_root=root.absolute(),
         values=values,
     )
@@ -223,6 +227,12 @@ def load(
 
 
 # ------------------------------------------------------------------------------------------- layers
+
+
+def _project(config: Path | None, here: Path) -> Path:
+    if config is None:
+        return here / ".oxydra"
+    return config if os.path.isdir(config) else config.parent
 
 
 def layers(config: Path | None, here: Path, system: Path, home: Path) -> Iterator[Layer]:
@@ -503,6 +513,7 @@ def _check_together(config: Config) -> None:
     for provider in config.user.credential_refs:
         _check_provider(config.values["user"], ("credential_refs", provider), provider, agent)
     _check_shell(config)
+    _check_skills(config)
     _check_mcp(config)
     _check_folders(config)
     _check_owned(config)
@@ -588,10 +599,7 @@ def _check_mcp(config: Config) -> None:
 
 def _check_shell(config: Config) -> None:
     """A command that the model wrote must not find a key in its environment."""
-    secret = _keys_of_ours(config)
-    for server in config.agent.mcp.servers.values():
-        named = (*server.env.values(), *server.headers.values())
-        secret |= {variable for text in named for variable in references(text)}
+    secret = _secret_variables(config)
     for name in config.agent.tools.shell.env_keys:
         if name in secret or name.startswith(PREFIX):
             raise config.values["agent"].fail(
@@ -599,6 +607,27 @@ def _check_shell(config: Config) -> None:
                 f"tools.shell.env_keys names {name}, which holds a key.",
                 "Take it out: the shell runs what a model wrote.",
             )
+
+
+def _check_skills(config: Config) -> None:
+    """What a skill shows goes to the provider of the model."""
+    secret = _secret_variables(config)
+    for name in config.agent.skills.env_keys:
+        if name in secret or name.startswith(PREFIX):
+            raise config.values["agent"].fail(
+                ("skills", "env_keys"),
+                f"skills.env_keys names {name}, which holds a key.",
+                "Take it out: what a skill shows goes to the model's provider.",
+            )
+
+
+def _secret_variables(config: Config) -> set[str]:
+    """The variables that hold keys: ours, and those of MCP servers."""
+    secret = set(_keys_of_ours(config))
+    for server in config.agent.mcp.servers.values():
+        named = (*server.env.values(), *server.headers.values())
+        secret |= {variable for text in named for variable in references(text)}
+    return secret
 
 
 def _check_folders(config: Config) -> None:

@@ -391,6 +391,19 @@ class AgentProfile(Section):
 
 
 @section
+class SkillsConfig(Section):
+    """`[skills]`: folders of instructions that the person has looked at (docs/skills.md)."""
+
+    enabled: bool = key(True, "Whether the agent has any.")
+    exclude: tuple[str, ...] = key((), "Names of skills that it has not.")
+    env_keys: tuple[str, ...] = key(
+        (),
+        "Variables of the runner whose values skills may show; never one that holds a key.",
+        check=is_variables,
+    )
+
+
+@section
 class AgentConfig(Section):
     """agent.toml and providers.toml: what the agent guest is told, without the keys."""
 
@@ -411,6 +424,7 @@ class AgentConfig(Section):
     )
     agents: dict[str, AgentProfile] = key(dict, "Agents by name.")
     mcp: McpConfig = key(McpConfig, "")
+    skills: SkillsConfig = key(SkillsConfig, "")
 
 
 # -------------------------------------------------------------------------------------- runner.toml

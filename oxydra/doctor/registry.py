@@ -34,6 +34,7 @@ USER = {  # for each user, where the configuration can be read
     "canary": "oxydra.doctor.models:canary",
     "telegram": "oxydra.doctor.telegram:check",
     "mcp": "oxydra.doctor.mcp:check",
+    "skills": "oxydra.doctor.skills:check",
     "permissions": "oxydra.doctor.place:permissions",
     "leftovers": "oxydra.doctor.place:left_over",
     "port": "oxydra.doctor.place:port",

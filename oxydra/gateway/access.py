@@ -92,6 +92,7 @@ COMMANDS: dict[str, Need] = {
     "recall": CHAT,
     "rename": CHAT,
     "replay": CHAT,
+    "skills": CHAT,
     "schedules": ASK,  # of which only some are for `ask`
     "tokens": ADMIN,
     "tools": CHAT,

@@ -121,6 +121,7 @@ class Runner:
         self._workspace.prepare()
         with contextlib.ExitStack() as stack:
             self._lock = stack.enter_context(self._workspace.lock(wait=1.0))
+            self._put_skills()
             self._workspace.forget_ipc()  # a dead daemon's
             stack.callback(self._workspace.forget_ipc)
             listener = stack.enter_context(listen(self._settings.port, self._settings.listen))
@@ -151,6 +152,17 @@ class Runner:
             log.info("ready at %s", self._endpoint)
             self._broker_warm_up(stack)
             self._serve(listener)
+
+    def _put_skills(self) -> None:
+        """What guests have of them is what was read when they were looked at."""
+        folder = self._workspace.skills
+        try:
+            self._settings.shelf.put(folder)
+        except OSError as error:
+            raise OxydraError(
+                f"The skills can't be put into {folder}: {error.strerror}.",
+                remedy="Make room there, or remove that folder.",
+            ) from None
 
     def stop(self, why: str) -> None:
         """Ask `run` to return; from any thread."""

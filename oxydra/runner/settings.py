@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from oxydra import config
@@ -15,6 +15,7 @@ from oxydra.errors import ConfigError, UsageError
 from oxydra.policy.network import Egress
 from oxydra.providers import registry
 from oxydra.runner.workspace import Workspace
+from oxydra.skills import Shelf
 from oxydra.transport import Route, Routes
 from oxydra.types import Json
 
@@ -27,7 +28,7 @@ class RunnerSettings:
     services it may reach through the broker, with their keys, `git_tokens` those of git hosts;
     `servers` are programs that the shell guest may start by name, `server_keys` the keys in them;
     `port` 0 takes any free one; `policy` is what limits the user's agent, `isolation` what holds
-    the guests.
+    the guests; `shelf` are the skills.
     """
 
     workspace: Workspace
@@ -35,6 +36,7 @@ class RunnerSettings:
     config: Json
     routes: tuple[Route, ...]
     isolation: Isolation
+    shelf: Shelf = field(default_factory=lambda: Shelf((), {}))
     git_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
     servers: Mapping[str, Json] = field(default_factory=dict, repr=False)
     server_keys: Sequence[str] = field(default=(), repr=False)
@@ -95,8 +97,13 @@ def from_config(settings: Config) -> RunnerSettings:
     if chain[0].provider == "offline":
         notices.append({"code": "no_model", "detail": chain[0].reason})
     isolation = config.isolation(settings)
-    return RunnerSettings(
-        workspace=Workspace(settings.workspace_root, settings.user_id, isolation.mounts),
+    shelf = Shelf.of(settings)
+    notices += shelf.notices()
+    made = RunnerSettings(
+        workspace=Workspace(
+            *(settings.workspace_root, settings.user_id, isolation.mounts), skills=bool(shelf.used)
+        ),
+        shelf=shelf,
         tier=settings.tier,
         config=config.effective(settings, chain[0], chain[1:], agents, summaries),
         routes=tuple(routes),
@@ -110,6 +117,7 @@ def from_config(settings: Config) -> RunnerSettings:
         server_keys=server_keys,
         git_tokens={host: token.value for host, token in config.git_tokens(settings).items()},
     )
+    return replace(made, policy={**made.policy, "skills": shelf.rows(made.secrets())})
 
 
 def _mcp_routes(settings: Config) -> list[Route]:

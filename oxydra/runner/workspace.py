@@ -6,6 +6,7 @@
         internal/                     the database, and `daemon.lock`
         audit/                        0700, the runner's own: what left this machine
         logs/                         runtime.log (the agent guest), runner.log (the runner)
+        skills/                       the runner's own: files of trusted skills, /mnt/skills
         ipc/                          0700, written by the runner only: gateway-endpoint,
                                       gateway-token, gateway-tokens.json,
                                       runner-control.sock, audit.json
@@ -30,9 +31,11 @@ from pathlib import Path
 from oxydra.config import Mounts
 from oxydra.config.fields import USER
 from oxydra.errors import ConfigError, OxydraError
+from oxydra.skills import ROOT as SKILLS
 from oxydra.tiers import door
+from oxydra.types import Folder
 
-FOLDERS = ("shared", "tmp", "vault", "ipc", "logs", "internal", "audit")
+FOLDERS = ("shared", "tmp", "vault", "ipc", "logs", "internal", "audit", "skills")
 TOKEN = re.compile(r"[A-Za-z0-9_-]{32,128}")
 
 
@@ -46,10 +49,12 @@ class Workspace:
     """The folders of `user` below `root`. Nothing is made before `prepare`.
 
     `mounts` are folders of the user's own in the place of `shared`, `tmp` and `vault`, and besides
-    them; without it the workspace's are meant.
+    them; without it the workspace's are meant. With `skills` guests have their folder too.
     """
 
-    def __init__(self, root: Path, user: str, mounts: Mounts | None = None) -> None:
+    def __init__(
+        self, root: Path, user: str, mounts: Mounts | None = None, *, skills: bool = False
+    ) -> None:
         if not re.fullmatch(USER, user):
             raise ConfigError(
                 f"{user[:64]!r} cannot be a user's name.",
@@ -58,7 +63,10 @@ class Workspace:
         self.user = user
         self.path = root.absolute() / user
         self.mounts = mounts or Mounts.of(self.path)
+        self.skills = self.path / "skills"
         self.folders = tuple(self.mounts.folders(self.path))
+        if skills:
+            self.folders += (Folder(SKILLS, str(self.skills), False),)
         self.shared, self.tmp = self.mounts.shared, self.mounts.tmp
         # What max_workspace_mib is about: the user's own folders are not Oxydra's to count.
         self.counted = tuple(f for f in (self.shared, self.tmp) if self.owns(f))

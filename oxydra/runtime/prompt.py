@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
 from oxydra.budget import estimate_text, estimate_tools, family
+from oxydra.skills import ROOT as SKILLS
+from oxydra.tools.skills import Skills
 from oxydra.types import Folder, Json, ModelSpec, Session, ToolSpec
 
 IDENTITY = "You are Oxydra, a personal assistant with tools, working for one person."
@@ -52,6 +54,7 @@ class SystemPrompt:
         folders: Sequence[str] = FOLDERS,
         mounts: Sequence[Folder] = (),
         zone: str = "UTC",
+        skills: Skills | None = None,
     ) -> None:
         """`own` is the configuration's `system_prompt`, `agents` those of agents by name: either
         stands in the place of `IDENTITY`, an agent's before the general one. `folders` are what the
@@ -65,9 +68,10 @@ class SystemPrompt:
         self._folders += [
             f.virtual + ("" if f.writable else " (read-only)")
             for f in mounts
-            if f.root.startswith("mnt/")
+            if f.root.startswith("mnt/") and f.root != SKILLS
         ]
         self._zone = _zone(zone)
+        self._skills = skills or Skills()
 
     def parts(self, session: Session, tools: Collection[str] | None = None) -> list[Part]:
         """In their order; `tools` where the session has others than all."""
@@ -80,6 +84,8 @@ class SystemPrompt:
         hints = [f"- {hint}" for name, hint in _TOOLS.items() if name in offered]
         if hints:
             found.append(Part("tools", "\n".join(hints)))
+        if told := self._skills.prompt(offered):
+            found.append(Part("skills", told))
         if said := _CHANNELS.get(session.channel_origin.partition(":")[0]):
             found.append(Part("channel", f"- {said}"))
         began = datetime.fromisoformat(session.created_at).astimezone(self._zone)

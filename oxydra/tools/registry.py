@@ -37,7 +37,7 @@ MADE = (
         "schedule_run_output",
     ),
     *("schedule_runs", "schedule_search", "scratchpad_clear", "scratchpad_read"),
-    *("scratchpad_write", "shell_exec"),
+    *("scratchpad_write", "shell_exec", "skill_read"),
 )  # by the guest, where it has what they need
 
 LISTED = 40  # names that are listed where one is not among them

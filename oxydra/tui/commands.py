@@ -226,6 +226,15 @@ def _remember(state: State, rest: str) -> Step:
     return _command(state, "notes", action="save", content=rest)
 
 
+def _skill(state: State, rest: str) -> Step:
+    from oxydra.skills import asked_for  # not needed to show a conversation
+
+    name, _, text = rest.partition(" ")
+    if not name:
+        return state.say("warning", "Which skill? /skill <name> [what to do]"), ()
+    return say(state, asked_for(name, text.strip()))
+
+
 def _quit(state: State, _rest: str) -> Step:
     return state, (Exit(),)
 
@@ -247,6 +256,7 @@ COMMANDS = {
         Command("/pins", "list the rules that are never cut", _of_daemon("pins")),
         Command("/pin <text>", "add one", _pin),
         Command("/unpin <number>", "take one out", _unpin),
+        Command("/skill <name> [text]", "work by a skill", _skill),
         Command("/schedules", "list what is scheduled", _of_daemon("schedules")),
         Command("/tools [word]", "list the agent's tools, or those with a word", _tools),
         Command("/mcp [action <server>]", "MCP servers; trust, restart, logs of one", _mcp),

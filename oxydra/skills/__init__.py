@@ -1,0 +1,28 @@
+"""Skills: folders of instructions that a person has looked at (docs/skills.md)."""
+
+from oxydra.skills.folders import MAIN, PlaceName, Skill, find, places, read
+from oxydra.skills.matter import Matter, SkillError, asked_for, expanded, parse, split
+from oxydra.skills.pins import Pin, Pins, to_json
+from oxydra.skills.shelf import ROOT, Found, Shelf, checked
+
+__all__ = [
+    "MAIN",
+    "ROOT",
+    "Found",
+    "Matter",
+    "Pin",
+    "Pins",
+    "PlaceName",
+    "Shelf",
+    "Skill",
+    "SkillError",
+    "asked_for",
+    "checked",
+    "expanded",
+    "find",
+    "parse",
+    "places",
+    "read",
+    "split",
+    "to_json",
+]
