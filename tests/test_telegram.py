@@ -10,6 +10,7 @@ import pytest
 from oxydra.channels import mail, telegram
 from oxydra.channels.senders import Senders
 from oxydra.config import TelegramConfig
+from oxydra.skills import asked_for
 from oxydra.store.channels import Debt
 from oxydra.store.notices import Notice
 from oxydra.tools.base import tool
@@ -281,6 +282,16 @@ def test_servers_are_told_of_without_a_way_to_trust_them(tmp_path):
         w.fake.says("/mcp trust hub")
         told = w.fake.wait_told("hub: failed · privileged")["plain"]
         assert "! ␛[2Jit" in told and "oxydra-runner mcp-servers trust hub" in told
+
+
+def test_a_skill_is_asked_for(tmp_path):
+    with chatting(tmp_path, "one", "two") as w:
+        w.fake.says("/skill invoices  Sum them.")
+        w.fake.wait_told("one")
+        assert w.prompts() == [asked_for("invoices", "Sum them.")]
+        w.fake.says("/skill")
+        w.fake.wait_told("Which skill")
+        w.settled()
 
 
 def test_a_running_turn_is_cancelled(tmp_path):

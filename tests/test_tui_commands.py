@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from oxydra.skills import asked_for
 from oxydra.tui.client import Link
 from oxydra.tui.outline import LINES, outlined
 from oxydra.tui.state import Bell, Send, SessionInfo, Write
@@ -371,3 +372,11 @@ def test_a_daemon_that_does_not_know_the_model_is_asked_once(world: World) -> No
             world.reply(asked, "error", message="There is no command 'model'.", code="usage")
     assert world.effects == [] and "context" not in "\n".join(draw(world.state))
     assert {kind for kind, _, _ in world.shown} == {"user", "assistant"}
+
+
+def test_a_skill_is_asked_for(world: World) -> None:
+    assert world.type("/skill") == []
+    assert "Which skill" in world.texts[-1]
+    (send,) = world.type("/skill invoices Sum them.")
+    assert isinstance(send, Send) and send.type == "send_turn"
+    assert send.payload["prompt"] == asked_for("invoices", "Sum them.")
