@@ -484,7 +484,7 @@ def test_a_daemon(home, client):
     assert {row["Labels"]["org.oxydra.role"] for row in rows} == {"agent", "shell"}
     for row in rows:
         places = {mount["Destination"] for mount in row["Mounts"]}
-        inside = {"/shared", "/tmp", "/run/oxydra/stream"}
+        inside = {"/shared", "/tmp", "/mnt/skills", "/run/oxydra/stream"}
         if row["Labels"]["org.oxydra.role"] == "agent":
             inside |= {"/vault", "/internal", "/run/oxydra/bootstrap"}
         assert places == inside
@@ -495,6 +495,9 @@ def test_a_daemon(home, client):
     said = ask(home, "shell_exec", command="cat /shared/made.txt; pwd; ls /vault /internal")
     assert "by a tool" in said and "/shared" in said and "No such file" in said
     assert (home.workspace / "shared" / "made.txt").read_text() == "by a tool"
+    skill = "/mnt/skills/daily-report/SKILL.md"
+    said = ask(home, "shell_exec", command=f"head -2 {skill}; echo x > {skill} && echo spoiled")
+    assert "name: daily-report" in said and "Read-only file system" in said
 
     home.run("stop")
     assert not leftovers(client, home.workspace)
