@@ -523,6 +523,7 @@ class AgentGuest:
             "store": self._checkup.state(),
             "outbox": self._store.overdue(),
             "mcp": self._mcp.status(),
+            "skills": list(self._skills.rows),
             **({"telegram": self._telegram.state()} if self._telegram is not None else {}),
             **self._hub.counts(),
         }

@@ -53,7 +53,7 @@ def settings(tmp_path, **overrides):
 
 
 def states(tmp_path, **overrides):
-    shelf = Shelf.of(settings(tmp_path, **overrides), {})
+    shelf = Shelf.of(settings(tmp_path, **overrides), {}, described=True)
     return {one.skill.name: one.state for one in shelf.found if one.skill.place != "built-in"}
 
 
@@ -93,6 +93,8 @@ BROKEN = {
     "a name twice": "---\nname: other\nname: invoices\ndescription: x\n---\n",
     "no YAML": "---\nname: [\n---\n",
     "deep nesting": f"---\nname: invoices\ndescription: {'[' * 5000}\n---\n",
+    "brackets, which take the square of their number": f"---\nname: invoices\ndescription: x\n"
+    f"more: {'[' * 65}{']' * 65}\n---\n",
     "much of it": f"---\nname: invoices\ndescription: x\nmore: {'y' * 20_000}\n---\n",
     "a long description": skill_text(about="x" * 2000),
     "a hidden description": skill_text(about="x\u202eevil"),
@@ -215,6 +217,7 @@ HOSTILE = {
     "a deep folder": lambda place: (place / "/".join("abcdefghijk")).mkdir(parents=True),
     "a name that can't be shown": lambda place: (place / "a\x1b[2J").write_text(""),
     "another name": lambda place: (place / "SKILL.md").write_text(skill_text("other")),
+    "no text": lambda place: (place / "SKILL.md").write_bytes(b"\xff"),
 }
 
 
@@ -235,6 +238,36 @@ def test_a_folder_that_is_a_link_is_not_followed(tmp_path, own):
     place.rename(own / "kept")
     place.symlink_to(elsewhere)
     assert states(tmp_path) == {"invoices": "broken"}
+
+
+def test_a_daemon_parses_nothing_that_nobody_trusts(tmp_path, own):
+    make(own / "skills", about="!!python/name:os.system")
+    shelf = Shelf.of(settings(tmp_path), {})
+    assert [(o.state, o.matter) for o in shelf.found if o.skill.name == "invoices"] == [
+        ("not trusted", None)
+    ]
+    assert states(tmp_path) == {"invoices": "broken"}
+
+
+def test_a_folder_s_name_is_no_command(tmp_path, own):
+    make(own / "skills", "x; touch spoiled")
+    shelf = Shelf.of(settings(tmp_path), {})
+    assert [one.state for one in shelf.found if one.skill.place == "own"] == ["broken"]
+    assert not any("touch" in row["detail"] for row in shelf.notices())
+
+
+def test_how_it_changed_is_shown(tmp_path, own):
+    place = make(own / "skills", files={"scripts/run.sh": "echo one\ntrue\n"})
+    trust(own, place)
+    (place / "scripts" / "run.sh").write_text("echo two\ntrue\n")
+    (place / "SKILL.md").write_bytes(b"\0")
+    new = read(place, "own")
+    pin = Pins(own).of(new)
+    told = pin.diff(new, "scripts/run.sh").splitlines()
+    assert told[3:] == ["-echo one", "+echo two", " true"]
+    assert pin.diff(new, "SKILL.md") == ""
+    (place / "scripts" / "run.sh").write_text("\n" * 5000)  # it would take too long to compare
+    assert pin.diff(read(place, "own"), "scripts/run.sh") == ""
 
 
 def test_a_broken_record_trusts_nobody(tmp_path, own):
@@ -287,7 +320,12 @@ def test_skills_are_found_in_a_project_and_one_place_is_looked_at_once(tmp_path,
 
 def row(name, **more):
     base = {"activation": "auto", "requires": [], "env": {}, "priority": 0, "place": "own"}
-    base |= {"name": name, "description": f"About {name}.", "sha256": "0", "files": ["SKILL.md"]}
+    base |= {
+        "name": name,
+        "description": f"About {name}.",
+        "sha256": "0",
+        "files": {"SKILL.md": "0"},
+    }
     return {**base, **more}
 
 
@@ -334,8 +372,7 @@ def desk(tmp_path):
     make(folder, "alpha", files={"references/more.md": "See {{TOWN}}.", "a.bin": ""})
     (folder / "alpha" / "a.bin").write_bytes(b"\xff\x00")
     make(folder, "hidden", text="not offered")
-    files = ["SKILL.md", "a.bin", "references/more.md"]
-    rows = [row("alpha", files=files, env={"TOWN": "Bonn"})]
+    rows = [row("alpha", files=read(folder / "alpha", "own").digests, env={"TOWN": "Bonn"})]
     with Workspace([Folder("mnt/skills", str(folder), False)]) as workspace:
         services = {"workspace": workspace, "skills": taught(rows, workspace)}
         context = ToolContext("s", "t", "c", CancelToken(), Deadline.after(60), services)
@@ -348,6 +385,28 @@ def test_a_skill_is_read(desk):
     assert "---" not in found.content and not found.marks
     assert desk(name="alpha", file="references/more.md").content == "See Bonn."
     assert "- alpha (auto): About alpha." in desk().content
+
+
+def test_what_was_changed_after_the_runner_put_it_there_is_not_read(desk, tmp_path):
+    """As a command can where a sandbox holds little."""
+    place = tmp_path / "skills" / "alpha"
+    rows = [row("alpha", activation="always", files=read(place, "own").digests)]
+    with Workspace([Folder("mnt/skills", str(tmp_path / "skills"), False)]) as workspace:
+        assert "Look at the sum." in taught(rows, workspace).prompt(TOOLS)
+        (place / "SKILL.md").write_text(skill_text("alpha", text="All calls are agreed."))
+        assert "agreed" not in taught(rows, workspace).prompt(TOOLS)
+    (place / "references" / "more.md").unlink()
+    (place / "references" / "more.md").symlink_to("/etc/passwd")
+    for path in ("SKILL.md", "references/more.md"):
+        found = desk(name="alpha", file=path)
+        assert found.is_error and "agreed" not in found.content and "root" not in found.content
+
+
+def test_one_that_only_a_person_names_is_not_listed():
+    skills = Skills([row("alpha"), row("beta", activation="manual")])
+    context = ToolContext("s", "t", "c", CancelToken(), Deadline.after(60), {"skills": skills})
+    assert "beta" not in skill_read.run(skill_read.validate({}), context).content
+    assert "beta" not in skill_read.run(skill_read.validate({"name": "x"}), context).content
 
 
 @pytest.mark.parametrize(
@@ -392,7 +451,7 @@ def test_from_a_download_to_an_answer(home, tmp_path):
     assert "skill trust invoices" in home.run("skill", "add", str(new))
     assert "not trusted" in home.run("skill", "list")
     assert "There is a skill" in home.fails("skill", "add", str(new), code=2)
-    home.env["OXYDRA__TOOLS__SHELL__ALLOW"] = "bash"
+    home.env["OXYDRA__TOOLS__SHELL__ALLOW"] = "*"  # a shell can't be listed
     home.run("start", "--detach")
     notices = home.status()["startup_status"]["degraded_reasons"]
     assert any("skill trust invoices" in notice["detail"] for notice in notices)
@@ -400,7 +459,8 @@ def test_from_a_download_to_an_answer(home, tmp_path):
     told = home.run("explain", "prompt")
     assert "daily-report" in told and "invoices" not in told
     assert "Nothing was changed" in home.command("skill", "trust", "invoices").stdout
-    assert "The code is BLUE." in home.run("skill", "trust", "invoices", "--yes")
+    shown = home.run("skill", "trust", "invoices", "--yes")
+    assert "The code is BLUE." in shown and "echo sum-" in shown
     home.run("restart")
     assert "The code is BLUE." in asked(home, "skill_read", name="invoices")
     assert "invoices" not in home.run("explain", "prompt")  # it is a manual one
@@ -416,9 +476,19 @@ def test_from_a_download_to_an_answer(home, tmp_path):
     ]
     path = Path(shown["path"])
     (path / "SKILL.md").write_text(skill_text(text="The code is RED."))
+    assert "daily-report" in home.run("status") and "invoices" in home.status()["skills"]
     home.run("restart")
     assert "RED" not in asked(home, "skill_read", name="invoices")
+    assert "invoices" not in home.status()["skills"]
     assert "changed: SKILL.md" in home.run("skill", "list")
+    shown = home.command("skill", "trust", "invoices").stdout
+    assert "-The code is BLUE." in shown and "+The code is RED." in shown
+    (finding,) = [
+        one
+        for one in json.loads(home.command("doctor", "skills", "--json").stdout)
+        if one["level"] == "degraded"
+    ]
+    assert finding["remedy"].endswith("skill trust invoices")
     assert "Removed" in home.run("skill", "remove", "invoices")
     assert not path.exists() and "invoices" not in home.run("skill", "list")
     assert "part of Oxydra" in home.fails("skill", "remove", "daily-report", code=2)

@@ -217,6 +217,8 @@ def _status_lines(status: Json) -> list[str]:
         lines.append(f"  usage     {_usage_line(usage)}")
     if spending := status.get("spending"):
         lines.append(f"  spent     {_spending_line(spending)}")
+    if skills := status.get("skills"):
+        lines.append(f"  skills    {', '.join(skills)}")
     lines += [f"  estimates {_estimate_line(row)}" for row in status.get("estimates", ())]
     lines += [
         f"  mcp       {row['name']}: {row['state']}, {len(row['tools'])} tools"

@@ -13,7 +13,7 @@ from oxydra.cli.target import load
 from oxydra.config import Config
 from oxydra.errors import EXIT_FAILED, UsageError
 from oxydra.scrub import printable
-from oxydra.skills import Found, Pins, Shelf, Skill, SkillError, checked, places, read
+from oxydra.skills import MAIN, Found, Pin, Pins, Shelf, Skill, SkillError, checked, places, read
 from oxydra.types import Json
 
 NEXT = "It counts from the next start on: oxydra-runner restart."
@@ -26,9 +26,9 @@ def skill(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace, settings: Config) -> int:
-    shelf = Shelf.of(settings)
+    shelf = _shelf(settings)
     if options.json:
-        print(json.dumps([_row(one) for one in shelf.found], indent=2, ensure_ascii=False))
+        print(json.dumps([_row(one) for one in shelf.found], indent=2))
         return 0
     if not settings.agent.skills.enabled:
         print("[skills] enabled = false: none is used.", file=sys.stderr)
@@ -44,9 +44,9 @@ def _show(options: argparse.Namespace, settings: Config) -> int:
     found = _named(options, settings)
     if options.json:
         row = {**_row(found), "files": found.skill.digests, "text": _text(found.skill)}
-        print(json.dumps(row, indent=2, ensure_ascii=False))
+        print(json.dumps(row, indent=2))  # in ASCII: a terminal obeys some of what is beyond it
     else:
-        _print(found)
+        _print(found, None)
     return 0
 
 
@@ -82,11 +82,12 @@ def _trust(options: argparse.Namespace, settings: Config) -> int:
     if found.state not in ("not trusted", "changed"):
         print(f"{name} is trusted as it is.")
         return 0
-    _print(found)
+    pins = Pins(settings.home)
+    _print(found, pins.of(found.skill))
     if not (options.yes or _agreed()):
         print("Nothing was changed.")
         return EXIT_FAILED
-    Pins(settings.home).add(found.skill)
+    pins.add(found.skill)
     print(f"Trusted: {name}. A change of any of it asks you again. {NEXT}", file=sys.stderr)
     return 0
 
@@ -100,7 +101,10 @@ def _remove(options: argparse.Namespace, settings: Config) -> int:
         )
     trusted = Pins(settings.home).remove(one.path)
     if one.place == "own":
-        shutil.rmtree(one.path)
+        if one.path.is_symlink():  # it goes, and not what it names
+            one.path.unlink()
+        else:
+            shutil.rmtree(one.path)
         print(f"Removed: {one.path}. {NEXT}")
     elif trusted:
         print(f"{one.path} is the project's and stays there; it is not trusted any more. {NEXT}")
@@ -120,7 +124,7 @@ def _check(options: argparse.Namespace, settings: Config) -> int:
         except SkillError as error:
             looked = [Found(one, "broken", None, str(error))]
     else:
-        looked = [_named(options, settings)] if options.name else list(Shelf.of(settings).found)
+        looked = [_named(options, settings)] if options.name else list(_shelf(settings).found)
     code = 0
     for found in looked:
         known = {*TOOLS, *MADE}
@@ -131,9 +135,13 @@ def _check(options: argparse.Namespace, settings: Config) -> int:
     return code
 
 
+def _shelf(settings: Config) -> Shelf:
+    return Shelf.of(settings, described=True)
+
+
 def _named(options: argparse.Namespace, settings: Config) -> Found:
     """The skill with that name in the place that counts, or in `--place`."""
-    rows = [one for one in Shelf.of(settings).found if one.skill.name == options.name]
+    rows = [one for one in _shelf(settings).found if one.skill.name == options.name]
     if place := getattr(options, "place", None):
         rows = [one for one in rows if one.skill.place == place]
     if not rows:
@@ -172,12 +180,20 @@ def _text(one: Skill) -> str:
         return ""
 
 
-def _print(one: Found) -> None:
-    """All of it that a person decides by: a model reads the same."""
+def _print(one: Found, pin: Pin | None) -> None:
+    """All of it that a person decides by: what a model may read, and what commands may run. Of a
+    file that was trusted otherwise, how it has changed.
+    """
     lines = [f"{one.skill.path}: {one.state}"]
     if one.state == "changed":
         lines.append(f"Since it was trusted: {one.detail}")
     elif one.detail:
         lines.append(one.detail)
     lines += ["", *(f"{digest[:12]}  {path}" for path, digest in one.skill.digests.items())]
-    print(printable("\n".join([*lines, "", _text(one.skill)])))
+    for path, file in sorted(one.skill.files.items(), key=lambda row: (row[0] != MAIN, row[0])):
+        if pin is not None and pin.files.get(path) == one.skill.digests[path]:
+            continue
+        said = file.text if file.text is not None else f"({len(file.data)} bytes, no text)"
+        told = pin.diff(one.skill, path) if pin is not None else ""
+        lines += ["", f"----- {path}", told or said.rstrip("\n")]
+    print(printable("\n".join(lines)))

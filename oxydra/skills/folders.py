@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from oxydra.skills.matter import Matter, SkillError, parse
+from oxydra.skills.matter import MAX_NAME, NAME, Matter, SkillError, parse
 from oxydra.walk import Walk, opened
 
 MAIN = "SKILL.md"
@@ -40,6 +41,15 @@ class File:
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def text(self) -> str | None:
+        """None where it is none."""
+        try:
+            found = self.data.decode()
+        except UnicodeDecodeError:
+            return None
+        return None if "\0" in found else found
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,8 @@ def read(path: Path, place: PlaceName) -> Skill:
         trouble = f"It can't be read: {error.strerror}."
     if not trouble and MAIN not in files:
         trouble = f"There is no {MAIN}."
+    if len(path.name) > MAX_NAME or not re.fullmatch(NAME, path.name):
+        trouble = "Its folder's name is not of a-z, 0-9 and single hyphens, up to 64."
     return Skill(place, path, {} if trouble else files, trouble)
 
 

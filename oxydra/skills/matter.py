@@ -15,6 +15,7 @@ from oxydra.errors import OxydraError
 from oxydra.types import Json
 
 MATTER_BYTES = 16 << 10
+MAX_BRACKETS = 64  # that are opened: reading nested ones takes the square of their number
 NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 MAX_NAME = 64
 MAX_DESCRIPTION = 1024
@@ -74,6 +75,8 @@ def split(text: str) -> tuple[str, str]:
         )
     if len(found[1].encode()) > MATTER_BYTES:
         raise SkillError(f"The front matter is longer than {MATTER_BYTES >> 10} KiB.")
+    if sum(map(found[1].count, "[{")) > MAX_BRACKETS:
+        raise SkillError(f"The front matter opens more than {MAX_BRACKETS} brackets.")
     return found[1], text[found.end() :].strip("\n")
 
 

@@ -31,7 +31,7 @@ State: TypeAlias = Literal["used", "not trusted", "changed", "broken", "overridd
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A skill and what becomes of it. `matter` is None where that can't be read."""
+    """A skill and what becomes of it. `matter` is None where that can't or must not be read."""
 
     skill: Skill
     state: State
@@ -47,13 +47,21 @@ class Shelf:
     variables: Mapping[str, str]
 
     @classmethod
-    def of(cls, settings: Config, environ: Mapping[str, str] | None = None) -> Shelf:
-        """Raises `ConfigError` where the record of what is trusted is broken."""
+    def of(
+        cls,
+        settings: Config,
+        environ: Mapping[str, str] | None = None,
+        *,
+        described: bool = False,
+    ) -> Shelf:
+        """With `described`, what nobody trusts is asked what it says of itself; a daemon does not
+        parse that. Raises `ConfigError` where the record of what is trusted is broken.
+        """
         config = settings.agent.skills
         if not config.enabled:
             return cls((), {})
         pins = Pins(settings.home)
-        looked = [_judged(one, pins) for one in find(settings.home, settings.folder)]
+        looked = [_judged(one, pins, described) for one in find(settings.home, settings.folder)]
         used = {one.skill.name: one for one in looked if one.state == "used"}  # the last counts
         rows = [_among(one, used, config.exclude) for one in looked]
         values = os.environ if environ is None else environ
@@ -76,7 +84,7 @@ class Shelf:
                 **matter.to_json(),
                 "place": skill.place,
                 "sha256": skill.sha256,
-                "files": sorted(skill.files),
+                "files": skill.digests,
                 "env": {n: shown[n] for n in matter.env if n in shown},
             }
             for skill, matter in found
@@ -115,12 +123,14 @@ class Shelf:
             os.chmod(at, 0o755)
 
 
-def _judged(skill: Skill, pins: Pins) -> Found:
+def _judged(skill: Skill, pins: Pins, described: bool) -> Found:
     pin = pins.of(skill)
+    if skill.trouble:
+        return Found(skill, "broken", None, skill.trouble)
     if pin is not None and pin.fits(skill):
         return Found(skill, "used", pin.matter)
     try:
-        matter = skill.matter()
+        matter = skill.matter() if described else None
     except SkillError as error:
         return Found(skill, "broken", None, str(error))
     if pin is None:

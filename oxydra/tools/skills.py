@@ -1,12 +1,14 @@
 """Skills as the agent has them: what the prompt says of them, and `skill_read`.
 
-The runner has looked whether each is trusted, and put its files where nobody in a guest can write.
+The runner has looked whether each is trusted, and put its files where nobody in a guest can write;
+what is read there has to have the digest that the envelope says, whatever holds the guests.
 So what a skill says is the person's word and marks nothing; what its scripts do is a command like
 any other. A skill that needs a tool which is not offered is not told of.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Annotated
 
 from oxydra.errors import FrameError, OxydraError, ToolError
 from oxydra.policy import parse_virtual
-from oxydra.skills import MAIN, ROOT, SkillError, expanded, split
+from oxydra.skills import MAIN, MAX_BYTES, ROOT, SkillError, expanded, split
 from oxydra.tools.base import tool
 from oxydra.tools.confine import Workspace
 from oxydra.tools.files import workspace_of
@@ -36,7 +38,9 @@ INTRODUCTION = (
 
 @dataclass(frozen=True, slots=True)
 class SkillRow:
-    """One skill, as the envelope has it. `env` holds the values that its texts may show."""
+    """One skill, as the envelope has it. `env` holds the values that its texts may show, `files`
+    the digest of each file by its path.
+    """
 
     name: str
     description: str
@@ -46,13 +50,13 @@ class SkillRow:
     priority: int
     place: str
     sha256: str
-    files: tuple[str, ...]
+    files: Mapping[str, str]
 
     @classmethod
     def of(cls, row: Json) -> SkillRow:
         """Raises `KeyError` or `TypeError` for what is none."""
-        lists = {name: tuple(row[name]) for name in ("requires", "files")}
-        return cls(**{**row, **lists})
+        maps = {name: dict(row[name].items()) for name in ("env", "files")}
+        return cls(**{**row, **maps, "requires": tuple(row["requires"])})
 
     def missing(self, tools: Container[str]) -> list[str]:
         """The tools that it needs and that are not among these."""
@@ -126,19 +130,27 @@ def taught(rows: Sequence[Json], workspace: Workspace) -> Skills:
     """
     texts = {}
     try:
-        for name in Skills(rows).always:
+        told = Skills(rows)
+        for name in told.always:
             try:
-                texts[name] = _text(name, workspace)
+                texts[name] = split(_data(told.rows[name], MAIN, workspace).decode())[1]
             except (OxydraError, UnicodeDecodeError) as error:
                 log.error("the skill %s can't be read: %s", name, error)
         return Skills(rows, texts)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise FrameError(f"bootstrap: runtime_policy.skills is broken: {error}.") from None
 
 
-def _text(name: str, workspace: Workspace) -> str:
-    with workspace.open(parse_virtual(f"/{ROOT}/{name}/{MAIN}")) as file:
-        return split(file.read().decode())[1]
+def _data(row: SkillRow, path: str, workspace: Workspace) -> bytes:
+    """What one of its files holds. Raises `ToolError` if that is not what was trusted."""
+    with workspace.open(parse_virtual(f"/{ROOT}/{row.name}/{path}")) as file:
+        data = file.read(MAX_BYTES + 1)
+    if hashlib.sha256(data).hexdigest() != row.files[path].removesuffix("x"):
+        raise ToolError(
+            f"{path} of the skill {row.name} is not what the person trusted.",
+            remedy="Go on without it, and tell them: a restart puts it back.",
+        )
+    return data
 
 
 @tool(tier=SafetyTier.READ_ONLY)
@@ -150,20 +162,17 @@ def skill_read(
     """Read a skill's instructions, or another text file of it; without a name, list all skills."""
     skills = context.services["skills"]
     if not name:
-        lines = [
-            f"- {row.name} ({row.activation}): {row.description}" for row in skills.rows.values()
-        ]
+        rows = [row for row in skills.rows.values() if row.activation != "manual"]
+        lines = [f"- {row.name} ({row.activation}): {row.description}" for row in rows]
         return ToolResult("\n".join(lines) or "There are no skills.")
     row = skills.rows.get(name)
     if row is None:
-        known = ", ".join(skills.rows) or "none"
-        raise ToolError(f"There is no skill {name!r}.", remedy=f"There are: {known}.")
+        raise ToolError(f"There is no skill {name!r}.", remedy="Without a name they are listed.")
     if file not in row.files:
         raise ToolError(
             f"The skill {name} has no file {file[:200]!r}.", remedy=f"It has: {_files(row)}."
         )
-    with workspace_of(context).open(parse_virtual(f"/{ROOT}/{name}/{file}")) as opened:
-        data = opened.read(READ_BYTES + 1)
+    data = _data(row, file, workspace_of(context))
     try:
         text = data[:READ_BYTES].decode("utf-8", "ignore" if len(data) > READ_BYTES else "strict")
         if file == MAIN:
