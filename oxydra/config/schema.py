@@ -397,9 +397,7 @@ class SkillsConfig(Section):
     enabled: bool = key(True, "Whether the agent has any.")
     exclude: tuple[str, ...] = key((), "Names of skills that it has not.")
     env_keys: tuple[str, ...] = key(
-        (),
-        "Variables of the runner whose values skills may show; never one that holds a key.",
-        check=is_variables,
+        (), "Variables that skills may show; never one that holds a key.", check=is_variables
     )
 
 
