@@ -80,7 +80,7 @@ def test_explain_prompt_with_and_without_a_daemon(home) -> None:  # noqa: F811
     assert stopped["parts"] == started["parts"]
     assert stopped["tools"]["count"] >= started["tools"]["count"] > 0
     names = [part["name"] for part in started["parts"]]
-    assert names == ["identity", "rules", "folders", "tools", "channel", "date"]
+    assert names == ["identity", "rules", "folders", "tools", "skills", "channel", "date"]
 
     shown = home.run("explain", "prompt", "--agent", "judge")
     assert "You judge what others made." in shown and "\x1b" not in shown and IDENTITY not in shown

@@ -29,7 +29,7 @@ def mode(path):
 
 def test_the_folders_are_private_and_preparing_twice_is_fine(workspace):
     workspace.prepare()
-    names = {"shared", "tmp", "vault", "ipc", "logs", "internal", "audit"}
+    names = {"shared", "tmp", "vault", "ipc", "logs", "internal", "audit", "skills"}
     assert {p.name for p in workspace.path.iterdir()} == names
     assert (mode(workspace.path), mode(workspace.ipc)) == (0o700, 0o700)
     workspace.ipc.chmod(0o755)
