@@ -278,6 +278,10 @@ def test_servers_are_told_of_without_a_way_to_trust_them(tmp_path):
         w.fake.says("/tools")
         told = w.fake.wait_told("For the agent me: 33 tools")["plain"]
         assert told.split("\n")[1].startswith("tool0, tool1, ") and told.endswith("and 3 more")
+        row = {"name": "invoices", "activation": "auto", "description": "Check.", "missing": ["x"]}
+        w.gateway.commands["skills"] = lambda args: {"skills": [row]}
+        w.fake.says("/skills")
+        w.fake.wait_told("invoices (auto): Check. - not offered: it needs x")
         w.gateway.commands["mcp"] = lambda args: {"servers": [{**server, "detail": "\x1b[2Jit"}]}
         w.fake.says("/mcp trust hub")
         told = w.fake.wait_told("hub: failed · privileged")["plain"]

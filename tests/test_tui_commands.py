@@ -176,6 +176,13 @@ def test_tools_are_listed_and_those_of_a_server_cut_short(world: World) -> None:
     assert world.texts[-1] == "There is no tool with 'no' in what is said of it."
 
 
+def test_skills_are_listed(world: World) -> None:
+    row = {"name": "invoices", "activation": "auto", "description": "Check.", "missing": ["x"]}
+    asked = command(world, "/skills")
+    world.reply(asked, "command_result", name="skills", data={"skills": [row]})
+    assert world.texts[-1] == "invoices (auto): Check. - not offered: it needs x"
+
+
 def test_mcp_servers_are_listed(world: World) -> None:
     row = {"name": "hub", "state": "running", "safety_tier": "read_only", "source": "prog\x07"}
     rows = [

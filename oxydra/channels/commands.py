@@ -16,11 +16,12 @@ from oxydra.errors import NotFoundError, OxydraError
 from oxydra.gateway.commands import MAX_NAME, Command
 from oxydra.gateway.hub import Hub
 from oxydra.mcp import told
+from oxydra.skills import listed
 from oxydra.store import Store
 from oxydra.types import Json, Session
 
 # what would tell a group of its person's other talks and of what they use
-PRIVATE = ("sessions", "switch", "cost", "tools", "mcp")
+PRIVATE = ("sessions", "switch", "cost", "tools", "mcp", "skills")
 LISTED = 20
 
 
@@ -67,6 +68,7 @@ class Commands:
             "cost": self._cost,
             "tools": self._tools,
             "mcp": self._mcp,
+            "skills": lambda _place, _rest: "\n".join(listed(self._asked("skills", {}))),
             "help": self._help,
             "start": self._help,
         }

@@ -32,6 +32,7 @@ MENU = {  # anyone who finds the bot sees it: so it says this and nothing else
     "cost": "What was spent",
     "tools": "What the agent can use: /tools [word]",
     "mcp": "The MCP servers and how they are",
+    "skills": "The skills in use",
     "help": "What the bot understands",
 }
 FORM = "multipart/form-data; boundary="

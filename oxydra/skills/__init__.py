@@ -1,7 +1,7 @@
 """Skills: folders of instructions that a person has looked at (docs/skills.md)."""
 
 from oxydra.skills.folders import MAIN, MAX_BYTES, PlaceName, Skill, find, places, read
-from oxydra.skills.matter import Matter, SkillError, asked_for, expanded, parse, split
+from oxydra.skills.matter import Matter, SkillError, asked_for, expanded, listed, parse, split
 from oxydra.skills.pins import Pin, Pins, to_json
 from oxydra.skills.shelf import ROOT, Found, Shelf, checked
 
@@ -21,6 +21,7 @@ __all__ = [
     "checked",
     "expanded",
     "find",
+    "listed",
     "parse",
     "places",
     "read",

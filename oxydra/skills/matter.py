@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from oxydra.errors import OxydraError
+from oxydra.scrub import printable
 from oxydra.types import Json
 
 MATTER_BYTES = 16 << 10
@@ -116,6 +117,16 @@ def expanded(text: str, variables: Mapping[str, str]) -> str:
 def asked_for(name: str, text: str) -> str:
     """What a person says who wants a skill used, whether or not the agent was told of it."""
     return f"Use the skill {name}: read it with skill_read before you begin.\n\n{text}".rstrip()
+
+
+def listed(data: Json) -> list[str]:
+    """What people are told of the gateway's `skills`, a line each."""
+    lines = []
+    for row in data["skills"]:
+        lacks = f" - not offered: it needs {', '.join(row['missing'])}" if row["missing"] else ""
+        told = f"{row['name']} ({row['activation']}): {row['description']}{lacks}"
+        lines.append(printable(told))
+    return lines or ["No skill is used: oxydra-runner skill list tells why."]
 
 
 def _text(found: Mapping[str, Any], name: str) -> str:

@@ -259,6 +259,7 @@ COMMANDS = {
         Command("/skill <name> [text]", "work by a skill", _skill),
         Command("/schedules", "list what is scheduled", _of_daemon("schedules")),
         Command("/tools [word]", "list the agent's tools, or those with a word", _tools),
+        Command("/skills", "list the skills in use", lambda state, _: _command(state, "skills")),
         Command("/mcp [action <server>]", "MCP servers; trust, restart, logs of one", _mcp),
         Command("/export [file]", "write it all into a Markdown file", _export),
         Command(
@@ -361,6 +362,10 @@ def on_command(state: State, name: str, about: str, data: Json) -> Step:
             return state.say("notice", f"Noted: {one_line(str(data['note_id']))}"), ()
         case "tools" if "tools" in data:
             return state.say("notice", "\n".join(told.tools(data, about))), ()
+        case "skills" if "skills" in data:
+            from oxydra.skills import listed
+
+            return state.say("notice", "\n".join(listed(data))), ()
         case "mcp" | "mcp_trust" if "servers" in data:
             if about == "look":
                 again = "It is begun, to hear what it offers: /mcp trust it again in a moment."
