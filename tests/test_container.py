@@ -358,7 +358,7 @@ try:
         count += 1
 except BlockingIOError:
     pass
-for _ in range(count):  # what is not waited for counts until the container's first process did
+for _ in range(count):  # they count until somebody has waited for them
     os.wait()
 print(count)
 """
