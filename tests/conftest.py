@@ -77,7 +77,7 @@ def no_leaked_threads() -> Iterator[None]:
     """Fail a test that leaves a thread behind; one that is just ending is waited for."""
     before = set(threading.enumerate())
     yield
-    deadline = time.monotonic() + 3.0
+    deadline = time.monotonic() + 60.0
     leaked = []
     for thread in set(threading.enumerate()) - before:
         thread.join(max(0.0, deadline - time.monotonic()))
