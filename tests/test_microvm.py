@@ -218,11 +218,20 @@ def test_templates_of_images_that_are_gone_are_removed(tmp_path):
         (place / "about.json").write_text(json.dumps(about))
         if age:
             os.utime(place / "about.json", (age, age))
+    # what does not say yet what it is may be about to be saved, for some minutes
     (templates.folder() / ".new-being-made").mkdir()
-    # what can't be read may be about to be saved, for some minutes
-    os.utime(templates.folder() / "gone", (old, old))
+    (templates.folder() / ".new-left").mkdir()
+    os.utime(templates.folder() / ".new-left", (old, old))
     templates.prune()
     assert {path.name for path in templates.folder().iterdir()} == {"kept", ".new-being-made"}
+
+
+def test_an_agent_that_is_translated_has_one_processor():
+    tcg, kvm = SHAPE.accelerator, replace(SHAPE.accelerator, name="kvm")
+    assert microvm.processors("agent", tcg, 4.0, 8) == 1
+    assert microvm.processors("shell", tcg, 1.5, 8) == 2
+    assert microvm.processors("agent", kvm, 4.0, 2) == 2
+    assert microvm.processors("agent", kvm, 0.1, 2) == 1
 
 
 def test_a_left_over_is_known_by_more_than_its_number(tmp_path):
@@ -473,6 +482,24 @@ def test_a_daemon(home):
     home.run("stop")
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     assert not list((home.workspace / "ipc").glob(".machine-*"))
+
+
+@in_a_machine
+def test_a_daemon_whose_machines_can_only_boot_says_so_at_once(home, tmp_path):
+    cache = tmp_path / "cache" / "oxydra" / "microvm"
+    cache.mkdir(parents=True)
+    (cache / "images").symlink_to(machine_cache() / "oxydra" / "microvm" / "images")
+    (cache / "templates").write_text("no folder: nothing can be saved here")
+    home.env["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    home.run("start", "--detach")
+    rows = {row["code"]: row for row in home.status()["startup_status"]["degraded_reasons"]}
+    assert "(agent and shell)" in rows["cold_boot"]["detail"]
+    assert "here" in ask(home, "shell_exec", command="echo here")
+    home.run("backup", str(tmp_path / "online.tar"))
+    home.run("stop")
+    home.run("backup", str(tmp_path / "offline.tar"))
+    for name in ("online.tar", "offline.tar"):
+        home.run("backup", "--verify", str(tmp_path / name))
 
 
 @in_a_machine

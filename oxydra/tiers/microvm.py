@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from oxydra.errors import OxydraError
-from oxydra.frames import compact
+from oxydra.frames import Envelope, compact
 from oxydra.mux import Channel, Mux
 from oxydra.relay import Relay
 from oxydra.threads import Service
@@ -45,6 +45,7 @@ LEVEL = "microvm+cage"
 LEAST_MIB = 256  # kernel, interpreter and guest have to fit
 SEED_BYTES = 64
 SWEEP_SECONDS = 10.0
+COLD = "cold_boot"
 
 
 class MachineGuest:
@@ -144,8 +145,15 @@ class MicroVmTier:
         if self._cold:
             names = " and ".join(sorted(self._cold))
             detail = f"No template could be saved or restored ({names}): each start boots anew."
-            rows.append({"code": "cold_boot", "detail": detail})
+            rows.append({"code": COLD, "detail": detail})
         return rows
+
+    def _told(self, envelope: Envelope) -> Json:
+        """The envelope, which was written before it was known how the agent's machine begins."""
+        status = envelope.startup_status
+        rows = [row for row in status.get("degraded_reasons", ()) if row["code"] != COLD]
+        rows += [row for row in self.degraded() if row["code"] == COLD]
+        return replace(envelope, startup_status={**status, "degraded_reasons": rows}).to_json()
 
     def start(self, spec: GuestSpec) -> MachineGuest:
         internal = Folder("internal", str(spec.workspace / "internal"), writable=True)
@@ -158,7 +166,7 @@ class MicroVmTier:
                 stack.callback(os.close, places[-1])
             machine = self._machine("agent", spec, folders, places, (spec.lock,))
         try:
-            self._begin(machine, spec, folders, envelope=spec.envelope.to_json())
+            self._begin(machine, spec, folders, envelope=self._told(spec.envelope))
         except BaseException:
             machine.kill()
             machine.port.close()
@@ -216,12 +224,13 @@ class MicroVmTier:
                 remedy="Set [resources] max_memory_mib higher, or another tier.",
             )
         images = machine_images.find(isolation.guest_images.extra_packages)
+        found = self._found(spec.uid)
         shape = Shape(
             role=role,
             images=images,
-            accelerator=self._found(spec.uid),
+            accelerator=found,
             memory=isolation.resources.max_memory_mib,
-            cpus=max(1, math.ceil(min(isolation.resources.max_vcpus, os.cpu_count() or 1))),
+            cpus=processors(role, found, isolation.resources.max_vcpus, os.cpu_count() or 1),
             folders=len(folders),
         )
         note = note_of(spec, role)
@@ -278,6 +287,17 @@ class MicroVmTier:
                 before, now = os.fstat(guards[guard]), os.fstat(place)
                 if (before.st_dev, before.st_ino) != (now.st_dev, now.st_ino):
                     raise OSError(f"{guard.at} was replaced while it was mounted")
+
+
+def processors(role: str, accelerator: Accelerator, most: float, there: int) -> int:
+    """How many a machine gets, where `most` are allowed and the host has `there`.
+
+    An agent that is translated gets one: its interpreter uses no more, and processors that wait for
+    one another do so by spinning, which took a third of an agent's start and half of an answer.
+    """
+    if role == "agent" and accelerator.name == "tcg":
+        return 1
+    return max(1, math.ceil(min(most, there)))
 
 
 # ------------------------------------------------------------------------------------- left-overs

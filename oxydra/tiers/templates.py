@@ -30,6 +30,7 @@ from oxydra.config import Isolation
 from oxydra.errors import OxydraError
 from oxydra.tiers import machine_images
 from oxydra.tiers.qemu import ANSWER_SECONDS, BOOT_SECONDS, Machine, Memory, Shape
+from oxydra.types import Json
 
 log = logging.getLogger(__name__)
 
@@ -185,16 +186,22 @@ def prune() -> None:
             continue
         try:
             about = json.loads((place / "about.json").read_bytes())
-            manifest = Path(about["images"]) / machine_images.MANIFEST
-            same = json.loads(manifest.read_bytes())["identity"] == about["identity"]
             age = time.time() - (place / "about.json").stat().st_mtime
-            stale = not same or age > UNUSED_SECONDS
+            stale = age > UNUSED_SECONDS or not _images_there(about)
         except (OSError, ValueError, KeyError):
             age = time.time() - place.stat().st_mtime
             stale = age > BOOT_SECONDS + ANSWER_SECONDS  # one that is being made is younger
         if stale:
             log.info("removing the template %s, which nothing starts from any more", place.name)
             shutil.rmtree(place, ignore_errors=True)
+
+
+def _images_there(about: Json) -> bool:
+    """Whether what a template was made of is still what it was. Raises KeyError."""
+    manifest = Path(about["images"]) / machine_images.MANIFEST
+    with contextlib.suppress(OSError, ValueError):
+        return bool(json.loads(manifest.read_bytes())["identity"] == about["identity"])
+    return False
 
 
 def missing(isolation: Isolation) -> OxydraError | None:
