@@ -293,7 +293,7 @@ def processors(role: str, accelerator: Accelerator, most: float, there: int) -> 
     """How many a machine gets, where `most` are allowed and the host has `there`.
 
     An agent that is translated gets one: its interpreter uses no more, and processors that wait for
-    one another do so by spinning, which took a third of an agent's start and half of an answer.
+    one another do so by spinning, on a busy host for a third of its start and half of an answer.
     """
     if role == "agent" and accelerator.name == "tcg":
         return 1
