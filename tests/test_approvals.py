@@ -330,8 +330,8 @@ class StoreJournal:
     def calls_running(self, running: Any) -> None:
         self.store.calls_running(self.turn, running)
 
-    def calls_finished(self, results: Any, running: Any = ()) -> None:
-        self.store.calls_finished(self.turn, results, running)
+    def calls_finished(self, results: Any, running: Any = (), took: Any = ()) -> None:
+        self.store.calls_finished(self.turn, results, running, took)
 
 
 @pytest.fixture

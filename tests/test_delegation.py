@@ -456,10 +456,10 @@ def test_killed_while_a_childs_tool_runs_its_outcome_is_unknown_and_it_runs_once
 def test_killed_after_the_child_ended_its_result_is_used(house):
     finish = house.store.calls_finished
 
-    def die(turn, finished, running=()):
+    def die(turn, finished, running=(), took=()):
         if turn.turn_id == "t1":
             raise Dies
-        finish(turn, finished, running)
+        finish(turn, finished, running, took)
 
     house.store.calls_finished = die
     killed(house, Scripted(calls(errand())), Scripted("found"))

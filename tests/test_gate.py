@@ -54,7 +54,10 @@ class MemoryJournal:
         self._commit([], running)
 
     def calls_finished(
-        self, results: Sequence[tuple[CallState, Message]], running: Sequence[str] = ()
+        self,
+        results: Sequence[tuple[CallState, Message]],
+        running: Sequence[str] = (),
+        took: Sequence[int] = (),
     ) -> None:
         self._commit(results, running)
 

@@ -555,6 +555,21 @@ def test_cost_asks_for_this_session_and_shows_what_came(world: World) -> None:
     assert world.shown[-1][0] == "warning"
 
 
+def test_trace_is_of_the_last_turn_here_or_of_one_that_is_named(world: World) -> None:
+    (send,) = world.type("/trace")
+    assert isinstance(send, Send) and send.payload["name"] == "trace"
+    assert send.payload["args"] == {"session_id": world.state.session_id}
+    step = {"at": "2026-11-26T09:00:01.000+00:00", "kind": "resumed"}
+    data = {"turn_id": "t1", "accepted_at": "2026-11-26T09:00:00.000+00:00", "steps": [step]}
+    world.reply(send, "command_result", name="trace", data=data)
+    assert "turn t1 of session" in world.texts[-1]
+    assert "+1.000  resumed after a restart" in world.texts[-1]
+    (send,) = world.type("/trace 9c1d")
+    assert isinstance(send, Send) and send.payload["args"] == {"turn_id": "9c1d"}
+    world.reply(send, "command_result", name="trace", data={})
+    assert "no trace" in world.texts[-1]
+
+
 def asked(world: World, line: str, /, **args: str) -> Send:
     """The one command that typing this asks for, about this session."""
     (send,) = world.type(line)

@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "export plans --format html -o plans.html",
         "export plans --format json -o plans.json",
     ),
+    "trace": ("trace last", "trace last --of plans", "trace 9c1d --json"),
     "session pins": ("session pins plans",),
     "session pin": ('session pin plans "Prices are in euros."',),
     "session unpin": ("session unpin plans 2",),

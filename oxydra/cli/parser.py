@@ -271,6 +271,15 @@ def _add_sessions(commands: Commands) -> None:
     for action in (listed, rename, fork, pins, pin, unpin):
         action.add_argument("--json", action="store_true", help="print JSON")
     _add_export(commands)
+    text = (
+        "what a turn did and when: model calls, tools, waits, tokens, cost; also as a crash left it"
+    )
+    trace = _command(commands, "trace", "oxydra.cli.trace:trace", text)
+    trace.add_argument("turn", metavar="TURN", help="an id, a prefix of one, or `last`")
+    trace.add_argument(
+        "--of", dest="of_session", metavar="SESSION", help="with `last`: the last of this session"
+    )
+    trace.add_argument("--json", action="store_true", help="print JSON")
     module = "oxydra.cli.session"
     text = "a new session that begins with a copy of this one: `session fork`"
     fork = _command(commands, "fork", f"{module}:session", text)

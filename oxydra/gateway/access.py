@@ -96,6 +96,7 @@ COMMANDS: dict[str, Need] = {
     "schedules": ASK,  # of which only some are for `ask`
     "tokens": ADMIN,
     "tools": CHAT,
+    "trace": CHAT,
     "undo": CHAT,
     "unpin": CHAT,
 }

@@ -11,6 +11,7 @@ from oxydra.errors import UsageError
 from oxydra.frames import session_json
 from oxydra.gateway import export
 from oxydra.gateway.hub import Hub
+from oxydra.runtime.trace import trace
 from oxydra.types import Json, Session
 
 MAX_NAME = 200  # characters
@@ -36,6 +37,7 @@ class SessionCommands:
             "pins": self.pins,
             "pin": self.pin,
             "unpin": self.unpin,
+            "trace": self.trace,
         }
 
     def rename(self, args: Json) -> Json:
@@ -59,6 +61,11 @@ class SessionCommands:
         session = self._store.find_session(_text(args, "session_id"))
         wanted = str(args.get("format") or "markdown")
         return export.document(self._store, session, wanted, MAX_EXPORT)
+
+    def trace(self, args: Json) -> Json:
+        """The timeline of a turn; of a session, where one is named, its last one."""
+        session = str(args.get("session_id") or "")
+        return trace(self._store, args.get("turn_id") or "last", session)
 
     def model(self, args: Json) -> Json:
         """Which model answers first: in a session, or in a new one of the default agent."""

@@ -41,6 +41,7 @@ class Metered:
                     stack.callback(events.close)
                 for event in events:
                     began = True
+                    bill.began()
                     if isinstance(event, TextDelta | ReasoningDelta):
                         said += len(event.text)
                     elif isinstance(event, Completed):

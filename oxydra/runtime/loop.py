@@ -339,6 +339,7 @@ class Run:
 
     def _resume(self) -> None:
         """Go on with a turn that a crash or a shutdown interrupted."""
+        self._durably(lambda: self.store.note_resumed(self.turn))
         self.steps = self.store.steps(self.turn.turn_id)
         self._progress("resumed", "Going on after a restart")
         begun: list[ToolCall] = []
@@ -548,10 +549,13 @@ class Run:
         self._durably(lambda: self.store.calls_running(self.turn, running))
 
     def calls_finished(
-        self, results: Sequence[tuple[CallState, Message]], running: Sequence[str] = ()
+        self,
+        results: Sequence[tuple[CallState, Message]],
+        running: Sequence[str] = (),
+        took: Sequence[int] = (),
     ) -> None:
         results = [(state, self._guarded(message)) for state, message in results]
-        self._durably(lambda: self.store.calls_finished(self.turn, results, running))
+        self._durably(lambda: self.store.calls_finished(self.turn, results, running, took))
         self.conversation.messages.extend(message for _state, message in results)
 
     def marks_of(self, paths: Sequence[str]) -> Marks:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -40,10 +41,24 @@ from oxydra.budget import (
     worst_case,
 )
 from oxydra.budget.caps import CAPS, MIN_OUTPUT, MIN_THOUGHT, stamp
-from oxydra.errors import BudgetError, PolicyDenied, ProviderError, UsageError
+from oxydra.errors import (
+    BudgetError,
+    OxydraError,
+    PolicyDenied,
+    ProviderError,
+    UsageError,
+)
 from oxydra.store import Store
 from oxydra.store.spend import Entry, Group
-from oxydra.types import Completed, Json, ModelRequest, ModelSpec, Rates, ToolSpec, Usage
+from oxydra.types import (
+    Completed,
+    Json,
+    ModelRequest,
+    ModelSpec,
+    Rates,
+    ToolSpec,
+    Usage,
+)
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -295,6 +310,12 @@ class OpenBill:
         self._worst = worst
         self._durably = durably
         self._open = True
+        self._opened = time.monotonic()
+        self._first = -1  # milliseconds until something came
+
+    def began(self) -> None:
+        if self._first < 0:
+            self._first = round(1000 * (time.monotonic() - self._opened))
 
     @property
     def request(self) -> ModelRequest:
@@ -328,18 +349,23 @@ class OpenBill:
             return
         if not began and not_billed(error):
             self._open = False
-            self._durably(lambda: self._spending.store.release_spend(self._spend_id))
+            store, code = self._spending.store, _code(error)
+            self._durably(lambda: store.release_spend(self._spend_id, code))
             return
         usage = Usage(self._likely(), -(-said // CHARACTERS))
         price = catalog.cost(self._model, usage)
-        self._close(usage, 0 if price is None else nano(price), True)
+        self._close(usage, 0 if price is None else nano(price), True, _code(error))
 
-    def _close(self, usage: Usage, cost: int, guessed: bool) -> None:
+    def _close(self, usage: Usage, cost: int, guessed: bool, ended: str = "") -> None:
         if not self._open:
             return
         self._open = False
         store, spend_id = self._spending.store, self._spend_id
-        self._durably(lambda: store.settle_spend(spend_id, cost, usage, guessed=guessed))
+        self._durably(
+            lambda: store.settle_spend(
+                spend_id, cost, usage, guessed=guessed, first=self._first, ended=ended
+            )
+        )
         log.debug("call %d cost %s", spend_id, dollars(cost))
 
     def _likely(self) -> int:
@@ -371,6 +397,11 @@ def _count(value: object, most: int) -> int:
     if not isinstance(value, int | float) or not value > 0:  # NaN is not above 0
         return 0
     return most if value >= most else int(value)
+
+
+def _code(error: BaseException) -> str:
+    """How a call ended early; never what a server said, which may quote the conversation."""
+    return error.code if isinstance(error, OxydraError) else type(error).__name__
 
 
 def not_billed(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from oxydra.errors import NotFoundError
-from oxydra.store.database import Database, Row, clean, placeholders
+from oxydra.store.database import Database, Row, clean, placeholders, timestamp
 from oxydra.types import Approval, ApprovalState, Marks
 
 
@@ -78,9 +78,9 @@ class ApprovalTables(Database):
         """
         with self._transaction() as db:
             db.execute(
-                "UPDATE approvals SET state = ?, scope = ?, decided_by = ?"
+                "UPDATE approvals SET state = ?, scope = ?, decided_by = ?, decided_at = ?"
                 " WHERE approval_id = ? AND state = 'pending'",
-                (state, scope, clean(decided_by), approval_id),
+                (state, scope, clean(decided_by), timestamp(), approval_id),
             )
         return self.approval(approval_id)
 

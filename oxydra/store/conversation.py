@@ -360,7 +360,8 @@ class ConversationTables(Database):
             event = self._append(db, turn.session_id, turn.turn_id, message)
             for position, call in enumerate(message.tool_calls if calls is None else calls):
                 db.execute(
-                    "INSERT INTO tool_calls VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO tool_calls (turn_id, sequence, position, call_id, name, arguments,"
+                    " state, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         *(turn.turn_id, event.sequence, position, clean(call.id)),
                         *(clean(call.name), clean(call.arguments)),
@@ -392,6 +393,14 @@ class ConversationTables(Database):
 
     # -------------------------------------------------------------------------------- the journal
 
+    def note_resumed(self, turn: Turn) -> None:
+        """The turn goes on after a restart, from now."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE turns SET resumed = json_insert(resumed, '$[#]', ?) WHERE turn_id = ?",
+                (timestamp(), turn.turn_id),
+            )
+
     def steps(self, turn_id: str) -> int:
         """How many of a turn's messages called tools."""
         with self._reading() as db:
@@ -419,14 +428,16 @@ class ConversationTables(Database):
         turn: Turn,
         results: Sequence[tuple[CallState, Message]],
         running: Sequence[str] = (),
+        took: Sequence[int] = (),
     ) -> None:
         """Results and their events, in the order given: `-> done | failed | unknown`; and the calls
-        that start next.
+        that start next. `took` are the milliseconds that the calls ran, where that is known.
         """
         self.files.keep(file for _, message in results for file in message.attachments)
         with self._transaction() as db:
-            for state, message in results:
-                _move_call(db, turn.turn_id, message.tool_call_id, state)
+            for number, (state, message) in enumerate(results):
+                known = took[number] if number < len(took) else -1
+                _move_call(db, turn.turn_id, message.tool_call_id, state, known)
                 self._append(db, turn.session_id, turn.turn_id, message)
             for call_id in running:
                 _move_call(db, turn.turn_id, call_id, CallState.RUNNING)
@@ -551,17 +562,22 @@ def _move_turn(
         raise StoreError(f"Turn {turn_id!r} cannot become {state} from where it is.")
 
 
-def _move_call(db: apsw.Connection, turn_id: str, call_id: str, state: CallState) -> None:
+def _move_call(
+    db: apsw.Connection, turn_id: str, call_id: str, state: CallState, took: int = -1
+) -> None:
     """Move the oldest open call with this id: a model may use an id again in a later step."""
     sources = _CALL_MOVES[state]
-    call_id = clean(call_id)
+    call_id, now = clean(call_id), timestamp()
+    begins = state is CallState.RUNNING
+    column, value = ("running_at", now) if begins else ("took_ms", took)
     db.execute(
-        "UPDATE tool_calls SET state = ?, updated_at = ? WHERE turn_id = ? AND call_id = ?"
+        f"UPDATE tool_calls SET state = ?, updated_at = ?, {column} = ?"
+        " WHERE turn_id = ? AND call_id = ?"
         f" AND state IN ({placeholders(sources)}) AND (sequence, position) = ("
         " SELECT sequence, position FROM tool_calls INDEXED BY tool_calls_open"
         " WHERE turn_id = ? AND call_id = ?"
         " AND state IN ('intended', 'running') ORDER BY sequence, position LIMIT 1)",
-        (state, timestamp(), turn_id, call_id, *sources, turn_id, call_id),
+        (state, now, value, turn_id, call_id, *sources, turn_id, call_id),
     )
     if db.changes() != 1:
         raise StoreError(f"Call {call_id!r} of turn {turn_id!r} cannot become {state}.")

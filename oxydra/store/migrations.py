@@ -588,6 +588,21 @@ def m021_channel_inbox(db: apsw.Connection) -> None:
     )
 
 
+def m022_times(db: apsw.Connection) -> None:
+    """When things happened within a turn, and how model calls ended: what a trace is made of."""
+    db.execute(
+        """
+        ALTER TABLE turns ADD COLUMN resumed TEXT NOT NULL DEFAULT '[]';
+        ALTER TABLE tool_calls ADD COLUMN running_at TEXT NOT NULL DEFAULT '';
+        ALTER TABLE tool_calls ADD COLUMN took_ms INTEGER NOT NULL DEFAULT -1;
+        ALTER TABLE approvals ADD COLUMN decided_at TEXT NOT NULL DEFAULT '';
+        ALTER TABLE spend ADD COLUMN first_ms INTEGER NOT NULL DEFAULT -1;
+        ALTER TABLE spend ADD COLUMN ended TEXT NOT NULL DEFAULT '';
+        CREATE INDEX turns_by_joins ON turns (joins) WHERE joins <> '';
+        """
+    )
+
+
 MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m001_conversation,
     m002_approvals,
@@ -610,5 +625,6 @@ MIGRATIONS: tuple[Callable[[apsw.Connection], None], ...] = (
     m019_mcp,
     m020_outgoing_files,
     m021_channel_inbox,
+    m022_times,
 )
 """In order, append-only: a migration that was released is never changed."""

@@ -99,25 +99,46 @@ class SpendTables(Database):
             _add(db, entry.scopes, entry.created_at, taken)
             return spend_id
 
-    def settle_spend(self, spend_id: int, cost: int, usage: Usage, *, guessed: bool) -> None:
-        """`reserved -> settled`, at what it did cost; a row that is settled already stays."""
-        self._close(spend_id, "settled", cost, usage, guessed)
+    def settle_spend(
+        self,
+        spend_id: int,
+        cost: int,
+        usage: Usage,
+        *,
+        guessed: bool,
+        first: int = -1,
+        ended: str = "",
+    ) -> None:
+        """`reserved -> settled`, at what it did cost; a row that is settled already stays. `first`
+        are the milliseconds until something came, `ended` is the code of what ended it early.
+        """
+        self._close(spend_id, "settled", cost, usage, guessed, first, ended)
 
-    def release_spend(self, spend_id: int) -> None:
+    def release_spend(self, spend_id: int, ended: str = "") -> None:
         """`reserved -> released`: nothing was billed."""
-        self._close(spend_id, "released", 0, Usage(), False)
+        self._close(spend_id, "released", 0, Usage(), False, -1, ended)
 
-    def _close(self, spend_id: int, state: str, cost: int, usage: Usage, guessed: bool) -> None:
+    def _close(
+        self,
+        spend_id: int,
+        state: str,
+        cost: int,
+        usage: Usage,
+        guessed: bool,
+        first: int,
+        ended: str,
+    ) -> None:
         with self._transaction() as db:
             row = db.execute(
                 "UPDATE spend SET state = ?, cost = ?, guessed = ?, prompt_tokens = ?,"
                 " completion_tokens = ?, cached_tokens = ?, cache_write_tokens = ?,"
-                " reasoning_tokens = ?, settled_at = ? WHERE spend_id = ? AND state = 'reserved'"
+                " reasoning_tokens = ?, settled_at = ?, first_ms = ?, ended = ?"
+                " WHERE spend_id = ? AND state = 'reserved'"
                 " RETURNING reserved, scopes, created_at",
                 (
                     *(state, cost, int(guessed), usage.prompt_tokens, usage.completion_tokens),
                     *(usage.cached_tokens, usage.cache_write_tokens, usage.reasoning_tokens),
-                    *(timestamp(), spend_id),
+                    *(timestamp(), first, clean(ended), spend_id),
                 ),
             ).fetchone()
             if row is not None:
@@ -129,7 +150,7 @@ class SpendTables(Database):
         """
         with self._transaction() as db:
             db.execute(
-                "UPDATE spend SET state = 'settled', guessed = 1, settled_at = ?"
+                "UPDATE spend SET state = 'settled', guessed = 1, settled_at = ?, ended = 'restart'"
                 " WHERE state = 'reserved'",
                 (timestamp(),),
             )

@@ -18,6 +18,7 @@ from oxydra.store.notices import NoticeTables
 from oxydra.store.schedules import ScheduleTables
 from oxydra.store.spend import SpendTables
 from oxydra.store.summaries import SummaryTables
+from oxydra.store.trace import TraceTables
 from oxydra.store.upkeep import UpkeepTables
 from oxydra.store.vectors import VectorTables
 
@@ -30,6 +31,7 @@ class Store(
     SpendTables,
     DelegationTables,
     SummaryTables,
+    TraceTables,
     ScheduleTables,
     NoticeTables,
     MemoryTables,

@@ -78,8 +78,13 @@ class Journal(Protocol):
     def calls_running(self, running: Sequence[str]) -> None: ...
 
     def calls_finished(
-        self, results: Sequence[tuple[CallState, Message]], running: Sequence[str] = ()
-    ) -> object: ...
+        self,
+        results: Sequence[tuple[CallState, Message]],
+        running: Sequence[str] = (),
+        took: Sequence[int] = (),
+    ) -> object:
+        """`took`: the milliseconds that each of `results` ran."""
+        ...
 
     def marks_of(self, paths: Sequence[str]) -> Marks:
         """The marks of files."""
@@ -235,7 +240,8 @@ class Gate:
             marked = [] if anew else self._next_marks(groups, scope)
             if finished or marked:
                 results = [(outcome.state, outcome.message) for outcome, _ in finished]
-                scope.journal.calls_finished(results, marked)
+                took = [outcome.elapsed_ms for outcome, _ in finished]
+                scope.journal.calls_finished(results, marked, took)
             for outcome, result in finished:
                 emit("tool_event", _ended_event(outcome, result))
                 outcomes.append(outcome)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from oxydra.mcp import told
 from oxydra.scrub import printable
-from oxydra.tui import costs, listing, outline, pick
+from oxydra.tui import costs, listing, outline, pick, traces
 from oxydra.tui.cells import one_line
 from oxydra.tui.state import Entry, Exit, SessionInfo, State, Step, Write
 from oxydra.tui.transcript import files
@@ -138,6 +138,11 @@ def _export(state: State, path: str) -> Step:
     args = {"session_id": state.session_id}
     path = path or f"oxydra-{state.session_id[:SHORT_ID]}.md"
     return state.ask("command", {"name": "export", "args": args}, "export", path)
+
+
+def _trace(state: State, turn: str) -> Step:
+    args = {"turn_id": turn} if turn else {"session_id": state.session_id}
+    return state.ask("command", {"name": "trace", "args": args}, "trace")
 
 
 def _cost(state: State, by: str) -> Step:
@@ -267,6 +272,7 @@ COMMANDS = {
             "spending; by day, model, session, schedule",
             _cost,
         ),
+        Command("/trace [turn]", "what a turn did and when; alone: the last", _trace),
         Command("/rename <name>", "give this session a name", _rename),
         Command("/fork [name]", "go on in a copy of this session", _fork),
         Command("/model", "show which model answers here", _model),
@@ -348,6 +354,8 @@ def on_command(state: State, name: str, about: str, data: Json) -> Step:
             return state, (Write(about, printable(str(data.get("text") or ""))),)
         case "model":
             return state.say("notice", _model_text(data)), ()
+        case "trace":
+            return state.say("notice", "\n".join(traces.trace_lines(data))), ()
         case "pins" | "pin" | "unpin" if isinstance(data.get("pins"), list):
             return state.say("notice", pins_text(data["pins"])), ()
         case "tokens":

@@ -49,9 +49,12 @@ class StoreJournal:
         self._store.calls_running(self._turn, running)
 
     def calls_finished(
-        self, results: Sequence[tuple[CallState, Message]], running: Sequence[str] = ()
+        self,
+        results: Sequence[tuple[CallState, Message]],
+        running: Sequence[str] = (),
+        took: Sequence[int] = (),
     ) -> None:
-        self._store.calls_finished(self._turn, results, running)
+        self._store.calls_finished(self._turn, results, running, took)
 
     def marks_of(self, paths: Sequence[str]) -> Marks:
         return self._store.marks_of(paths)
