@@ -395,9 +395,11 @@ class AgentGuest:
         folder = self._store.path.parent
         return Replay(self._store, self._runtime, self._tools, folder).run(session, first, most)
 
-    def attach_shell(self, channel: Channel) -> None:
-        """Take the channel to a shell guest that was started, again or for the first time."""
-        self._shell.connect(channel)
+    def attach_shell(self, channel: Channel, *, used: bool) -> None:
+        """Take the channel to a shell guest that was started, again or for the first time; `used`:
+        an agent guest had one before.
+        """
+        self._shell.connect(channel, used=used)
 
     def set_tokens(self, rows: Sequence[Json]) -> None:
         """Who may use the gateway from now on."""
@@ -723,7 +725,7 @@ def serve(control: Channel, guest: AgentGuest, stream: RunnerStream) -> None:
                 if op == "shutdown":
                     return
                 if op == "shell" and (channel := stream.shell()) is not None:
-                    guest.attach_shell(channel)
+                    guest.attach_shell(channel, used=bool(payload.get("used")))
                 if op == "tokens":
                     guest.set_tokens(payload.get("tokens") or [])
                     reply = {"request_id": payload.get("request_id")}

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import pytest
 
+from oxydra.tools.shell_client import ShellClient
 from tests.conftest import eventually
 from tests.fake_web import Page
+from tests.sandbox import sandbox
 from tests.test_injections import (
     ATTENDED,
     CONTROL,
@@ -102,6 +104,22 @@ def test_a_command_that_was_left_running_gets_nothing_to_send(
     said = [request["reason"] for request in world.requests()]
     assert len(said if mode == ATTENDED else world.denied()) == 1
     assert all("still running" in reason for reason in (said or world.denied()))
+
+
+def test_nor_does_one_of_before_the_agent_guest_was_started_again(world: World) -> None:
+    world.mode, world.networked = ATTENDED, True
+    world.private.clear()
+    (world.folder / "shared/taxes/2025.txt").unlink()
+    with sandbox(world.folder, "rlimits") as box:
+        world.shell, world.level = box.client, "rlimits"
+        read_page(world, command(WATCHES))
+        box.client.close()
+        box.client = world.shell = ShellClient()
+        box.client.connect(box.stream(), used=True)
+        read_page(world, COPY)
+    (request,) = world.requests()
+    assert "still running" in request["reason"]
+    assert world.leaked() == [] and not list(world.folder.glob("shared/*.txt"))
 
 
 @pytest.mark.parametrize("name", LEFT)

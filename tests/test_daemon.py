@@ -270,6 +270,47 @@ def test_a_guest_can_make_no_socket_and_read_nothing_of_the_persons(home):
         assert int(facts["CapEff"], 16) == int(facts["CapBnd"], 16) == 0b11101011
 
 
+def approvals(home):
+    """The requests that wait."""
+    return json.loads(home.run("approvals", "list", "--json"))
+
+
+def test_commands_of_before_an_agent_guest_began_anew_are_still_reckoned_with(home):
+    """One with a network could send off what comes to lie where it reads."""
+    runner = home.config.read_text()
+    home.config.write_text(runner.replace("[egress]", '[egress]\nshell = "open"', 1))
+    home.run("start", "--detach")
+    if not home.status()["startup_status"]["sandbox_level"].startswith("bwrap"):
+        pytest.skip("commands have no network of their own here")
+    (home.workspace / "vault" / "secret.txt").write_text("secret")
+    copy = SCRIPT % json.dumps(
+        [
+            {
+                "tool": "vault_copyto",
+                "arguments": {"path": "/vault/secret.txt", "destination": "/shared/copy.txt"},
+            }
+        ]
+    )
+    home.run("ask", SCRIPT % json.dumps([{"tool": "shell_exec", "arguments": {"command": "ls"}}]))
+    comes_back(home, "guest_pid")
+    asking = subprocess.Popen(
+        [sys.executable, RUNNER, *home.at(("ask", copy))],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=home.path,
+        env=home.env,
+    )
+    try:
+        requests = []
+        eventually(lambda: requests.extend(approvals(home)) or requests)
+        assert "still running" in requests[0]["reason"]
+        home.run("approvals", "deny", requests[0]["approval_id"])
+    finally:
+        asking.wait(60)
+    assert not (home.workspace / "shared" / "copy.txt").exists()
+
+
 ESCAPES = """
 import os, socket, sys
 from pathlib import Path

@@ -307,6 +307,7 @@ class Runner:
         """Give the agent guest a stream to the shell guest. Who is dead is started again anyway."""
         if self._shell is None or self._guest is None:
             return
+        used = self._shell.used
         try:
             stream = self._shell.stream()
             try:
@@ -315,7 +316,7 @@ class Runner:
                 stream.close()
                 raise
             self._relay.join(stream, channel)
-            self._guest.tell("shell", {})
+            self._guest.tell("shell", {"used": used})
         except OSError as error:
             log.warning("the shell's stream could not be handed over: %s", error)
 

@@ -103,6 +103,7 @@ class ShellGuest:
         if egress is not None:
             (egress.close if self._offline else egress.start)()
         self._process = process
+        self.used = False  # whether an agent guest has had a stream to it
         self._on_exit = on_exit
         self._waiter = Service("shell-wait", self._wait)
         self._waiter.start()
@@ -129,6 +130,7 @@ class ShellGuest:
             except BaseException:
                 ours.close()
                 raise
+        self.used = True
         return ours
 
     def stop(self) -> None:

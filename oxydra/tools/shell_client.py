@@ -92,13 +92,14 @@ class ByteStream(Protocol):
 class _Connection:
     """One stream to the daemon and the requests that wait on it."""
 
-    def __init__(self, stream: ByteStream) -> None:
+    def __init__(self, stream: ByteStream, used: bool) -> None:
         # the kernel's own limit: a Python timeout would also end the reader's wait
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         self._stream = stream
         self._sending = threading.Lock()
         self._waiting: dict[str, _Box] = {}
         self.lost = False
+        self.used = used
         self.sessions: OrderedDict[str, _Session] = OrderedDict()  # by conversation
         self.servers: set[str] = set()  # that run
         self._reader = Service("shell-stream", self._read, wake=self.hang_up)
@@ -243,11 +244,13 @@ class ShellClient:
         connection = self._connection
         if connection is None or connection.lost:
             return False
-        return bool(connection.sessions or connection.servers)
+        return connection.used or bool(connection.sessions or connection.servers)
 
-    def connect(self, stream: ByteStream) -> None:
-        """Go on with another stream; what waits on the old one is told that it is lost."""
-        fresh = _Connection(stream)
+    def connect(self, stream: ByteStream, *, used: bool = False) -> None:
+        """Go on with another stream; what waits on the old one is told that it is lost. `used`:
+        somebody had a stream to this shell guest before, whose commands may run yet.
+        """
+        fresh = _Connection(stream, used)
         with self._changed:
             old, self._connection = self._connection, fresh
             self._changed.notify_all()
