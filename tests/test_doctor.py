@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import socket
 import sqlite3
 import subprocess
@@ -20,10 +21,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from oxydra import config, doctor
 from oxydra.doctor import registry
-from oxydra.doctor.machine import clock_at
+from oxydra.doctor.machine import clock_at, extra, pip
 from oxydra.doctor.models import masked
 from oxydra.runner import shell
 from tests.doctor_kit import Patient, everything_in
@@ -681,3 +683,11 @@ def test_all_of_it_leaves_nothing(ward):
     assert all(row["remedy"] for row in rows if row["level"] != "healthy")
     assert before == everything_in(ward.folder, ward.workspace.path)
     assert not [n for n in set(os.listdir("/var/tmp")) - there if n.startswith("oxydra-doctor")]
+
+
+def test_an_extra_is_what_pip_can_install_here():
+    """In a checkout there is no package of Oxydra's that pip knows."""
+    named = extra("embeddings")
+    assert named and not any("oxydra" in one for one in named)
+    assert {Requirement(one).name for one in named} >= {"wordllama", "sqlite-vss"}
+    assert shlex.split(pip(*named))[4:] == named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import platform
 import shlex
 import shutil
@@ -69,7 +70,7 @@ def vss(_case: Case) -> Iterator[Finding]:
     else:
         detail = f"{problem[0].upper()}{problem[1:]}: a large memory is searched slower."
         missing = find_spec("sqlite_vss") is None
-        remedy = pip("oxydra[embeddings]") if missing else install(*VSS_LIBRARIES)
+        remedy = pip(*extra("embeddings")) if missing else install(*VSS_LIBRARIES)
         yield Finding("sqlite-vss", "degraded", detail, remedy)
 
 
@@ -89,7 +90,7 @@ def embedding(case: Case) -> Iterator[Finding]:
     backend.embed(["hello"])
     if memory.embedding_backend == "auto" and backend.model.startswith("deterministic"):
         detail = "Things are found by their words alone: the backend wordllama is not installed."
-        yield Finding("embedding", "degraded", detail, pip("oxydra[embeddings]"))
+        yield Finding("embedding", "degraded", detail, pip(*extra("embeddings")))
     else:
         yield Finding("embedding", "healthy", backend.model)
 
@@ -133,3 +134,15 @@ def bubblewrap(_case: Case) -> Iterator[Finding]:
 
 def pip(*words: str) -> str:
     return shlex.join([sys.executable, "-m", "pip", "install", *words])
+
+
+def extra(name: str) -> list[str]:
+    """What pip is to install for an extra: in a checkout, which is no package that pip knows, what
+    its setup.cfg names.
+    """
+    setup = Path(__file__).parent.parent.parent / "setup.cfg"
+    if not setup.is_file():
+        return [f"oxydra[{name}]"]
+    parser = configparser.ConfigParser()
+    parser.read(setup, encoding="utf-8")
+    return parser["options.extras_require"][name].strip().splitlines()
