@@ -231,6 +231,16 @@ def test_a_hostile_folder_is_not_read(tmp_path, own, what):
     assert Shelf.of(settings(tmp_path)).rows()[0]["place"] == "built-in"
 
 
+def test_a_project_that_is_too_large_takes_nothing_from_ones_own(tmp_path, own):
+    trust(own, make(own / "skills"))
+    for number in range(18):
+        place = make(tmp_path / "project" / ".oxydra" / "skills", f"large-{number:02}")
+        (place / "asset").write_bytes(b"x" * 1_000_000)
+    found = states(tmp_path)
+    assert found["invoices"] == "used"
+    assert (found["large-00"], found["large-17"]) == ("not trusted", "broken")
+
+
 def test_a_folder_that_is_a_link_is_not_followed(tmp_path, own):
     trust(own, make(own / "skills"))
     elsewhere = make(tmp_path / "elsewhere")

@@ -23,6 +23,7 @@ MAIN = "SKILL.md"
 MAX_SKILLS = 64  # in one place
 MAX_FILES = 200
 MAX_BYTES = 1 << 20
+MAX_TOTAL = 16 << 20  # of all skills, which are held while a daemon starts
 MAX_MAIN = 128 << 10
 MAX_DEPTH = 8
 
@@ -111,13 +112,20 @@ def places(home: Path, folder: Path | None) -> dict[PlaceName, Path]:
 def find(home: Path, folder: Path | None) -> list[Skill]:
     """All of them, place by place, by name. One that can't be read says so."""
     found = []
+    left = MAX_TOTAL
     for place, path in places(home, folder).items():
         try:
             names = sorted(os.listdir(path))
         except OSError:
             continue
         names = [n for n in names if not n.startswith(".") and (path / n).is_dir()]
-        found += [read(path / name, place) for name in names[:MAX_SKILLS]]
+        for name in names[:MAX_SKILLS]:
+            skill = read(path / name, place)
+            left -= sum(len(file.data) for file in skill.files.values())
+            if left < 0:
+                trouble = f"With it all skills would be larger than {MAX_TOTAL >> 20} MiB."
+                skill = Skill(place, skill.path, {}, trouble)
+            found.append(skill)
     return found
 
 
