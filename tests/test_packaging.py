@@ -258,7 +258,7 @@ def test_wheel_and_sdist_hold_what_they_should(dist: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     for path in [
         *ROOT.glob("oxydra/**/*.py"),
-        *ROOT.glob("oxydra/data/*"),
+        *(path for path in ROOT.glob("oxydra/data/**/*") if path.is_file()),
         ROOT / "oxydra/py.typed",
     ]:
         assert path.relative_to(ROOT).as_posix() in held
