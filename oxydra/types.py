@@ -369,9 +369,9 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a tool answers: `content` is what the model reads, `summary` one short line for
-    people. `verbatim`: the content is a file's, which the model may write back, so that it reaches
-    it as it is. `marks`: what it holds besides what its tool and its paths say.
+    """What a tool answers: `content` for the model, `summary` one short line for people, `images`
+    for a model that sees them. `verbatim`: the content is a file's, which the model may write back,
+    so it gets it as it is. `marks`: what it holds besides what its tool and its paths say.
     """
 
     content: str
@@ -379,6 +379,7 @@ class ToolResult:
     summary: str = ""
     verbatim: bool = False
     marks: Marks = Marks()
+    images: tuple[Attachment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

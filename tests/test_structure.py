@@ -37,6 +37,7 @@ LAYERS = {
     "cage": 1,
     "disk": 1,
     "mux": 1,
+    "media": 1,
     "relay": 2,
     "store": 2,
     "transport": 2,

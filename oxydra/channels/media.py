@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from oxydra.errors import Cancelled, OxydraError
-from oxydra.gateway.attachments import MAX_BYTES, MAX_COUNT, media_type
+from oxydra.gateway.attachments import MAX_BYTES, MAX_COUNT
+from oxydra.media import media_type
 from oxydra.types import Attachment, Json
 
 KINDS = ("document", "voice", "audio", "video", "video_note", "animation")

@@ -48,7 +48,7 @@ def _attachment(path: Path) -> dict[str, Any]:
     """A file as `send_turn` takes it."""
     import base64
 
-    from oxydra.gateway.attachments import media_type
+    from oxydra.media import media_type
 
     try:
         data = path.read_bytes()

@@ -19,8 +19,9 @@ from typing import Any
 from oxydra.errors import FrameError, OxydraError
 from oxydra.frames import compact, parse
 from oxydra.gateway.access import openai_error
-from oxydra.gateway.attachments import MAX_BYTES, MAX_COUNT, media_type, read_attachments
+from oxydra.gateway.attachments import MAX_BYTES, MAX_COUNT, read_attachments
 from oxydra.gateway.http import Response
+from oxydra.media import media_type
 from oxydra.types import Attachment, Json
 
 MODEL = "oxydra"  # the default agent's name as a model; another agent is `oxydra/<name>`

@@ -2,7 +2,7 @@
 `save`.
 
 Images, sounds and other data are saved in the workspace, and the text says where: a model that
-takes no images must still be able to go on with the conversation.
+takes no images must still be able to go on with the conversation. One that does sees them, too.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from typing import Any, TypeAlias
 
 from oxydra.errors import FrameError, ToolError
 from oxydra.frames import compact, parse
+from oxydra.media import media_type
 from oxydra.scrub.terminal import explicit
 from oxydra.tools.confine import Workspace
 from oxydra.tools.outputs import FOLDER, prune
-from oxydra.types import Json, ToolResult
+from oxydra.types import Attachment, Json, ToolResult
 
 MAX_TEXT = 1 << 20  # characters of a result; what the model gets of it is for the gate to say
 MAX_PARTS = 1000
 MAX_FILES = 50  # of one result
+MAX_SEEN = 4  # images of one result that a model sees
 ENDINGS = {
     "image/png": ".png",
     "image/jpeg": ".jpg",
@@ -41,12 +43,14 @@ Save: TypeAlias = Callable[[bytes, str], str]
 
 def result_of(said: Json, save: Save) -> ToolResult:
     """The result of `tools/call`."""
-    kept = _limited(save)
+    images: list[Attachment] = []
+    kept = _limited(_seen(save, images))
     parts = [_part(row, kept) for row in _rows(said.get("content"))]
     structured = said.get("structuredContent")
     if structured is not None and not any(_is_json_of(part, structured) for part in parts):
         parts.append(compact(structured))
-    return ToolResult(_joined(parts), is_error=said.get("isError") is True)
+    failed = said.get("isError") is True
+    return ToolResult(_joined(parts), is_error=failed, images=tuple(images))
 
 
 def resource_of(said: Json, save: Save) -> str:
@@ -124,6 +128,19 @@ def _data(encoded: Any, kind: Any, kept: Save) -> str:
     except (binascii.Error, ValueError):
         return f"[{named}: it is broken]"
     return f"[{named}, {len(data):,} bytes: {kept(data, kind if isinstance(kind, str) else '')}]"
+
+
+def _seen(save: Save, images: list[Attachment]) -> Save:
+    """`save` that also collects what is an image by its content, whatever its type claims."""
+
+    def kept(data: bytes, kind: str) -> str:
+        where = save(data, kind)
+        found = media_type(data)
+        if found.startswith("image/") and len(images) < MAX_SEEN:
+            images.append(Attachment(found, hashlib.sha256(data).hexdigest(), data))
+        return where
+
+    return kept
 
 
 def _limited(save: Save) -> Save:

@@ -7,6 +7,7 @@ turn into what its wire wants: the nearest level that the model has, or a budget
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from oxydra.errors import ProviderError
@@ -78,6 +79,23 @@ def budget(found: ReasoningOption, wanted: str, max_output_tokens: int) -> int:
     if max_output_tokens > 0:
         tokens = min(tokens, max_output_tokens * 3 // 4)
     return tokens if tokens >= (found.minimum or 1) else 0
+
+
+def visible(
+    history: Sequence[Message], model: ModelSpec, results: Collection[str] = IMAGES
+) -> list[Message]:
+    """The history without the images of tools' results that this model can't see, or its wire not
+    carry (`results` are the types that it does): what the results say in words stays.
+    """
+    kinds = results if model.images else ()
+    found = []
+    for message in history:
+        if message.role == "tool" and message.attachments:
+            kept = tuple(a for a in message.attachments if a.mime_type in kinds and a.data)
+            if len(kept) < len(message.attachments):
+                message = replace(message, attachments=kept, wire={})
+        found.append(message)
+    return found
 
 
 def check_attachments(

@@ -112,6 +112,7 @@ class Anthropic(SignedProvider):
     def encode_request(
         self, request: ModelRequest, history: Sequence[Message], tools: Sequence[bytes]
     ) -> bytes:
+        history = abilities.visible(history, request.model)
         abilities.check_attachments(self.name, request.model, history, abilities.IMAGES)
         spoken = turns(history)
         users = [index for index, turn in enumerate(spoken) if turn.role == "user"]

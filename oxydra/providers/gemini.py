@@ -124,6 +124,7 @@ class Gemini(SignedProvider):
         self, request: ModelRequest, history: Sequence[Message], tools: Sequence[bytes]
     ) -> bytes:
         model = request.model
+        history = abilities.visible(history, model, IMAGES)
         abilities.check_attachments(self.name, model, history, IMAGES)
         named: set[str] = set()  # calls whose ids are the API's
         contents = []

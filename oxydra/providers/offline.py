@@ -32,7 +32,7 @@ from typing import Any
 
 from oxydra.errors import ConfigError, FrameError, ProviderError
 from oxydra.frames import compact, parse
-from oxydra.providers.abilities import check_attachments
+from oxydra.providers.abilities import check_attachments, visible
 from oxydra.providers.base import Assembly, PendingCall, ProviderSettings, count
 from oxydra.providers.phrases import REMINDER, fitted, understand
 from oxydra.threads import CancelToken
@@ -74,7 +74,9 @@ class Offline:
     def stream(self, request: ModelRequest, token: CancelToken) -> Iterator[StreamEvent]:
         """See the `Provider` Protocol."""
         token.check()
-        check_attachments(self.name, request.model, request.messages, ())
+        check_attachments(
+            self.name, request.model, visible(request.messages, request.model, ()), ()
+        )
         turn = _turn(request.messages)
         steps = self._steps(request, turn)
         answer = Assembly(waits_for_bytes=False)

@@ -73,6 +73,7 @@ class OpenAI(HttpProvider):
     def encode_request(
         self, request: ModelRequest, history: Sequence[Message], tools: Sequence[bytes]
     ) -> bytes:
+        history = abilities.visible(history, request.model, ())
         abilities.check_attachments(self.name, request.model, history, abilities.IMAGES)
         model, wire = request.model, self.wire
         messages = [  # nearly all of a long history were encoded before

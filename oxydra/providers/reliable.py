@@ -266,7 +266,7 @@ def _lack(model: ModelSpec, request: ModelRequest) -> str:
     kinds = {
         attachment.mime_type
         for message in request.messages
-        if message.role != "assistant"
+        if message.role == "user"  # what tools gave is left out for a model that can't see it
         for attachment in message.attachments
     }
     if not model.pdfs and "application/pdf" in kinds:

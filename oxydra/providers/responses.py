@@ -129,6 +129,7 @@ class Responses(HttpProvider):
     def encode_request(
         self, request: ModelRequest, history: Sequence[Message], tools: Sequence[bytes]
     ) -> bytes:
+        history = abilities.visible(history, request.model)
         abilities.check_attachments(self.name, request.model, history, abilities.IMAGES)
         previous, since = self._chained(request, history)
         items = list(filter(None, self._items(request, history)[since:]))

@@ -101,7 +101,7 @@ class Conversation:
             message = self.messages[index]
             short = self._shortened.pop(self.base + index + 1, None)
             if short is not None:
-                message = replace(message, content=short, wire={})
+                message = replace(message, content=short, attachments=(), wire={})
                 self.done.add(index)
             self.sent.append(message)
             self.counts.append(estimate_message(message, model))
@@ -127,7 +127,7 @@ class Conversation:
 
     def shorten(self, index: int, content: str, model: ModelSpec) -> None:
         """From now on, send `content` in the place of a result's own."""
-        message = replace(self.sent[index], content=content, wire={})
+        message = replace(self.sent[index], content=content, attachments=(), wire={})
         count = estimate_message(message, model)
         self._sent_tokens += count - self.counts[index]
         self.sent[index], self.counts[index] = message, count

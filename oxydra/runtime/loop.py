@@ -27,6 +27,7 @@ from oxydra.errors import (
     ProviderError,
     StoreBusyError,
     StoreFullError,
+    UsageError,
 )
 from oxydra.frames import media_json, message_json, real_call, turn_ref, usage_json
 from oxydra.log import fields
@@ -554,9 +555,18 @@ class Run:
         running: Sequence[str] = (),
         took: Sequence[int] = (),
     ) -> None:
-        results = [(state, self._guarded(message)) for state, message in results]
+        results = [(state, self._roomy(self._guarded(message))) for state, message in results]
         self._durably(lambda: self.store.calls_finished(self.turn, results, running, took))
         self.conversation.messages.extend(message for _state, message in results)
+
+    def _roomy(self, result: Message) -> Message:
+        """A result without its images where those of all conversations have no more room."""
+        try:
+            self.store.files.check_room(result.attachments)
+        except UsageError as error:
+            log.warning("the images of a result are not kept: %s", error)
+            return replace(result, attachments=(), wire={})
+        return result
 
     def marks_of(self, paths: Sequence[str]) -> Marks:
         return self.store.marks_of(paths)

@@ -32,6 +32,7 @@ from contextlib import nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, Protocol, TypeAlias
 
 from oxydra.errors import Cancelled, OxydraError, PolicyDenied
@@ -45,6 +46,7 @@ from oxydra.tools.registry import ToolRegistry
 from oxydra.tools.schema import parse_arguments
 from oxydra.tools.shell_client import ShellClient
 from oxydra.types import (
+    Attachment,
     CallState,
     Emit,
     Json,
@@ -61,6 +63,8 @@ log = logging.getLogger(__name__)
 
 SUMMARY_CHARS = 120
 BRIEF = 30.0  # seconds: of calls that can't take longer, no heartbeat tells
+MAX_IMAGES = 4  # of one result, that a model sees
+IMAGE_BYTES = 5 << 20  # of each; providers take no larger ones
 OVERRUN = 2.0  # seconds past its deadline after which a tool is said to ignore it
 
 WORKSPACE = ["/shared", "/tmp", "/mnt"]  # what a command can reach
@@ -478,6 +482,7 @@ class Gate:
             is_error=result.is_error,
             tainted=marks.tainted,
             sensitive=marks.sensitive,
+            attachments=_seen(result.images),
         )
         state = CallState.FAILED if result.is_error else CallState.DONE
         return Outcome(call, state, message, elapsed_ms)
@@ -569,6 +574,12 @@ class Gate:
         """Whether a command may be running, or what it left behind."""
         shell = self._services.get("shell")
         return isinstance(shell, ShellClient) and shell.open
+
+
+def _seen(images: Sequence[Attachment]) -> tuple[Attachment, ...]:
+    """Those that are put before a model."""
+    small = (image for image in images if 0 < len(image.data) <= IMAGE_BYTES)
+    return tuple(islice(small, MAX_IMAGES))
 
 
 def _named(wanted: Wanted) -> list[str]:

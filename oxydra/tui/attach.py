@@ -13,7 +13,8 @@ import re
 import stat
 from pathlib import Path
 
-from oxydra.gateway.attachments import MAX_BYTES, MAX_COUNT, media_type
+from oxydra.gateway.attachments import MAX_BYTES, MAX_COUNT
+from oxydra.media import media_type
 from oxydra.tui.cells import clean
 from oxydra.tui.state import Completed, Resolved
 from oxydra.types import Json
