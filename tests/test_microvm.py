@@ -477,6 +477,10 @@ def test_a_daemon(home):
     assert (home.workspace / "shared" / "made.txt").read_text() == "by a tool"
     assert "notes.txt" in ask(home, "file_search", pattern="need.e [0-9]+", regex=True)
     assert home.status()["startup_status"]["worker_level"] == "cage"
+    assert "A report of the day" in ask(home, "skill_read", name="daily-report")
+    skill = "/mnt/skills/daily-report/SKILL.md"
+    said = ask(home, "shell_exec", command=f"head -2 {skill}; echo x > {skill} && echo spoiled")
+    assert "name: daily-report" in said and "Read-only file system" in said
 
     pids = status["guest_pid"], status["shell_pid"]
     home.run("stop")
