@@ -29,8 +29,9 @@ def mode(path):
 
 def test_the_folders_are_private_and_preparing_twice_is_fine(workspace):
     workspace.prepare()
-    names = {"shared", "tmp", "vault", "ipc", "logs", "internal", "audit", "skills"}
+    names = {"shared", "tmp", "vault", "ipc", "logs", "internal", "audit", "skills", ".oxydra"}
     assert {p.name for p in workspace.path.iterdir()} == names
+    assert (workspace.path / ".oxydra").resolve() == workspace.internal
     assert (mode(workspace.path), mode(workspace.ipc)) == (0o700, 0o700)
     workspace.ipc.chmod(0o755)
     workspace.prepare()

@@ -3,7 +3,7 @@
     <workspace_root>/<user>/          0700
         shared/ tmp/ vault/           the paths a model sees as /shared, /tmp, /vault, where
                                       `[mounts]` names no others
-        internal/                     the database, and `daemon.lock`
+        internal/                     the database, and `daemon.lock`; `.oxydra` is a link to it
         audit/                        0700, the runner's own: what left this machine
         logs/                         runtime.log (the agent guest), runner.log (the runner)
         skills/                       the runner's own: files of trusted skills, /mnt/skills
@@ -89,6 +89,8 @@ class Workspace:
                 with contextlib.suppress(FileExistsError):
                     folder.mkdir(mode=0o700)
                 self._check(folder)
+            with contextlib.suppress(FileExistsError):
+                (self.path / ".oxydra").symlink_to(self.internal.name)
         except OSError as error:
             raise OxydraError(
                 f"The workspace {self.path} cannot be made: {error.strerror}.",
