@@ -12,6 +12,7 @@ import html.parser
 import itertools
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,6 +104,7 @@ class FakeTelegram:
         self._changed = threading.Condition()
         self._poller = 0
         self._stopped = False
+        self._connections: set[socket.socket] = set()
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -161,6 +163,14 @@ class FakeTelegram:
             daemon_threads = True
             request_queue_size = 128
 
+            def process_request(self, request: Any, client_address: Any) -> None:
+                fake._connections.add(request)
+                super().process_request(request, client_address)
+
+            def shutdown_request(self, request: Any) -> None:
+                fake._connections.discard(request)
+                super().shutdown_request(request)
+
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass  # a client that went away
 
@@ -182,6 +192,9 @@ class FakeTelegram:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        for connection in list(self._connections):  # also one that a client keeps
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     # ------------------------------------------------------------------------------- what tests do
 
