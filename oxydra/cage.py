@@ -707,6 +707,19 @@ def forked(body: Callable[..., int], *arguments: object) -> int:
     os._exit(code)
 
 
+def kept(body: Callable[..., int], *arguments: object) -> int:
+    """Run `body` in a child, below a keeper, whose id this returns: when the child ends, or the
+    keeper is told to, all that is left behind ends too. Its exit code is the child's.
+
+    What it is told before it listens waits for it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    try:
+        return forked(_keep, body, *arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def begin_anew(guest: Any) -> None:
     """What a program inside a guest may have, from now on; called right before it is started.
     `guest` says so: its `limits`, `running` tasks, `cage` and `folders`, whose descriptors stay.
@@ -716,18 +729,14 @@ def begin_anew(guest: Any) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    kept = [folder.descriptor for folder in guest.folders]
-    close_all_but(kept)
-    for descriptor in kept:
+    folders = [folder.descriptor for folder in guest.folders]
+    close_all_but(folders)
+    for descriptor in folders:
         os.set_inheritable(descriptor, True)  # the environment may name them
 
 
-def keep(body: Callable[..., int], *arguments: object) -> int:
-    """The keeper of `body`, which runs in a child: when that ends, or this process is told to, all
-    that it has left behind ends too. Runs in a process of its own; returns the exit code.
-    """
+def _keep(body: Callable[..., int], *arguments: object) -> int:
     signal.set_wakeup_fd(-1)
-    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     adopt_orphans()
     die_with_parent()
     child = forked(body, *arguments)

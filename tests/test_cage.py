@@ -244,7 +244,7 @@ def test_a_keeper_takes_everything_along(how):
                 return 5
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             signal.pause()
-        keeper = cage.forked(cage.keep, body)
+        keeper = cage.kept(body)
         while p["how"] != "ends" and len(cage.descendants(keeper)) < 2: pass
         if p["how"] != "ends":
             os.kill(keeper, signal.SIGTERM)

@@ -151,6 +151,14 @@ def test_all_that_it_started_ends_with_it(any_box):
     assert not processes_with(f"{MARK}-child")
 
 
+def test_what_is_ended_the_moment_it_begins_ends(any_box):
+    """Its keeper may be told before it listens."""
+    for _ in range(100):
+        pipe = begun(any_box, "deaf")
+        pipe.stop()
+        assert pipe._ask("read_server", {}, 60.0)["eof"]
+
+
 def test_it_ends_with_the_stream_that_began_it(any_box):
     other = ShellClient()
     other.connect(any_box.stream())
