@@ -36,13 +36,9 @@ class WordLlama:
     trust = 1.0
     metered = False
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loaded: tuple[Any, Any] | None = None
-
     @property
     def ready(self) -> bool:
-        return self._loaded is not None
+        return bool(_loaded)
 
     def embed(self, texts: Sequence[str], token: CancelToken | None = None) -> list[bytes]:
         found: list[bytes] = []
@@ -58,7 +54,7 @@ class WordLlama:
         if not words:
             return self.embed([text], token)[0]
         np = numpy()
-        tokenizer, weights = self._parts()
+        tokenizer, weights = load()
         encoded = tokenizer.encode_batch(
             [_whole(word) for word, _ in words], add_special_tokens=False
         )
@@ -73,7 +69,7 @@ class WordLlama:
 
     def _means(self, texts: Sequence[str]) -> list[bytes]:
         np = numpy()
-        tokenizer, weights = self._parts()
+        tokenizer, weights = load()
         encoded = tokenizer.encode_batch([_whole(text) for text in texts], add_special_tokens=False)
         pieces = [one.ids or [0] for one in encoded]
         starts = np.cumsum([0, *(len(ids) for ids in pieces[:-1])])
@@ -82,12 +78,25 @@ class WordLlama:
         lengths = np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
         return [row.tobytes() for row in (sums / lengths).astype("<f4")]
 
-    def _parts(self) -> tuple[Any, Any]:
-        """The tokenizer and the weights, loaded once."""
-        with self._lock:
-            if self._loaded is None:
-                self._loaded = _load(_folder())
-            return self._loaded
+
+_lock = threading.Lock()
+_loaded: list[tuple[Any, Any]] = []
+
+
+def load() -> tuple[Any, Any]:
+    """The tokenizer and the weights, which a process loads once. Raises `ConfigError`."""
+    with _lock:
+        if not _loaded:
+            _loaded.append(_load(_folder()))
+        return _loaded[0]
+
+
+def warm() -> None:
+    """Load it, and have the system keep the weights in memory. Raises `ConfigError`."""
+    load()
+    with (_folder() / WEIGHTS).open("rb") as file:
+        while file.read(1 << 20):
+            pass
 
 
 def _whole(text: str) -> str:
