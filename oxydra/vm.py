@@ -138,6 +138,7 @@ class AgentGuest:
         self._own = own or Own()
         settings = config.from_effective(envelope.config)
         self._envelope = envelope
+        self._degraded: Sequence[Json] = envelope.startup_status.get("degraded_reasons", ())
         self._level = level
         self._stream = stream
         self._model = settings.model
@@ -401,6 +402,10 @@ class AgentGuest:
         """
         self._shell.connect(channel, used=used)
 
+    def set_degraded(self, rows: Sequence[Json]) -> None:
+        """What the runner has to say of the tier from now on."""
+        self._degraded = rows
+
     def set_tokens(self, rows: Sequence[Json]) -> None:
         """Who may use the gateway from now on."""
         self._gateway.set_tokens(rows)
@@ -531,11 +536,9 @@ class AgentGuest:
         }
 
     def _startup_status(self) -> Json:
-        """What the runner said, whether the shell still answers, how tool workers are held, and
-        whether the disk has room.
-        """
+        """What the runner said, with what is known here of the shell, tool workers and the disk."""
         said = self._envelope.startup_status
-        reasons = [*said.get("degraded_reasons", ()), *self._workers.degraded()]
+        reasons = [*self._degraded, *self._workers.degraded()]
         if self._level == "none":
             reasons.insert(0, UNCAGED)
         if short := self._short():
@@ -726,13 +729,15 @@ def serve(control: Channel, guest: AgentGuest, stream: RunnerStream) -> None:
                     return
                 if op == "shell" and (channel := stream.shell()) is not None:
                     guest.attach_shell(channel, used=bool(payload.get("used")))
+                reply = {"request_id": payload.get("request_id")}
                 if op == "tokens":
                     guest.set_tokens(payload.get("tokens") or [])
-                    reply = {"request_id": payload.get("request_id")}
                     control.sendall(pack("tokens_set", reply))
+                if op == "status":
+                    guest.set_degraded(payload.get("degraded_reasons") or [])
+                    control.sendall(pack("status_set", reply))
                 if op == "health_check":
-                    reply = {"request_id": payload.get("request_id"), **guest.health()}
-                    control.sendall(pack("health_status", reply))
+                    control.sendall(pack("health_status", {**reply, **guest.health()}))
     logger.warning("the runner is gone: the agent guest ends too")
 
 

@@ -63,10 +63,11 @@ def tried(name: str, isolation: Isolation, case: Case, *, wanted: bool) -> Itera
         workspace.prepare()
         uid, _gid = shell.owner(workspace)
         wishes = case.settings.agent.tools.shell
-        guest = shell.start(
+        guest = shell.begin(
             registry.create(name), workspace, wishes, isolation, (), lambda _how: None
         )
         stack.callback(guest.stop)
+        guest.await_start()
         yield _level(name, guest, wanted)
         dedicated = uid in shell.DEDICATED  # it owns nothing outside, so nothing there is its own
         outside = Outside(workspace.path, uid, os.geteuid() if dedicated else uid)

@@ -95,10 +95,12 @@ class Runner:
         self._guest: Guest | None = None
         self._restarts = Restarts()
         self._shell: shell.ShellGuest | None = None
+        self._shell_coming: shell.ShellGuest | None = None  # the first, while it starts
         self._shell_restarts = Restarts()
         self._shell_level = "none"  # decided when it first starts
         self._shell_network = False
         self._shell_rows: list[Json] = []
+        self._told: list[Json] = []  # what the agent guest knows to be degraded
         self._last_end = ""
         self._started_at = time.time()
         self._endpoint = ""
@@ -140,9 +142,8 @@ class Runner:
             stack.callback(self._start_broker().stop)
             stack.callback(self._relay.stop)
             stack.callback(self._stop_shell)
-            self._first_shell(self._tier)
-            self._start_guest(listener)
             stack.callback(self._stop_guest)
+            self._start_both(self._tier, listener)
             if self._tier.forwards:
                 forwarder = Forwarder(listener, self._open_gateway, self._relay)
                 forwarder.start()
@@ -168,7 +169,35 @@ class Runner:
         """Ask `run` to return; from any thread."""
         self._events.put(("stop", why))
 
-    # ----------------------------------------------------------------------------------- the guest
+    # ----------------------------------------------------------------------------------- the guests
+
+    def _start_both(self, tier: Tier, listener: socket.socket) -> None:
+        """Start the guests, beside one another where it is known beforehand how well commands will
+        be caged: the agent guest is made for that. Raises `OxydraError`.
+        """
+        if self._settings.isolation.shell_enabled:
+            try:
+                self._shell_coming = self._beginning_shell(tier)
+            except ConfigError:
+                raise
+            except OxydraError as error:
+                self._do_without_shell(error)
+        if self._shell_coming is not None and tier.shell_level:
+            self._shell_level = tier.shell_level
+            self._shell_network = self._shell_coming.networked
+        else:
+            self._await_shell()
+        promised = self._shell_level, self._shell_network
+        self._start_guest(listener)
+        if self._shell_coming is None:
+            return
+        self._await_shell()
+        if (self._shell_level, self._shell_network) == promised:
+            self._hand_over_shell()
+            self._tell_status()
+        elif self._guest is not None:
+            self._guest.stop(STOP_SECONDS)
+            self._start_guest(listener)
 
     def _start_broker(self) -> Broker:
         settings, folder = self._settings, self._workspace.audit
@@ -217,6 +246,7 @@ class Runner:
         if self._tokens_read != read:  # they changed after the envelope was written
             self._tell_tokens(guest)
         self._hand_over_shell()
+        self._tell_status()
 
     def _open_gateway(self, peer: str) -> Channel:
         """A channel to the gateway for a client at `peer`. Raises OSError."""
@@ -233,8 +263,9 @@ class Runner:
             "shell_available": self._shell_level != "none",
             "shell_network": self._shell_network,
             "browser_available": False,
-            "degraded_reasons": [*self._shell_rows, *tier.degraded(), *self._settings.notices],
+            "degraded_reasons": self._degraded(tier),
         }
+        self._told = status["degraded_reasons"]
         return Envelope(
             user_id=self._workspace.user,
             sandbox_tier=tier.name,
@@ -247,6 +278,21 @@ class Runner:
             secret_hashes=describe([*self._settings.secrets(), self._workspace.token()]),
         )
 
+    def _degraded(self, tier: Tier) -> list[Json]:
+        return [*self._shell_rows, *tier.degraded(), *self._settings.notices]
+
+    def _tell_status(self) -> None:
+        """What was not known yet when the agent guest's envelope was written."""
+        if self._tier is None or self._guest is None:
+            return
+        rows = self._degraded(self._tier)
+        if rows != self._told:
+            try:
+                self._guest.request("status", {"degraded_reasons": rows}, HEALTH_SECONDS)
+                self._told = rows
+            except OxydraError as error:  # who is dead is started again, and told anew
+                log.warning("the agent guest was not told what is degraded: %s", error)
+
     def _stop_guest(self) -> None:
         if self._guest is not None:
             self._guest.stop(STOP_SECONDS)
@@ -257,29 +303,33 @@ class Runner:
     def _shell_config(self) -> ShellConfig:
         return from_effective(self._settings.config).tools.shell
 
-    def _first_shell(self, tier: Tier) -> None:
-        """Start the shell guest and note how well it is caged; without one, note why. Raises
-        `ConfigError`.
-        """
-        if not self._settings.isolation.shell_enabled:
+    def _await_shell(self) -> None:
+        """Wait for the shell guest, if one comes, and note how well it is caged."""
+        if self._shell_coming is None:
             return
+        coming = self._shell_coming
         try:
-            self._shell = self._started_shell(tier)
-        except ConfigError:
-            raise
+            coming.await_start()
         except OxydraError as error:
-            log.warning("%s", error)
-            self._shell_rows = [{"code": error.code, "detail": f"There is no shell. {error}"}]
+            self._do_without_shell(error)
             return
-        self._shell_level = self._shell.level
-        self._shell_network = self._shell.networked
-        self._shell_rows = self._shell.degraded()
+        finally:
+            self._shell_coming = None
+        self._shell = coming
+        self._shell_level = coming.level
+        self._shell_network = coming.networked
+        self._shell_rows = coming.degraded()
         log.info("the shell guest runs at level %s", self._shell_level)
         for row in self._shell_rows:
             log.warning("%s", row["detail"])
 
-    def _started_shell(self, tier: Tier, levels: tuple[str, ...] = ()) -> shell.ShellGuest:
-        return shell.start(
+    def _do_without_shell(self, error: OxydraError) -> None:
+        log.warning("%s", error)
+        self._shell_level, self._shell_network = "none", False
+        self._shell_rows = [{"code": error.code, "detail": f"There is no shell. {error}"}]
+
+    def _beginning_shell(self, tier: Tier, levels: tuple[str, ...] = ()) -> shell.ShellGuest:
+        return shell.begin(
             tier,
             self._workspace,
             self._shell_config,
@@ -296,7 +346,9 @@ class Runner:
         if self._tier is None:
             raise RuntimeError("run() was not called")
         try:
-            self._shell = self._started_shell(self._tier, (self._shell_level,))
+            again = self._beginning_shell(self._tier, (self._shell_level,))
+            again.await_start()
+            self._shell = again
             self._hand_over_shell()
             log.info("the shell guest was started again")
         except OxydraError as error:
@@ -321,8 +373,9 @@ class Runner:
             log.warning("the shell's stream could not be handed over: %s", error)
 
     def _stop_shell(self) -> None:
-        if self._shell is not None:
-            self._shell.stop()
+        for guest in (self._shell_coming, self._shell):
+            if guest is not None:
+                guest.stop()
 
     # ------------------------------------------------------------------------------------- serving
 

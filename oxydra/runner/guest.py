@@ -106,7 +106,10 @@ class Guest:
                 raise ConnectionError("the guest does not read its control channel")
 
     def stop(self, timeout: float) -> bool:
-        """Ask it to end, then make it end; True if it ended by itself."""
+        """Ask it to end, then make it end; True if it ended by itself. That is no news for
+        `on_exit`.
+        """
+        self._waiter.stopping.set()
         with contextlib.suppress(OSError):
             self.tell("shutdown", {})
         willing = self._ended.wait(timeout)

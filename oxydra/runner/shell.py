@@ -2,7 +2,7 @@
 
 As root, commands run as the workspace's owner; where that is root too, as a uid that owns nothing
 else, to which `shared` and `tmp` are given once, when they are new. One thread,
-`oxydra-shell-wait`, waits for the guest's end and reports it.
+`oxydra-shell-wait`, starts the guest, waits for its end and reports it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import os
 import pwd
 import socket
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -83,38 +84,53 @@ class EgressLine:
 
 
 class ShellGuest:
-    """A running shell guest. `on_exit(how)` is called once, on a thread of this class's, unless it
-    was stopped.
+    """A shell guest. Its own thread starts it, which outlives it: what the thread of a parent has
+    started ends with that thread. `on_exit(how)` is called there, once, unless it was stopped.
     """
 
     def __init__(
         self,
-        process: ShellProcess,
+        tier: Tier,
+        spec: ShellSpec,
         on_exit: Callable[[str], None],
         egress: EgressLine | None = None,
         rows: Sequence[Json] = (),
     ) -> None:
         """`egress` is for commands that may have a network; what can't have one does without.
-        `rows` say what else commands do not have.
+        `rows` say what else commands do not have. The log of `spec` is closed here.
         """
+        self._tier = tier
+        self._spec = spec
         self._egress = egress
         self._rows = rows
-        self._offline = egress is not None and process.level not in NAMESPACED
-        if egress is not None:
-            (egress.close if self._offline else egress.start)()
-        self._process = process
+        self._offline = False
+        self._started = threading.Event()
+        self._process: ShellProcess | None = None
+        self._failure: BaseException | None = None
         self.used = False  # whether an agent guest has had a stream to it
         self._on_exit = on_exit
-        self._waiter = Service("shell-wait", self._wait)
+        self._waiter = Service("shell-wait", self._live)
         self._waiter.start()
+
+    def await_start(self) -> None:
+        """Return when it is ready. Raises `OxydraError` with the remedy if it can't be."""
+        self._started.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def _running(self) -> ShellProcess:
+        if self._process is None:
+            raise ConnectionError("the shell guest has not started")
+        return self._process
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._running.pid
 
     @property
     def level(self) -> str:
-        return self._process.level
+        return self._running.level
 
     @property
     def networked(self) -> bool:
@@ -126,7 +142,7 @@ class ShellGuest:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                self._process.attach(theirs)
+                self._running.attach(theirs)
             except BaseException:
                 ours.close()
                 raise
@@ -134,9 +150,11 @@ class ShellGuest:
         return ours
 
     def stop(self) -> None:
-        """End it and everything that runs in it."""
+        """End it and everything that runs in it, once it has started."""
         self._waiter.stopping.set()
-        self._process.stop()
+        self._started.wait()
+        if self._process is not None:
+            self._process.stop()
         self._waiter.stop()
         if self._egress is not None:
             self._egress.close()
@@ -145,24 +163,43 @@ class ShellGuest:
         """What it does not protect here."""
         contained = self.level in CONTAINED  # what an engine can't limit, the tier says
         rows = [*self._rows, *([] if contained or memory_is_capped() else [UNCAPPED])]
+        less = [f for f in self._spec.folders_at(self.level) if f not in self._spec.folders]
+        rows += [read_only(folder, UNMOUNTABLE) for folder in less]
         if self._offline:
             rows.append(NO_EGRESS)
         if self.level == "rlimits":
             return [UNSANDBOXED, *rows]
-        if self._process.landlock == 0:
+        if self._running.landlock == 0:
             rows.append(NO_LANDLOCK)
-        elif self._process.landlock < 6 and self.level in SIGNALS_HELD:
+        elif self._running.landlock < 6 and self.level in SIGNALS_HELD:
             rows.append(OLD_KERNEL)
         return rows
 
-    def _wait(self, service: Service) -> None:
-        how = self._process.wait()
+    def _live(self, service: Service) -> None:
+        process: ShellProcess | None = None
+        try:
+            process = self._tier.start_shell(self._spec)
+            self._offline = self._egress is not None and process.level not in NAMESPACED
+            if self._egress is not None:
+                (self._egress.close if self._offline else self._egress.start)()
+        except BaseException as error:
+            self._failure = unavailable(error) if isinstance(error, OSError) else error
+            if process is not None:
+                process.stop()
+            if self._egress is not None:
+                self._egress.close()
+            return
+        finally:
+            os.close(self._spec.log)
+            self._process = process
+            self._started.set()
+        how = process.wait()
         if not service.stopping.is_set():
-            self._process.stop()  # its end of the streams
+            process.stop()  # its end of the streams
             self._on_exit(how)
 
 
-def start(
+def begin(
     tier: Tier,
     workspace: Workspace,
     config: ShellConfig,
@@ -173,54 +210,53 @@ def start(
     serve: Serve | None = None,
     servers: Mapping[str, Json] | None = None,
 ) -> ShellGuest:
-    """Start the shell guest as well caged as it can be here, or at one of `levels`.
+    """Let the shell guest start as well caged as it can be here, or at one of `levels`.
 
-    Raises `OxydraError` with the remedy if it can't be; `ConfigError` if `env_keys` would give a
-    key away. `secrets` are the keys that are configured; `serve` takes the channels that commands
-    open to the broker, where `[egress]` lets them; `servers` are programs that may be started there
-    by name, rows `{command, env}`.
+    Raises `ConfigError` if `env_keys` would give a key away. `secrets` are the keys that are
+    configured; `serve` takes the channels that commands open to the broker, where `[egress]` lets
+    them; `servers` are programs that may be started there by name, rows `{command, env}`.
     """
     env = environment(config, secrets)
     uid, gid = owner(workspace)
-    output = workspace.open_log("shell.log")
-    try:
-        for own in (workspace.shared, workspace.tmp):
-            if workspace.owns(own):
-                give(own, uid, gid)
-        folders, found, rows = for_commands(workspace.folders, uid, gid)
-        with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo:
+        try:
+            output = workspace.open_log("shell.log")
+            undo.callback(os.close, output)
+            for own in (workspace.shared, workspace.tmp):
+                if workspace.owns(own):
+                    give(own, uid, gid)
+            folders, found, rows = for_commands(workspace.folders, uid, gid)
             egress: EgressLine | None = None
             if serve is not None and isolation.egress.shell != "none":
                 egress = EgressLine(serve)
                 undo.callback(egress.close)
-            spec = ShellSpec(
-                workspace=workspace.path,
-                isolation=isolation,
-                folders=folders,
-                guards=found,
-                uid=uid,
-                gid=gid,
-                dedicated=os.geteuid() == 0 and uid in DEDICATED,
-                env=env,
-                log=output,
-                levels=levels or allowed_levels(config),
-                egress=None if egress is None else egress.theirs,
-                servers=servers or {},
-            )
-            process = tier.start_shell(spec)
-            less = (f for f in spec.folders_at(process.level) if f not in folders)
-            rows += [read_only(folder, UNMOUNTABLE) for folder in less]
-            guest = ShellGuest(process, on_exit, egress, rows)
-            undo.pop_all()
-        return guest
-    except OSError as error:
-        raise OxydraError(
-            f"The shell guest cannot be started: {error.strerror}.",
-            remedy="logs/shell.log in the workspace may say more.",
-            code="shell_unavailable",
-        ) from error
-    finally:
-        os.close(output)
+        except OSError as error:
+            raise unavailable(error) from error
+        spec = ShellSpec(
+            workspace=workspace.path,
+            isolation=isolation,
+            folders=folders,
+            guards=found,
+            uid=uid,
+            gid=gid,
+            dedicated=os.geteuid() == 0 and uid in DEDICATED,
+            env=env,
+            log=output,
+            levels=levels or allowed_levels(config),
+            egress=None if egress is None else egress.theirs,
+            servers=servers or {},
+        )
+        guest = ShellGuest(tier, spec, on_exit, egress, rows)
+        undo.pop_all()
+    return guest
+
+
+def unavailable(error: OSError) -> OxydraError:
+    return OxydraError(
+        f"The shell guest cannot be started: {error.strerror}.",
+        remedy="logs/shell.log in the workspace may say more.",
+        code="shell_unavailable",
+    )
 
 
 def for_commands(

@@ -145,12 +145,14 @@ class Tier(Protocol):
 
     `forwards`: the runner takes the gateway's connections and forwards each over the guest's
     stream; else the guest inherits the listener. `as_owner`: the agent guest runs as the owner of
-    the workspace, who must be able to use all of it; else as the runner.
+    the workspace, who must be able to use all of it; else as the runner. `shell_level`: how well
+    commands are caged, one of `LEVELS`; empty where only a shell guest that has started can tell.
     """
 
     name: str
     forwards: bool
     as_owner: bool
+    shell_level: str
 
     def guest_root(self, workspace: Path) -> str:
         """Where a guest of this tier finds the folders of a workspace."""
@@ -170,7 +172,9 @@ class Tier(Protocol):
         """Start the agent guest. Raises `OxydraError` with the remedy."""
 
     def start_shell(self, spec: ShellSpec) -> ShellProcess:
-        """Start the shell guest. Raises `OxydraError` with the remedy."""
+        """Start the shell guest, on a thread that outlives it, maybe while another starts the agent
+        guest. Raises `OxydraError` with the remedy.
+        """
 
 
 class HostTree:
@@ -178,6 +182,7 @@ class HostTree:
 
     forwards = False
     as_owner = False
+    shell_level = ""
 
     def guest_root(self, workspace: Path) -> str:
         return str(workspace)

@@ -194,6 +194,7 @@ class ContainerTier:
     name = "container"
     forwards = True
     as_owner = True
+    shell_level = LEVEL
 
     def __init__(self) -> None:
         self._run = secrets.token_hex(8)

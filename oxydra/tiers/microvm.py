@@ -22,13 +22,14 @@ import secrets
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from oxydra.errors import OxydraError
-from oxydra.frames import Envelope, compact
+from oxydra.frames import compact
 from oxydra.mux import Channel, Mux
 from oxydra.relay import Relay
 from oxydra.threads import Service
@@ -117,9 +118,11 @@ class MicroVmTier:
     name = "micro_vm"
     forwards = True
     as_owner = True
+    shell_level = LEVEL
 
     def __init__(self) -> None:
         self._accelerator: Accelerator | None = None
+        self._looking = threading.Lock()
         self._cold: set[str] = set()  # roles whose machines had to boot
 
     def guest_root(self, workspace: Path) -> str:
@@ -132,9 +135,10 @@ class MicroVmTier:
         return {"accelerator": self._found(uid).name}
 
     def _found(self, uid: int) -> Accelerator:
-        if self._accelerator is None:
-            self._accelerator = accelerator.find(uid)
-        return self._accelerator
+        with self._looking:
+            if self._accelerator is None:
+                self._accelerator = accelerator.find(uid)
+            return self._accelerator
 
     def degraded(self) -> list[Json]:
         found = self._accelerator
@@ -148,13 +152,6 @@ class MicroVmTier:
             rows.append({"code": COLD, "detail": detail})
         return rows
 
-    def _told(self, envelope: Envelope) -> Json:
-        """The envelope, which was written before it was known how the agent's machine begins."""
-        status = envelope.startup_status
-        rows = [row for row in status.get("degraded_reasons", ()) if row["code"] != COLD]
-        rows += [row for row in self.degraded() if row["code"] == COLD]
-        return replace(envelope, startup_status={**status, "degraded_reasons": rows}).to_json()
-
     def start(self, spec: GuestSpec) -> MachineGuest:
         internal = Folder("internal", str(spec.workspace / "internal"), writable=True)
         folders = [*spec.folders, internal]
@@ -166,7 +163,7 @@ class MicroVmTier:
                 stack.callback(os.close, places[-1])
             machine = self._machine("agent", spec, folders, places, (spec.lock,))
         try:
-            self._begin(machine, spec, folders, envelope=self._told(spec.envelope))
+            self._begin(machine, spec, folders, envelope=spec.envelope.to_json())
         except BaseException:
             machine.kill()
             machine.port.close()

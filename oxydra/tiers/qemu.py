@@ -42,7 +42,7 @@ END_SECONDS = 10.0
 MAX_FRAME = 8 << 20
 # What TCG keeps of translated code, which otherwise grows to 1 GiB. With 24 MiB an agent forgets
 # and translates again so often that its start takes half as long again.
-TRANSLATED_MIB = {"agent": 36, "shell": 48}
+TRANSLATED_MIB = {"agent": 44, "shell": 48}
 PORT = "oxydra"  # as in guest/machine-init
 ENDED = re.compile(rb"machine-init: ended: ([^\r\n]*)")
 
