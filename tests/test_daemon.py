@@ -58,6 +58,18 @@ class Home:
             **options,
         )
 
+    def begin(self, *arguments):
+        """Start a command; its output is for `communicate`."""
+        return subprocess.Popen(
+            [sys.executable, RUNNER, *self.at(arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.path,
+            env=self.env,
+        )
+
     def at(self, arguments):
         return ("--config", str(self.config), *arguments)
 

@@ -34,6 +34,7 @@ from tests.microvm_images import build_microvm, machine_cache
 from tests.sandbox import UID, Sandbox, isolation, missing, sandbox
 from tests.test_daemon import SCRIPT, Home, all_killed
 from tests.test_escape import memory_holds
+from tests.test_users import add_user, space
 
 LEVEL = "microvm+cage"
 ROOT = Path(__file__).resolve().parent.parent
@@ -555,3 +556,53 @@ def test_a_killed_runner_leaves_no_machine(home):
     assert home.status()["healthy"]
     again = json.loads(home.run("ask", "hello", "--json", "--session", session))
     assert again["session"]["session_id"] == session
+
+
+@in_a_machine
+def test_five_users_at_once_are_separated_and_one_machines_end_is_nothing_to_the_others(home):
+    users = ["alice", "bob", "carol", "dave", "erin"]
+    for user in users[1:]:
+        add_user(home, user)
+    told = home.run("start", "--all")
+    assert [line.split(":")[0] for line in told.splitlines()] == users
+    for user in users:
+        for folder in ("shared", "vault", "internal"):
+            (space(home, user) / folder / "own.txt").write_text(f"{folder} of {user}")
+
+    def look(user: str) -> str:
+        """What a person's commands find of theirs and of the others', and what their tools do."""
+        found = [space(home, other) / "shared/own.txt" for other in users if other != user]
+        words = " ".join([*map(str, found), "/shared/../../*/shared/own.txt"])
+        command = f"cat /shared/own.txt {words}; cat /internal/own.txt /vault/own.txt"
+        reads = [{"tool": "file_read", "arguments": {"path": str(path)}} for path in found]
+        shell = {"tool": "shell_exec", "arguments": {"command": command}}
+        return SCRIPT % json.dumps([{"parallel": [*reads, shell]}])
+
+    def answers(of: list[str]) -> dict[str, str]:
+        """What all of these are told when all ask at the same time."""
+        asked = {user: home.begin("--user", user, "ask", look(user)) for user in of}
+        said = {user: process.communicate(timeout=home.patience) for user, process in asked.items()}
+        assert all(process.returncode == 0 for process in asked.values()), said
+        return {user: out for user, (out, _error) in said.items()}
+
+    def check(said: dict[str, str]) -> None:
+        for user, text in said.items():
+            assert f"shared of {user}" in text and f"internal of {user}" not in text
+            assert not [other for other in users if other != user and f" of {other}" in text]
+
+    check(answers(users))
+    rows = {row["user_id"]: row for row in json.loads(home.run("status", "--all", "--json"))}
+    machines = [rows[user][name] for user in users for name in ("guest_pid", "shell_pid")]
+    assert len(set(machines)) == 10
+    os.kill(rows["carol"]["guest_pid"], signal.SIGKILL)
+    others = [user for user in users if user != "carol"]
+    check(answers(others))
+    eventually(lambda: home.command("--user", "carol", "ask", "hello").returncode == 0, timeout=180)
+    check(answers(users))
+    for row in json.loads(home.run("status", "--all", "--json")):
+        name = row["user_id"]
+        assert row["guest_restarts"] == (1 if name == "carol" else 0)
+        assert name == "carol" or row["guest_pid"] == rows[name]["guest_pid"]
+    home.run("stop", "--all")
+    assert not [pid for pid in machines if Path(f"/proc/{pid}").exists()]
+    assert not [note for user in users for note in (space(home, user) / "ipc").glob(".machine-*")]

@@ -1,5 +1,5 @@
-"""Both guests start beside one another where a tier says beforehand how well commands will be caged;
-what comes of it when that was wrong.
+"""Both guests start beside one another where a tier says beforehand how well commands will be
+caged; what comes of it when that was wrong.
 """
 
 from __future__ import annotations
