@@ -125,10 +125,10 @@ def tasks_of(uid: int) -> int:
     return count
 
 
-def drop_root(uid: int, gid: int) -> None:
+def drop_root(uid: int, gid: int, groups: Collection[int] = ()) -> None:
     """Become `uid` for good, where this process is root and `uid` is not."""
     if os.geteuid() == 0 and uid != 0:
-        os.setgroups([])
+        os.setgroups([*groups])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
 

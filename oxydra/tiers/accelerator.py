@@ -30,6 +30,7 @@ from oxydra.tiers import machine_images
 
 log = logging.getLogger(__name__)
 
+DEVICE = "/dev/kvm"
 PROGRAM = "qemu-system-x86_64"
 OLDEST = (7, 0)  # `-M microvm` with ACPI and `x-ignore-shared` were tried from 7.2 on
 PROBE_SECONDS = 10.0
@@ -42,7 +43,8 @@ PROBED = 0x21  # the exit code that isa-debug-exit makes of 0x10
 @dataclass(frozen=True, slots=True)
 class Accelerator:
     """`name` is kvm or tcg, `why` says why not kvm. `tsc_khz` is the rate of the host's time-stamp
-    counter, which a translated guest counts by as well.
+    counter, which a translated guest counts by as well. `groups` are the supplementary ones that
+    QEMU needs where root starts it.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Accelerator:
     qemu: str
     version: str
     tsc_khz: int
+    groups: tuple[int, ...] = ()
 
     @property
     def processor(self) -> str:
@@ -76,13 +79,14 @@ def find(uid: int) -> Accelerator:
     version = _version(program)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     key = [platform.release(), program, version, boot, uid, _access(uid)]
-    kept = machine_images.cache() / "accelerator.json"
+    kept = machine_images.cache() / f"accelerator-{uid}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         said = json.loads(kept.read_bytes())
         if said["key"] == key:
-            return Accelerator(**said["found"])
+            return Accelerator(**{**said["found"], "groups": tuple(said["found"]["groups"])})
     why = _access(uid) or _boots(program, "kvm", uid)
-    found = Accelerator("tcg" if why else "kvm", why, program, version, tsc_khz())
+    groups = () if why else _groups(uid)
+    found = Accelerator("tcg" if why else "kvm", why, program, version, tsc_khz(), groups)
     log.info("microVMs are run by %s%s", found.name, f": {why}" if why else "")
     with contextlib.suppress(OSError):  # a full disk: it is found out again
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -108,17 +112,30 @@ def _version(program: str) -> str:
 def _access(uid: int) -> str:
     """Why that user can't open /dev/kvm; empty if nothing forbids it."""
     try:
-        state = os.stat("/dev/kvm")
+        state = os.stat(DEVICE)
     except OSError:
-        return "there is no /dev/kvm"
+        return f"there is no {DEVICE}"
     mine = uid == os.geteuid()
     others = state.st_mode & 0o006 == 0o006
-    if (mine and os.access("/dev/kvm", os.R_OK | os.W_OK)) or state.st_uid == uid or others:
+    if (mine and os.access(DEVICE, os.R_OK | os.W_OK)) or state.st_uid == uid or others:
         return ""
-    return (
-        "/dev/kvm can't be opened by the guests' user; to be as fast as the processor allows, add "
-        f"the user with the uid {uid} to the group kvm"
+    if _groups(uid):
+        return ""
+    way = (
+        f"add the user with the uid {uid} to the group kvm"
+        if mine
+        else f"give it to a group that may use it: chgrp kvm {DEVICE} && chmod 660 {DEVICE}"
     )
+    return f"{DEVICE} is closed to the guests' user; to be as fast as the processor allows, {way}"
+
+
+def _groups(uid: int) -> tuple[int, ...]:
+    """The group, with which QEMU may open the device as that user, where root starts it: the
+    device's own, but never root's.
+    """
+    state = os.stat(DEVICE)
+    usable = state.st_gid != 0 and state.st_mode & 0o060 == 0o060
+    return (state.st_gid,) if usable and os.geteuid() == 0 and uid != 0 else ()
 
 
 def _boots(program: str, accelerator: str, uid: int) -> str:
@@ -141,10 +158,10 @@ def _boots(program: str, accelerator: str, uid: int) -> str:
                 cwd="/",
                 user=uid if drop else None,
                 group=uid if drop else None,
-                extra_groups=[] if drop else None,
+                extra_groups=_groups(uid) if drop else None,
             )
         except subprocess.TimeoutExpired:
-            return f"/dev/kvm opens, but a guest did not run a step within {PROBE_SECONDS:g} s"
+            return f"{DEVICE} opens, but a guest did not run a step within {PROBE_SECONDS:g} s"
     if done.returncode == PROBED:
         return ""
     said = done.stderr.decode(errors="replace").strip().splitlines()

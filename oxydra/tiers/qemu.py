@@ -29,7 +29,7 @@ from oxydra.errors import FrameError, OxydraError
 from oxydra.frames import pack, read_frame
 from oxydra.threads import Service
 from oxydra.tiers import ladder
-from oxydra.tiers.accelerator import Accelerator
+from oxydra.tiers.accelerator import DEVICE, Accelerator
 from oxydra.tiers.base import GuestLog, ending, guest_script
 from oxydra.tiers.machine_images import ImageSet
 from oxydra.types import Json
@@ -203,7 +203,7 @@ class Machine:
             ]
             given: list[int | str] = [place for place, writable in folders if writable]
             files_of_memory = [] if memory is None else [memory.descriptor]
-            given += [*files_of_memory, *(["/dev/kvm"] * (shape.accelerator.name == "kvm"))]
+            given += [*files_of_memory, *([DEVICE] * (shape.accelerator.name == "kvm"))]
             taken = [*files, *(place for place, writable in folders if not writable)]
             python, prefixes = ladder.interpreter(user[0])
             sources = [
@@ -211,6 +211,7 @@ class Machine:
                 for path in (guest_script("machine-cage"), Path(oxydra.cage.__file__))
             ]
             command = [python, "-I", "-S", _file(sources[0]), _file(sources[1]), *map(str, user)]
+            command.append(",".join(map(str, shape.accelerator.groups)))
             command += [",".join(map(str, [*taken, *prefixes])), ",".join(map(str, given)), "--"]
             kept = [theirs.fileno(), monitored.fileno(), *files_of_memory, *files, *sources]
             try:
