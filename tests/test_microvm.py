@@ -10,6 +10,7 @@ import io
 import json
 import lzma
 import os
+import re
 import signal
 import socket
 import struct
@@ -37,6 +38,7 @@ from tests.test_escape import memory_holds
 from tests.test_users import add_user, space
 
 LEVEL = "microvm+cage"
+NEEDED = r"vmlinuz-|/(virtio|9p|squash|netfs|fscache|failover|net_failover)[^/]*\.ko"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -47,7 +49,7 @@ def in_a_machine(test):
 
 # --------------------------------------------------------------------------------------- the kernel
 
-ELF = b"\x7fELF" + b"Linux version 6.1.0-test (someone) " + bytes(4096)
+ELF = b"\x7fELF".ljust(18, b"\2") + b"\x3e\0" + b"Linux version 6.1.0-test (someone) " + bytes(4096)
 
 
 def bzimage(payload: bytes, version: bytes = b"6.1.0-test (someone) #1") -> bytes:
@@ -73,6 +75,11 @@ def test_what_is_no_kernel_is_refused(image):
     with pytest.raises(OxydraError) as refused:
         kernel.uncompressed(image)
     assert refused.value.remedy
+
+
+def test_a_kernel_for_another_processor_is_refused():
+    with pytest.raises(OxydraError, match="no kernel for x86-64"):
+        kernel.uncompressed(ELF.replace(b"\x3e\0", b"\xb7\0", 1))
 
 
 def module(depends: str = "", before: str = "") -> bytes:
@@ -116,28 +123,32 @@ def test_an_initramfs_is_a_cpio_archive():
     assert found["dev/console"][0] == 0o020600 and "modules/01-ext.ko" in found
 
 
-def test_a_package_is_unpacked(tmp_path):
+def debian_package(files: dict[str, bytes]) -> bytes:
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:xz") as archive:
-        for name, content in (("./boot/vmlinuz-6", b"kernel"), ("./usr/doc", b"")):
+        for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     parts = {b"debian-binary": b"2.0\n", b"data.tar.xz": inner.getvalue()}
-    package = tmp_path / "kernel.deb"
-    package.write_bytes(
-        b"!<arch>\n"
-        + b"".join(
-            name.ljust(48)
-            + str(len(data)).encode().ljust(10)
-            + b"`\n"
-            + data
-            + b"\n" * (len(data) % 2)
-            for name, data in parts.items()
-        )
+    return b"!<arch>\n" + b"".join(
+        name.ljust(48) + str(len(data)).encode().ljust(10) + b"`\n" + data + b"\n" * (len(data) % 2)
+        for name, data in parts.items()
     )
+
+
+def test_a_package_is_unpacked(tmp_path):
+    package = tmp_path / "kernel.deb"
+    package.write_bytes(debian_package({"./boot/vmlinuz-6": b"kernel", "./usr/doc": b""}))
     assert kernel.from_package(package, "vmlinuz") == {"boot/vmlinuz-6": b"kernel"}
-    package.write_bytes(b"no package")
+    whole = package.read_bytes()
+    header = whole[:8] + whole[8:68].replace(b"4         ", b"four      ")
+    for damaged in (b"no package", whole[:150], whole[:-100], header, b"!<arch>\n" + bytes(200)):
+        package.write_bytes(damaged)
+        with pytest.raises(OxydraError, match="no Debian package"):
+            kernel.from_package(package, "vmlinuz")
+    package.unlink()
+    package.symlink_to("/dev/null")
     with pytest.raises(OxydraError, match="no Debian package"):
         kernel.from_package(package, "vmlinuz")
 
@@ -267,6 +278,60 @@ def test_images_are_not_built_twice():
     machine_cache()
     done = build_microvm()
     assert done.returncode == 0 and "is already there" in done.stdout
+
+
+@in_a_machine
+@pytest.mark.parametrize("given", ["package", "image and modules"])
+def test_a_machine_of_another_kernel(given, tmp_path, monkeypatch):
+    """Debian's own, but as somebody would bring one along."""
+    packages = machine_cache() / "oxydra" / "microvm" / "packages"
+    cache = tmp_path / "cache" / "oxydra" / "microvm"
+    cache.mkdir(parents=True)
+    (cache / "packages").symlink_to(packages)
+    (tree,) = (path for path in packages.glob("kernel-*.tar") if path.stat().st_size > 50e6)
+    with tarfile.open(tree) as archive:
+        files = kernel.from_archive(archive, r"/modules/.*\.ko|boot/vmlinuz-")
+    (image,) = (data for name, data in files.items() if "vmlinuz-" in name)
+    if given == "package":
+        wanted = {name: data for name, data in files.items() if re.search(NEEDED, name)}
+        package = tmp_path / "linux-image.deb"
+        package.write_bytes(debian_package(wanted))
+        options = ["--kernel", str(package)]
+    else:
+        (tmp_path / "vmlinux").write_bytes(kernel.uncompressed(image))
+        for name, data in files.items():
+            if name.endswith(".ko"):
+                place = tmp_path / "modules" / Path(name).name
+                place.parent.mkdir(exist_ok=True)
+                place.write_bytes(data)
+        options = ["--kernel", str(tmp_path / "vmlinux"), "--modules", str(tmp_path / "modules")]
+    done = build_microvm(*options, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert kernel.release(image) in done.stdout and "no module" not in done.stdout
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with sandbox(tmp_path, LEVEL) as box:
+        assert box.text("uname -r") == f"{kernel.release(image)}\n"
+
+
+@in_a_machine
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no kernel", "neither an ELF kernel nor a bzImage"),
+        (ELF.replace(b"\x3e\0", b"\xb7\0", 1), "no kernel for x86-64"),
+        (debian_package({"./usr/doc": b""}), "There is no kernel in"),
+        (b"!<arch>\ncut off", "no Debian package"),
+    ],
+)
+def test_what_is_no_kernel_leaves_the_images_that_are_there(content, said, tmp_path):
+    images = machine_cache() / "oxydra" / "microvm" / "images"
+    before = {path: path.stat().st_mtime_ns for path in images.rglob("*")}
+    given = tmp_path / f"kernel{'.deb' if content.startswith(b'!') else ''}"
+    given.write_bytes(content)
+    done = build_microvm("--kernel", str(given))
+    assert done.returncode == 1 and said in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in images.rglob("*")} == before
 
 
 @in_a_machine
@@ -442,7 +507,7 @@ def home(tmp_path):
     in_machines(home)
     home.env["OXYDRA__TOOLS__SHELL__ALLOW"] = "*"
     yield home
-    done = home.command("stop")
+    done = home.command("stop", "--all")
     assert done.returncode in (0, 2, 3), done.stderr
 
 

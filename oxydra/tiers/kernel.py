@@ -10,6 +10,7 @@ early-userspace/buffer-format.rst), carries those that a guest needs, each after
 from __future__ import annotations
 
 import bz2
+import contextlib
 import io
 import lzma
 import re
@@ -28,6 +29,8 @@ MODULES = (
     *("virtio_mmio", "virtio_blk", "virtio_console", "virtio_rng"),
     *("9pnet_virtio", "9p", "squashfs"),
 )
+ELF, X86_64 = b"\x7fELF", b"\x3e\0"  # e_ident, e_machine
+DAMAGED = (zlib.error, lzma.LZMAError, EOFError, tarfile.TarError)
 FOLDERS = ("dev", "proc", "sys", "root", "bin", "modules")
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7": "xz", b"BZ": "bzip2", b"]\0": "lzma", b"(\xb5": "zstd"}
 
@@ -40,44 +43,45 @@ class KernelError(OxydraError):
 
 def uncompressed(image: bytes) -> bytes:
     """The ELF kernel in a kernel image. Raises `KernelError`."""
-    if image[:4] == b"\x7fELF":
-        return image
-    if image[0x202:0x206] != b"HdrS":
+    elf = image
+    if image[:4] != ELF:
+        if image[0x202:0x206] != b"HdrS":
+            raise KernelError(
+                "It is neither an ELF kernel nor a bzImage for x86.",
+                remedy="Name a kernel package (.deb), a vmlinuz or a vmlinux.",
+            )
+        start = ((image[0x1F1] or 4) + 1) * 512
+        offset, length = struct.unpack_from("<II", image, 0x248)
+        elf = _unpacked(image[start + offset : start + offset + length], trailer=4)
+    if elf[:4] != ELF or elf[18:20] != X86_64:
         raise KernelError(
-            "It is neither an ELF kernel nor a bzImage for x86.",
-            remedy="Name a kernel package (.deb), a vmlinuz or a vmlinux.",
-        )
-    start = ((image[0x1F1] or 4) + 1) * 512
-    offset, length = struct.unpack_from("<II", image, 0x248)
-    payload = image[start + offset : start + offset + length]
-    kind = _MAGIC.get(payload[:2], "")
-    try:
-        if kind == "gzip":
-            elf = zlib.decompressobj(31).decompress(payload)
-        elif kind == "bzip2":
-            elf = bz2.BZ2Decompressor().decompress(payload)
-        elif kind in ("xz", "lzma"):
-            elf = lzma.LZMADecompressor().decompress(payload)
-        elif kind == "zstd" and shutil.which("zstd"):  # the last four bytes are its size
-            elf = subprocess.run(
-                ["zstd", "-dcq"], input=payload[:-4], stdout=subprocess.PIPE, check=True
-            ).stdout
-        else:
-            elf = b""
-    except (
-        OSError,
-        ValueError,
-        zlib.error,
-        lzma.LZMAError,
-        subprocess.CalledProcessError,
-    ) as error:
-        raise KernelError(f"The kernel can't be uncompressed: {error}.") from error
-    if elf[:4] != b"\x7fELF":
-        raise KernelError(
-            f"The kernel is compressed by {kind or 'an unknown program'}: no way to undo it here.",
-            remedy="Install zstd." if kind == "zstd" else "Name an uncompressed kernel (vmlinux).",
+            "It is no kernel for x86-64.", remedy="Name one for this machine's processor."
         )
     return elf
+
+
+def _unpacked(data: bytes, trailer: int = 0) -> bytes:
+    """What was compressed; after it come `trailer` bytes of something else, its size. Raises
+    `KernelError`.
+    """
+    kind = _MAGIC.get(data[:2], "")
+    try:
+        if kind == "gzip":
+            return zlib.decompressobj(31).decompress(data)
+        if kind == "bzip2":
+            return bz2.BZ2Decompressor().decompress(data)
+        if kind in ("xz", "lzma"):
+            return lzma.LZMADecompressor().decompress(data)
+        if kind == "zstd" and shutil.which("zstd"):
+            data = data[: len(data) - trailer]
+            command = ["zstd", "-dcq"]
+            return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout
+    except (OSError, ValueError, *DAMAGED, subprocess.CalledProcessError) as error:
+        raise KernelError(f"The kernel can't be uncompressed: {error}.") from error
+    raise KernelError(
+        f"The kernel is compressed by {kind or 'an unknown program'}: no way to undo it here.",
+        remedy="Install zstd." if kind == "zstd" else "Name an uncompressed kernel (vmlinux).",
+    )
 
 
 def release(image: bytes) -> str:
@@ -99,22 +103,23 @@ class Modules:
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         """`files` are modules by their paths; what is no module is passed over."""
-        self._files: dict[str, bytes] = {}
+        self._files: dict[str, tuple[bytes, bool]] = {}
         for path, content in files.items():
-            if found := re.fullmatch(r"(.+)\.ko(\.xz|\.gz)?", path.rpartition("/")[2]):
-                unpack = {".xz": lzma.decompress, ".gz": lambda data: zlib.decompress(data, 31)}
-                plain = unpack[found[2]](content) if found[2] else content
-                self._files[found[1].replace("-", "_")] = plain
+            if found := re.fullmatch(r"(.+)\.ko(\.xz|\.gz|\.zst)?", path.rpartition("/")[2]):
+                self._files[found[1].replace("-", "_")] = content, bool(found[2])
 
     def ordered(self, wanted: Iterable[str]) -> dict[str, bytes]:
-        """These and what they need, each after its needs; what is not there is built in."""
+        """These and what they need, each after its needs; what is not there is built in. Raises
+        `KernelError` for one that is damaged.
+        """
         found: dict[str, bytes] = {}
 
         def add(name: str) -> None:
             name = name.replace("-", "_")
             if name in found or name not in self._files:
                 return
-            content = self._files[name]
+            content, packed = self._files[name]
+            content = _unpacked(content) if packed else content
             for need in (rb"\0depends=([^\0]*)\0", rb"\0softdep=pre: ([^\0]*)\0"):
                 if said := re.search(need, content):
                     for other in re.split(r"[, ]+", said[1].decode()):
@@ -142,11 +147,14 @@ def from_package(path: Path, match: str) -> dict[str, bytes]:
     data = path.read_bytes()
     at = 8
     while data[:8] == b"!<arch>\n" and at + 60 <= len(data):
-        name, size = data[at : at + 16].strip().rstrip(b"/"), int(data[at + 48 : at + 58])
-        if name.startswith(b"data.tar") and name != b"data.tar.zst":
-            with tarfile.open(fileobj=io.BytesIO(data[at + 60 : at + 60 + size])) as archive:
-                return from_archive(archive, match)
-        at += 60 + size + size % 2
+        with contextlib.suppress(ValueError, *DAMAGED):
+            name, size = data[at : at + 16].strip().rstrip(b"/"), int(data[at + 48 : at + 58])
+            if name.startswith(b"data.tar") and name != b"data.tar.zst":
+                with tarfile.open(fileobj=io.BytesIO(data[at + 60 : at + 60 + size])) as archive:
+                    return from_archive(archive, match)
+            at += 60 + size + size % 2
+            continue
+        break
     raise KernelError(
         f"{path} is no Debian package that can be unpacked here.",
         remedy="Name the package of a kernel of Debian's, or a kernel image.",
