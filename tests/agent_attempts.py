@@ -1,0 +1,224 @@
+"""What an agent guest that was taken over tries in its machine, once it has locked itself in.
+
+Put beside `oxydra.vm` in an image of a test's own, with `guest/escape-attempts`, whose attempts it
+makes too. Standard library only. What it is told is in `/internal/attack.json`, and each time it
+acts once: `attempts` writes what became of each to `/internal/results.json`; `garbage`, `opens` and
+`forged` speak to the runner over the machine's port, behind the back of the guest that uses it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import stat
+import struct
+import time
+import types
+from importlib.machinery import SourceFileLoader
+
+ORDERS = "/internal/attack.json"
+GUEST: list[int] = []  # the process that was taken over
+WRITE = os.O_WRONLY | os.O_CREAT
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def begin() -> None:
+    """In a process of its own, which is as locked in as the guest that it comes from."""
+    if not os.path.exists(ORDERS) or os.fork():
+        return
+    try:
+        with open(ORDERS) as file:
+            orders = json.load(file)
+        os.rename(ORDERS, ORDERS + ".done")
+        if orders["what"] == "attempts":
+            attempts(orders)
+        else:
+            speak(orders["what"])
+    finally:
+        os._exit(0)
+
+
+def attempts(orders: dict) -> None:
+    path = os.path.join(os.path.dirname(__file__), "escape-attempts")
+    kit = types.ModuleType("kit")
+    SourceFileLoader("kit", path).exec_module(kit)
+    kit.P.update(orders, me=os.getpid())
+    GUEST.append(os.getppid())
+    del kit.ATTEMPTS["an_inherited_socket"]  # the guest has pairs of its own: see below
+    os.chdir("/shared")
+    found = {name: kit.run_one(function) for name, function in (kit.ATTEMPTS | OWN).items()}
+    with open("/internal/results.new", "w") as file:
+        json.dump(found, file)
+    os.rename("/internal/results.new", "/internal/results.json")
+
+
+# --------------------------------------------------------------------------- in the agent's machine
+
+OWN = {}
+
+
+def attempt(function):
+    OWN[f"agent_{function.__name__}"] = function
+    return function
+
+
+def call(number: int, *arguments: object) -> int:
+    words = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    result = LIBC.syscall(ctypes.c_long(number), *words)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def done(number: int, *arguments: object) -> bool:
+    call(number, *arguments)
+    return True
+
+
+def opened(*paths: str, flags: int = os.O_RDONLY) -> list[str]:
+    """Those of them that can be opened."""
+    found, trouble = [], None
+    for path in paths:
+        try:
+            os.close(os.open(path, flags | os.O_NONBLOCK))
+            found.append(path)
+        except OSError as error:
+            trouble = error
+    if not found and trouble is not None:
+        raise trouble
+    return found
+
+
+OWN |= {
+    f"agent_{name}": function
+    for name, function in {
+        "write_to_the_vault": lambda: opened("/vault/new.txt", flags=WRITE),
+        "change_what_is_in_the_vault": lambda: opened("/vault/own.txt", flags=WRITE),
+        "delete_from_the_vault": lambda: os.unlink("/vault/own.txt") or True,
+        "open_the_vault_to_all": lambda: os.chmod("/vault/own.txt", 0o777) or True,
+        "the_root_image": lambda: opened("/dev/vda", "/dev/vda1", "/dev/root"),
+        "another_port": lambda: opened("/dev/hvc0", "/dev/hvc1", "/dev/vport0p0", "/dev/vport1p1"),
+        "the_console": lambda: opened("/dev/console", "/dev/ttyS0", "/dev/tty0", flags=os.O_WRONLY),
+        "physical_memory": lambda: opened("/dev/mem", "/dev/port", "/proc/kcore", "/dev/kmem"),
+        "the_kernels_log": lambda: opened("/dev/kmsg"),
+        "the_hosts_clock": lambda: opened("/dev/rtc0"),
+        "the_monitor": lambda: opened("/dev/qmp", "/dev/virtio-ports/monitor"),
+        "write_to_the_code": lambda: opened(__file__, flags=WRITE),
+        "write_to_the_root": lambda: opened("/new", flags=WRITE),
+        "read_process_1": lambda: opened("/proc/1/mem", "/proc/1/environ", "/proc/1/maps"),
+        "signal_process_1": lambda: os.kill(1, signal.SIGUSR1) or True,
+        "trace_process_1": lambda: done(101, 16, 1, None, None),
+        "descriptors_of_process_1": lambda: call(438, call(434, 1, 0), 0, 0) >= 0,
+        "power_off": lambda: done(169, 0xFEE1DEAD, 672274793, 0, None),
+        "load_a_module": lambda: done(175, b"\x7fELF", 4, b""),
+        "load_another_kernel": lambda: done(246, 0, 0, None, 0),
+        "a_namespace": lambda: done(272, 0x10000000),
+        "a_folder_again_and_writable": lambda: mounted("folder2"),
+        "another_mount_interface": lambda: call(430, b"9p", 0) >= 0,
+        "mount_over_the_vault": lambda: mounted("tmpfs", "tmpfs", "/vault"),
+        "unmount_the_vault": lambda: LIBC.umount2(b"/vault", 2) == 0,
+        "write_to_run": lambda: opened("/run/large", flags=WRITE),
+    }.items()
+}
+
+
+def mounted(source: str, kind: str = "9p", target: str = "/mnt") -> bool:
+    options = b"trans=virtio,version=9p2000.L" if kind == "9p" else b""
+    return LIBC.mount(source.encode(), target.encode(), kind.encode(), 0, options) == 0
+
+
+@attempt
+def read_through_a_link_in_the_database_folder():
+    with open(ORDERS + ".done") as file:
+        orders = json.load(file)
+    os.symlink(orders["outside"], "/internal/link-out")
+    with open("/internal/link-out") as file:
+        return orders["secret"] in file.read()
+
+
+@attempt
+def a_socket_whose_other_end_is_not_the_guests():
+    for name in range(3, 256):
+        try:
+            with socket.socket(fileno=os.dup(name)) as sock:
+                peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        except OSError:
+            continue
+        if struct.unpack("iII", peer)[0] != GUEST[0]:
+            return name
+    return None
+
+
+@attempt
+def climb_out_of_each_folder():
+    with open(ORDERS + ".done") as file:
+        orders = json.load(file)
+    for top in ("/shared", "/internal", "/vault", "/tmp"):
+        for way in ("/.." * 12, "/./" + "../" * 12, "//..//.." * 6):
+            path = top + way + orders["outside"]
+            if os.path.exists(path):
+                return path
+    return None
+
+
+@attempt
+def a_device_on_the_host():
+    os.mknod("/shared/disk", stat.S_IFBLK | 0o666, os.makedev(254, 0))
+    return opened("/shared/disk")
+
+
+@attempt
+def a_program_that_makes_root():
+    with open("/shared/root", "wb") as file:
+        file.write(b"#!/bin/sh\n")
+    os.chmod("/shared/root", 0o6755)
+    return os.stat("/shared/root").st_mode & 0o6000
+
+
+@attempt
+def give_a_file_to_root():
+    with open("/shared/given", "wb"):
+        pass
+    os.chown("/shared/given", 0, 0)
+    return os.stat("/shared/given").st_uid == 0
+
+
+@attempt
+def rights_by_an_attribute():
+    with open("/shared/capable", "wb"):
+        pass
+    rights = struct.pack("<IIIII", 0x02000000, 0xFFFFFFFF, 0, 0, 0)
+    os.setxattr("/shared/capable", "security.capability", rights)
+    return True
+
+
+# ------------------------------------------------------------------------------- over the port
+
+
+def speak(what: str) -> None:
+    time.sleep(2)  # until the guest uses it
+    (port,) = (
+        int(name)
+        for name in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{name}")
+        and os.readlink(f"/proc/self/fd/{name}").startswith("/dev/vport")
+    )
+    if what == "garbage":
+        while True:
+            os.write(port, os.urandom(65536))
+    if what == "opens":
+        number = 1_000_001
+        while True:
+            about = b'{"kind":"http"}'
+            os.write(port, struct.pack("!BII", 0, number, len(about)) + about)
+            number += 2
+    if what == "forged":  # frames of the control channel, which the guest did not say
+        for said in ({"op": "ready", "payload": {}}, {"op": "x" * 60000, "payload": []}, [1], None):
+            body = json.dumps(said).encode()
+            frame = struct.pack("!I", len(body)) + body
+            for at in range(0, len(frame), 16000):
+                piece = frame[at : at + 16000]
+                os.write(port, struct.pack("!BII", 1, 2, len(piece)) + piece)
