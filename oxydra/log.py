@@ -68,6 +68,22 @@ class _Formatter(logging.Formatter):
         return text.replace("\n", "\n  ")
 
 
+PROGRESS = {"progress": True}  # `extra` of a record of what a person waits for
+
+
+class Progress(logging.Handler):
+    """Tells such records' messages to whoever waits."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "progress", False):
+            with contextlib.suppress(OSError):  # nobody waits any more
+                self._tell(printable(record.getMessage()))
+
+
 _attached: dict[logging.Handler, Callable[[str], str]] = {}
 
 

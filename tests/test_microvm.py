@@ -555,6 +555,21 @@ def test_a_daemon(home):
 
 
 @in_a_machine
+def test_the_first_start_says_what_it_waits_for(home, tmp_path):
+    cache = tmp_path / "cache" / "oxydra" / "microvm"
+    cache.mkdir(parents=True)
+    (cache / "images").symlink_to(machine_cache() / "oxydra" / "microvm" / "images")
+    home.env["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    told = home.command("start", "--detach").stderr.splitlines()
+    for role in ("agent", "shell"):
+        first, then = (line for line in told if f"oxydra: the {role} guest's machine " in line)
+        assert "boots once, to be saved" in first and "was saved after" in then
+    assert len(told) == 4 and home.status()["healthy"]
+    home.run("stop")
+    assert home.command("start", "--detach").stderr == ""
+
+
+@in_a_machine
 def test_a_daemon_whose_machines_can_only_boot_says_so_at_once(home, tmp_path):
     cache = tmp_path / "cache" / "oxydra" / "microvm"
     cache.mkdir(parents=True)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -87,6 +88,7 @@ def _attempt(one: argparse.Namespace, run: Run) -> int:
 
 def _start_detached(settings: RunnerSettings, user: str = "") -> int:
     """Start the daemon in a session of its own; return when it is ready, or say why it is not.
+    What it waits for meanwhile goes to stderr.
 
     `user` is named in what is printed, if it is given.
     """
@@ -96,8 +98,13 @@ def _start_detached(settings: RunnerSettings, user: str = "") -> int:
         os.close(reader)
         _daemon_process(settings, writer)
     os.close(writer)
+    report: Json = {}
     with os.fdopen(reader, encoding="utf-8") as pipe:
-        report = json.loads(pipe.read() or "{}")
+        for line in pipe:
+            report = json.loads(line)
+            if "progress" in report:
+                who = f"oxydra: {user}: " if user else "oxydra: "
+                print(f"{who}{report['progress']}", file=sys.stderr, flush=True)
     if "ready" in report:
         print(
             f"{user}: ready at {report['ready']}"
@@ -123,17 +130,21 @@ def _set_up_log(settings: RunnerSettings) -> None:
 
 def _daemon_process(settings: RunnerSettings, report: int) -> NoReturn:
     """The background process, from fork to its end; `report` is told how the start went."""
+    from oxydra.log import Progress
     from oxydra.runner.daemon import Runner, handle_signals
     from oxydra.threads import install_hooks
 
     told = False
+    telling = threading.Lock()
 
     def tell(**what: object) -> None:
         nonlocal told
-        if not told:
-            told = True
-            os.write(report, json.dumps(what).encode())
-            os.close(report)
+        with telling:
+            if not told:
+                os.write(report, json.dumps(what).encode() + b"\n")
+                told = "progress" not in what
+                if told:
+                    os.close(report)
 
     code = EXIT_FAILED
     try:
@@ -145,6 +156,7 @@ def _daemon_process(settings: RunnerSettings, report: int) -> NoReturn:
         os.close(output)
         os.close(null)
         _set_up_log(settings)
+        logging.getLogger().addHandler(Progress(lambda text: tell(progress=text)))
         install_hooks()
         daemon = Runner(settings)
         with handle_signals(daemon):

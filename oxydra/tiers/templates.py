@@ -28,6 +28,7 @@ from pathlib import Path
 
 from oxydra.config import Isolation
 from oxydra.errors import OxydraError
+from oxydra.log import PROGRESS
 from oxydra.tiers import machine_images
 from oxydra.tiers.qemu import ANSWER_SECONDS, BOOT_SECONDS, Machine, Memory, Shape
 from oxydra.types import Json
@@ -109,10 +110,11 @@ def _made(shape: Shape, user: tuple[int, int], output: int) -> Path:
     with (place.parent / f".{place.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _usable(place):  # else somebody else has made it meanwhile
-            log.info("the %s guest's machine boots once, to be saved", shape.role)
+            what = f"the {shape.role} guest's machine"
+            log.info("%s boots once, to be saved, which takes some seconds", what, extra=PROGRESS)
             begun = time.monotonic()
             _make(shape, place, user, output)
-            log.info("it was saved after %.1f s", time.monotonic() - begun)
+            log.info("%s was saved after %.1f s", what, time.monotonic() - begun, extra=PROGRESS)
     prune()
     return place
 

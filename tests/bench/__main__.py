@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[Daemon, LoadServer, int], Figures]] = {
     "deltas": lambda daemon, server, runs: measures.deltas(daemon, runs),
     "wire": lambda daemon, server, runs: measures.wire(server, runs),
     "container": lambda daemon, server, runs: measures.container(server, runs),
+    "machines": lambda daemon, server, runs: measures.alone("tests.bench.machines"),
     "egress": lambda daemon, server, runs: measures.egress(server),
     "tui": lambda daemon, server, runs: measures.alone("tests.bench.tui"),
     "schedules": lambda daemon, server, runs: measures.alone("tests.bench.schedules"),
