@@ -397,9 +397,7 @@ class AgentGuest:
         return Replay(self._store, self._runtime, self._tools, folder).run(session, first, most)
 
     def attach_shell(self, channel: Channel, *, used: bool) -> None:
-        """Take the channel to a shell guest that was started, again or for the first time; `used`:
-        an agent guest had one before.
-        """
+        """Take the channel to a shell guest; `used`: an agent guest had one to it before."""
         self._shell.connect(channel, used=used)
 
     def set_degraded(self, rows: Sequence[Json]) -> None:
@@ -663,7 +661,8 @@ def lock_in(internal: Path, folders: Sequence[Folder], contained: str) -> str:
     if not (found.seccomp and (found.files or contained)):
         return contained or "none"
     os.environ["SQLITE_TMPDIR"] = str(internal)
-    mimetypes.init()  # it reads files of its own accord
+    if not mimetypes.inited:
+        mimetypes.init()  # it reads files of its own accord
     cage.forbid_privileges()
     cage.keep_capabilities(KEPT_CAPABILITIES)
     if found.files:
