@@ -5,17 +5,11 @@ a whole daemon in two of them.
 from __future__ import annotations
 
 import contextlib
-import gzip
-import io
 import json
-import lzma
 import os
-import re
 import signal
 import socket
-import struct
 import subprocess
-import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +18,7 @@ import pytest
 
 from oxydra.errors import OxydraError
 from oxydra.threads import Service
-from oxydra.tiers import accelerator, kernel, machine_images, microvm, templates
+from oxydra.tiers import accelerator, machine_images, microvm, templates
 from oxydra.tiers.accelerator import Accelerator
 from oxydra.tiers.machine_images import ImageSet
 from oxydra.tiers.qemu import Shape
@@ -45,112 +39,6 @@ ROOT = Path(__file__).resolve().parent.parent
 def in_a_machine(test):
     """Marks a test that starts one."""
     return pytest.mark.microvm(pytest.mark.slow(test))
-
-
-# --------------------------------------------------------------------------------------- the kernel
-
-ELF = b"\x7fELF".ljust(18, b"\2") + b"\x3e\0" + b"Linux version 6.1.0-test (someone) " + bytes(4096)
-
-
-def bzimage(payload: bytes, version: bytes = b"6.1.0-test (someone) #1") -> bytes:
-    """A kernel image as the boot protocol has it, with one sector of set-up."""
-    head = bytearray(1024)
-    head[0x1F1] = 1
-    head[0x202:0x206] = b"HdrS"
-    struct.pack_into("<H", head, 0x20E, 0x100)
-    head[0x300 : 0x300 + len(version)] = version
-    struct.pack_into("<II", head, 0x248, 16, len(payload))
-    return bytes(head) + bytes(16) + payload
-
-
-@pytest.mark.parametrize("pack", [lzma.compress, gzip.compress, bytes])
-def test_a_kernel_is_uncompressed(pack):
-    image = bzimage(pack(ELF)) if pack is not bytes else ELF
-    assert kernel.uncompressed(image) == ELF
-    assert kernel.release(image) == "6.1.0-test"
-
-
-@pytest.mark.parametrize("image", [b"", b"MZ" + bytes(2048), bzimage(b"\x00\x00nothing known")])
-def test_what_is_no_kernel_is_refused(image):
-    with pytest.raises(OxydraError) as refused:
-        kernel.uncompressed(image)
-    assert refused.value.remedy
-
-
-def test_a_kernel_for_another_processor_is_refused():
-    with pytest.raises(OxydraError, match="no kernel for x86-64"):
-        kernel.uncompressed(ELF.replace(b"\x3e\0", b"\xb7\0", 1))
-
-
-def module(depends: str = "", before: str = "") -> bytes:
-    return f"\0depends={depends}\0softdep=pre: {before}\0".encode()
-
-
-def test_modules_come_after_what_they_need():
-    made = kernel.Modules(
-        {
-            "lib/modules/x/9p.ko": module("9pnet,netfs", "fscache"),
-            "lib/modules/x/9pnet.ko": module(),
-            "lib/modules/x/net-fs.ko": module(),
-            "lib/modules/x/fscache.ko.xz": lzma.compress(module("9pnet")),
-            "lib/modules/x/virtio-rng.ko": module("built_in"),
-            "lib/modules/x/readme.txt": b"",
-        }
-    )
-    assert list(made.ordered(["9p", "virtio_rng", "nowhere"])) == [
-        "9pnet",
-        "fscache",
-        "9p",
-        "virtio_rng",
-    ]
-
-
-def test_an_initramfs_is_a_cpio_archive():
-    data = kernel.initramfs({"virtio": b"driver", "ext": b"x"}, b"busybox", b"#!/bin/sh\n")
-    found, at = {}, 0
-    while True:
-        assert data[at : at + 6] == b"070701" and at % 4 == 0
-        fields = [int(data[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
-        name = data[at + 110 : at + 110 + fields[11] - 1].decode()
-        at += (110 + fields[11] + 3) // 4 * 4
-        content = data[at : at + fields[6]]
-        at += (fields[6] + 3) // 4 * 4
-        if name == "TRAILER!!!":
-            break
-        found[name] = (fields[1], content)
-    assert found["modules/00-virtio.ko"] == (0o100644, b"driver")
-    assert found["init"] == (0o100755, b"#!/bin/sh\n") and found["bin/busybox"][1] == b"busybox"
-    assert found["dev/console"][0] == 0o020600 and "modules/01-ext.ko" in found
-
-
-def debian_package(files: dict[str, bytes]) -> bytes:
-    inner = io.BytesIO()
-    with tarfile.open(fileobj=inner, mode="w:xz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    parts = {b"debian-binary": b"2.0\n", b"data.tar.xz": inner.getvalue()}
-    return b"!<arch>\n" + b"".join(
-        name.ljust(48) + str(len(data)).encode().ljust(10) + b"`\n" + data + b"\n" * (len(data) % 2)
-        for name, data in parts.items()
-    )
-
-
-def test_a_package_is_unpacked(tmp_path):
-    package = tmp_path / "kernel.deb"
-    package.write_bytes(debian_package({"./boot/vmlinuz-6": b"kernel", "./usr/doc": b""}))
-    assert kernel.from_package(package, "vmlinuz") == {"boot/vmlinuz-6": b"kernel"}
-    whole = package.read_bytes()
-    header = whole[:8] + whole[8:68].replace(b"4         ", b"four      ")
-    for damaged in (b"no package", whole[:150], whole[:-100], header, b"!<arch>\n" + bytes(200)):
-        package.write_bytes(damaged)
-        with pytest.raises(OxydraError, match="no Debian package"):
-            kernel.from_package(package, "vmlinuz")
-    package.unlink()
-    package.symlink_to("/dev/null")
-    with pytest.raises(OxydraError, match="no Debian package"):
-        kernel.from_package(package, "vmlinuz")
 
 
 # ------------------------------------------------------------------------------- what is missing
@@ -278,60 +166,6 @@ def test_images_are_not_built_twice():
     machine_cache()
     done = build_microvm()
     assert done.returncode == 0 and "is already there" in done.stdout
-
-
-@in_a_machine
-@pytest.mark.parametrize("given", ["package", "image and modules"])
-def test_a_machine_of_another_kernel(given, tmp_path, monkeypatch):
-    """Debian's own, but as somebody would bring one along."""
-    packages = machine_cache() / "oxydra" / "microvm" / "packages"
-    cache = tmp_path / "cache" / "oxydra" / "microvm"
-    cache.mkdir(parents=True)
-    (cache / "packages").symlink_to(packages)
-    (tree,) = (path for path in packages.glob("kernel-*.tar") if path.stat().st_size > 50e6)
-    with tarfile.open(tree) as archive:
-        files = kernel.from_archive(archive, r"/modules/.*\.ko|boot/vmlinuz-")
-    (image,) = (data for name, data in files.items() if "vmlinuz-" in name)
-    if given == "package":
-        wanted = {name: data for name, data in files.items() if re.search(NEEDED, name)}
-        package = tmp_path / "linux-image.deb"
-        package.write_bytes(debian_package(wanted))
-        options = ["--kernel", str(package)]
-    else:
-        (tmp_path / "vmlinux").write_bytes(kernel.uncompressed(image))
-        for name, data in files.items():
-            if name.endswith(".ko"):
-                place = tmp_path / "modules" / Path(name).name
-                place.parent.mkdir(exist_ok=True)
-                place.write_bytes(data)
-        options = ["--kernel", str(tmp_path / "vmlinux"), "--modules", str(tmp_path / "modules")]
-    done = build_microvm(*options, XDG_CACHE_HOME=str(tmp_path / "cache"))
-    assert done.returncode == 0, done.stderr
-    assert kernel.release(image) in done.stdout and "no module" not in done.stdout
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with sandbox(tmp_path, LEVEL) as box:
-        assert box.text("uname -r") == f"{kernel.release(image)}\n"
-
-
-@in_a_machine
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"no kernel", "neither an ELF kernel nor a bzImage"),
-        (ELF.replace(b"\x3e\0", b"\xb7\0", 1), "no kernel for x86-64"),
-        (debian_package({"./usr/doc": b""}), "There is no kernel in"),
-        (b"!<arch>\ncut off", "no Debian package"),
-    ],
-)
-def test_what_is_no_kernel_leaves_the_images_that_are_there(content, said, tmp_path):
-    images = machine_cache() / "oxydra" / "microvm" / "images"
-    before = {path: path.stat().st_mtime_ns for path in images.rglob("*")}
-    given = tmp_path / f"kernel{'.deb' if content.startswith(b'!') else ''}"
-    given.write_bytes(content)
-    done = build_microvm("--kernel", str(given))
-    assert done.returncode == 1 and said in done.stderr
-    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
-    assert {path: path.stat().st_mtime_ns for path in images.rglob("*")} == before
 
 
 @in_a_machine

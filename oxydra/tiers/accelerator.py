@@ -81,7 +81,7 @@ def find(uid: int) -> Accelerator:
     key = [platform.release(), program, version, boot, uid, _access(uid)]
     kept = machine_images.cache() / f"accelerator-{uid}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        said = json.loads(kept.read_bytes())
+        said = json.loads(_own(kept))
         if said["key"] == key:
             return Accelerator(**{**said["found"], "groups": tuple(said["found"]["groups"])})
     why = _access(uid) or _boots(program, "kvm", uid)
@@ -91,9 +91,21 @@ def find(uid: int) -> Accelerator:
     with contextlib.suppress(OSError):  # a full disk: it is found out again
         kept.parent.mkdir(parents=True, exist_ok=True)
         fresh = kept.with_suffix(f".{os.getpid()}")
+        fresh.touch(0o600)
         fresh.write_text(json.dumps({"key": key, "found": asdict(found)}))
         fresh.replace(kept)
     return found
+
+
+def _own(path: Path) -> bytes:
+    """A file's content, if nobody but this process's user could have written it: a verdict names
+    the program that is run and the groups it gets. Raises OSError.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as f:
+        state = os.fstat(f.fileno())
+        if state.st_uid != os.geteuid() or state.st_mode & 0o022:
+            raise PermissionError(f"{path} can be written by others")
+        return f.read()
 
 
 def _version(program: str) -> str:

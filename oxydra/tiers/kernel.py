@@ -20,8 +20,9 @@ import struct
 import subprocess
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from oxydra.errors import OxydraError
 
@@ -30,9 +31,17 @@ MODULES = (
     *("9pnet_virtio", "9p", "squashfs"),
 )
 ELF, X86_64 = b"\x7fELF", b"\x3e\0"  # e_ident, e_machine
+PACKAGE = b"!<arch>\n"  # how a Debian package begins
+AGAIN = "Copy or download it once more."
 DAMAGED = (zlib.error, lzma.LZMAError, EOFError, tarfile.TarError)
 FOLDERS = ("dev", "proc", "sys", "root", "bin", "modules")
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7": "xz", b"BZ": "bzip2", b"]\0": "lzma", b"(\xb5": "zstd"}
+_STREAMS: dict[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(31),
+    "xz": lzma.LZMADecompressor,
+    "lzma": lzma.LZMADecompressor,
+    "bzip2": bz2.BZ2Decompressor,
+}
 
 
 class KernelError(OxydraError):
@@ -51,13 +60,30 @@ def uncompressed(image: bytes) -> bytes:
                 remedy="Name a kernel package (.deb), a vmlinuz or a vmlinux.",
             )
         start = ((image[0x1F1] or 4) + 1) * 512
-        offset, length = struct.unpack_from("<II", image, 0x248)
+        offset, length = struct.unpack_from("<II", image.ljust(0x250, b"\0"), 0x248)
+        if start + offset + length > len(image):
+            raise KernelError("It is cut off.", remedy=AGAIN)
         elf = _unpacked(image[start + offset : start + offset + length], trailer=4)
     if elf[:4] != ELF or elf[18:20] != X86_64:
         raise KernelError(
             "It is no kernel for x86-64.", remedy="Name one for this machine's processor."
         )
+    if not release(elf):
+        raise KernelError("It is a program, no Linux kernel.", remedy="Name a vmlinux.")
+    if not _is_whole(elf):
+        raise KernelError("It is cut off.", remedy=AGAIN)
     return elf
+
+
+def _is_whole(elf: bytes) -> bool:
+    """Whether all of its segments are in it (ELF-64, `Elf64_Ehdr` and `Elf64_Phdr`)."""
+    try:
+        (table,) = struct.unpack_from("<Q", elf, 0x20)
+        size, count = struct.unpack_from("<HH", elf, 0x36)
+        places = [struct.unpack_from("<Q16xQ", elf, table + n * size + 8) for n in range(count)]
+    except struct.error:
+        return False
+    return all(offset + length <= len(elf) for offset, length in places)
 
 
 def _unpacked(data: bytes, trailer: int = 0) -> bytes:
@@ -66,20 +92,20 @@ def _unpacked(data: bytes, trailer: int = 0) -> bytes:
     """
     kind = _MAGIC.get(data[:2], "")
     try:
-        if kind == "gzip":
-            return zlib.decompressobj(31).decompress(data)
-        if kind == "bzip2":
-            return bz2.BZ2Decompressor().decompress(data)
-        if kind in ("xz", "lzma"):
-            return lzma.LZMADecompressor().decompress(data)
+        if kind in _STREAMS:
+            stream = _STREAMS[kind]()
+            unpacked = stream.decompress(data)
+            if not stream.eof:
+                raise EOFError("it is cut off")
+            return bytes(unpacked)
         if kind == "zstd" and shutil.which("zstd"):
             data = data[: len(data) - trailer]
             command = ["zstd", "-dcq"]
             return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout
     except (OSError, ValueError, *DAMAGED, subprocess.CalledProcessError) as error:
-        raise KernelError(f"The kernel can't be uncompressed: {error}.") from error
+        raise KernelError(f"It can't be uncompressed: {error}.", remedy=AGAIN) from error
     raise KernelError(
-        f"The kernel is compressed by {kind or 'an unknown program'}: no way to undo it here.",
+        f"It is compressed by {kind or 'an unknown program'}: no way to undo it here.",
         remedy="Install zstd." if kind == "zstd" else "Name an uncompressed kernel (vmlinux).",
     )
 
@@ -119,7 +145,11 @@ class Modules:
             if name in found or name not in self._files:
                 return
             content, packed = self._files[name]
-            content = _unpacked(content) if packed else content
+            try:
+                content = _unpacked(content) if packed else content
+            except KernelError as error:
+                message = f"Its module {name}: {error.message}"
+                raise KernelError(message, remedy=error.remedy) from error
             for need in (rb"\0depends=([^\0]*)\0", rb"\0softdep=pre: ([^\0]*)\0"):
                 if said := re.search(need, content):
                     for other in re.split(r"[, ]+", said[1].decode()):
@@ -129,6 +159,14 @@ class Modules:
         for name in wanted:
             add(name)
         return found
+
+
+def lacking(modules: Mapping[str, bytes], image: bytes) -> list[str]:
+    """Of `MODULES` those that are neither among these nor built into that uncompressed kernel,
+    which would have their names then.
+    """
+    absent = [name for name in MODULES if name not in modules]
+    return [name for name in absent if not re.search(name.replace("_", "[-_]").encode(), image)]
 
 
 def from_archive(archive: tarfile.TarFile, match: str) -> dict[str, bytes]:
@@ -146,7 +184,7 @@ def from_package(path: Path, match: str) -> dict[str, bytes]:
     """The regular files in a Debian package (deb(5)) whose paths match. Raises `KernelError`."""
     data = path.read_bytes()
     at = 8
-    while data[:8] == b"!<arch>\n" and at + 60 <= len(data):
+    while data[:8] == PACKAGE and at + 60 <= len(data):
         with contextlib.suppress(ValueError, *DAMAGED):
             name, size = data[at : at + 16].strip().rstrip(b"/"), int(data[at + 48 : at + 58])
             if name.startswith(b"data.tar") and name != b"data.tar.zst":
