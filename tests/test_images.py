@@ -99,7 +99,7 @@ def test_what_other_builds_and_templates_left_is_removed(tmp_path: Path, monkeyp
         (saved / "about.json").write_text(json.dumps(about))
         os.utime(saved, (0, 0))  # nobody is making it
     with program("build-microvm") as build:
-        options = build.Options((), (), None, "", False, 0)
+        options = build.Options((), (), None, None, "", False, 0)
         build.Builder(options, tmp_path, build.recipe.Report(io.StringIO())).prune()
     for name in ("images", "templates"):
         left = (machine_images.cache() / name).iterdir()
