@@ -2,8 +2,10 @@
 
 Put beside `oxydra.vm` in an image of a test's own, with `guest/escape-attempts`, whose attempts it
 makes too. Standard library only. What it is told is in `/internal/attack.json`, and each time it
-acts once: `attempts` writes what became of each to `/internal/results.json`; `garbage`, `opens` and
-`forged` speak to the runner over the machine's port, behind the back of the guest that uses it.
+acts once: `attempts` writes what became of each to `/internal/results.json`, and so does `unheld`,
+of its own alone, as root and before anything is locked; `garbage`, `opens` and `forged` speak to
+the runner over the machine's port, behind the back of the guest that uses it, once there is
+`/internal/speak`, and first leave `/internal/spoken`.
 """
 
 from __future__ import annotations
@@ -20,20 +22,24 @@ import types
 from importlib.machinery import SourceFileLoader
 
 ORDERS = "/internal/attack.json"
+CUE = "/internal/speak"
+SPOKEN = "/internal/spoken"
 GUEST: list[int] = []  # the process that was taken over
 WRITE = os.O_WRONLY | os.O_CREAT
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def begin() -> None:
+def begin(held: bool = True) -> None:
     """In a process of its own, which is as locked in as the guest that it comes from."""
-    if not os.path.exists(ORDERS) or os.fork():
+    if not os.path.exists(ORDERS):
+        return
+    with open(ORDERS) as file:
+        orders = json.load(file)
+    if (orders["what"] != "unheld") is not held or os.fork():
         return
     try:
-        with open(ORDERS) as file:
-            orders = json.load(file)
         os.rename(ORDERS, ORDERS + ".done")
-        if orders["what"] == "attempts":
+        if orders["what"] in ("attempts", "unheld"):
             attempts(orders)
         else:
             speak(orders["what"])
@@ -49,7 +55,8 @@ def attempts(orders: dict) -> None:
     GUEST.append(os.getppid())
     del kit.ATTEMPTS["an_inherited_socket"]  # the guest has pairs of its own: see below
     os.chdir("/shared")
-    found = {name: kit.run_one(function) for name, function in (kit.ATTEMPTS | OWN).items()}
+    wanted = OWN if orders["what"] == "unheld" else kit.ATTEMPTS | OWN
+    found = {name: kit.run_one(function) for name, function in wanted.items()}
     with open("/internal/results.new", "w") as file:
         json.dump(found, file)
     os.rename("/internal/results.new", "/internal/results.json")
@@ -199,13 +206,15 @@ def rights_by_an_attribute():
 
 
 def speak(what: str) -> None:
-    time.sleep(2)  # until the guest uses it
+    while not os.path.exists(CUE):  # the guest is to be ready first
+        time.sleep(0.05)
     (port,) = (
         int(name)
         for name in os.listdir("/proc/self/fd")
         if os.path.exists(f"/proc/self/fd/{name}")
         and os.readlink(f"/proc/self/fd/{name}").startswith("/dev/vport")
     )
+    os.close(os.open(SPOKEN, WRITE, 0o600))  # before the first byte, which may be the end
     if what == "garbage":
         while True:
             os.write(port, os.urandom(65536))

@@ -36,6 +36,19 @@ def lock_in(*arguments):
 
     agent_attempts.begin()
     return level
+
+
+_setresuid = os.setresuid
+
+
+def _unheld(*ids):
+    import agent_attempts
+
+    agent_attempts.begin(held=False)
+    _setresuid(*ids)
+
+
+os.setresuid = _unheld  # `become` of machine-init calls it last: until then the child is root
 """
 # What a machine's own size limits, and not what a guest may do in it: memory is the machine's, and
 # how large a file of the database's folder may grow is not limited in any tier.
@@ -126,17 +139,53 @@ def test_nothing_gets_out_of_the_agents_machine(tmp_path, home):
     assert home.run("ask", "hello") and home.status()["guest_restarts"] == 0
 
 
-@pytest.mark.parametrize("what", ["garbage", "opens", "forged"])
+# Of those that are particular to the machine, what the cage and the guest's uid hold: root, whom
+# nothing holds, gets them. What else there is, the machine itself does not give, to root neither.
+HELD = {
+    *("agent_the_root_image", "agent_the_console", "agent_physical_memory"),
+    *("agent_the_kernels_log", "agent_the_hosts_clock", "agent_read_process_1"),
+    *("agent_signal_process_1", "agent_trace_process_1", "agent_descriptors_of_process_1"),
+    *("agent_power_off", "agent_load_another_kernel", "agent_a_namespace"),
+    *("agent_another_mount_interface", "agent_mount_over_the_vault", "agent_unmount_the_vault"),
+    *("agent_write_to_run", "agent_a_program_that_makes_root"),
+}
+
+
+def test_the_attempts_would_succeed(tmp_path, home):
+    """As root and before the cage, or they would prove nothing; nor does root get out."""
+    outside = Outside(tmp_path / "elsewhere", (home.workspace / "internal").stat().st_uid)
+    try:
+        attack(home, what="unheld", **outside.parameters(guest=[], isolated=True))
+        results = home.workspace / "internal" / "results.json"
+        eventually(results.exists, timeout=400)
+        got = escaped(json.loads(results.read_text()))
+        assert {line.partition(" ")[0] for line in got} == HELD
+        assert not outside.damage()
+    finally:
+        outside.close.close()
+    assert (home.workspace / "vault" / "own.txt").read_text() == "untouched"
+
+
+# Once the runner hangs up on a guest whose control frames make no sense, this passes and must go.
+NOT_ENDED = pytest.mark.xfail(strict=True, reason="the runner only stops to hear such a guest")
+
+
+@pytest.mark.parametrize("what", ["garbage", "opens", pytest.param("forged", marks=NOT_ENDED)])
 def test_what_is_said_over_the_port_ends_the_guest_and_not_the_runner(home, what):
     attack(home, what=what)
+
+    def status():  # of a guest that does not answer too: `status` fails then
+        return json.loads(home.command("status", "--json").stdout or "{}")
+
     runner = home.status()["runner_pid"]
+    (home.workspace / "internal" / "speak").touch()
+    eventually((home.workspace / "internal" / "spoken").exists, timeout=180)
 
     def started_again():
-        status = json.loads(home.command("status", "--json").stdout or "{}")
-        return status.get("guest_restarts", 0) >= 1 and status.get("healthy")
+        found = status()
+        return found.get("guest_restarts", 0) >= 1 and found.get("healthy")
 
-    if what != "forged":  # a guest may say what it likes on a channel of its own
-        eventually(started_again, timeout=180)
+    eventually(started_again, timeout=180)
     eventually(lambda: home.command("ask", "hello").returncode == 0, timeout=180)
-    status = home.status()
-    assert status["runner_pid"] == runner and status["startup_status"]["shell_available"]
+    assert status()["runner_pid"] == runner
+    eventually(lambda: status()["startup_status"]["shell_available"], timeout=180)
