@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from oxydra.tiers import accelerator, machine_images
+from oxydra.tiers.accelerator import Accelerator
 
 GROUP = 61234
 ME = os.geteuid()
@@ -116,6 +120,62 @@ def test_the_verdict_is_kept_until_something_changes(host):
     assert accelerator.find(ME).name == "kvm" and len(host.probes) == 3
 
 
+@pytest.mark.parametrize("place", range(6))
+def test_the_verdict_of_another_kernel_qemu_boot_or_user_is_not_taken(host, place):
+    """As they stand in the file: kernel, program, version, boot, user, what the device forbids."""
+    host.has_kvm()
+    accelerator.find(ME)
+    (kept,) = machine_images.cache().glob("accelerator-*.json")
+    said = json.loads(kept.read_text())
+    assert len(said["key"]) == 6 and {platform.release(), str(host.program), ME} < {*said["key"]}
+    said["key"][place] = "another"
+    said["found"] |= {"name": "tcg", "why": "as it was"}
+    kept.write_text(json.dumps(said))
+    assert accelerator.find(ME).name == "kvm" and len(host.probes) == 2
+    assert accelerator.find(ME).name == "kvm" and len(host.probes) == 2
+
+
+def test_an_ordinary_user_is_told_which_group_to_be_in(host):
+    """Who is one by their own right, not by root's."""
+    host.has_kvm(0o660, group=GROUP if ME == 0 else None)
+    if ME != 0:
+        host.device.chmod(0)
+    uid = ME or OTHER
+    said = of_ordinary_user(uid, lambda: accelerator.find(uid))
+    add = f"add the user with the uid {uid} to the group kvm"
+    assert (
+        said
+        == f"{host.device} is closed to the guests' user; to be as fast as the processor "
+        f"allows, {add}"
+        and not host.probes
+    )
+    if ME == 0:  # and in the group they are let in
+        said = of_ordinary_user(uid, lambda: accelerator.find(uid), GROUP)
+        assert said == "" and host.probes == [f"{uid} {uid} {GROUP}"]
+
+
+def of_ordinary_user(uid: int, find: Callable[[], Accelerator], *groups: int) -> str:
+    """Why not KVM, as found by a process of theirs."""
+    if uid == ME:
+        return find().why
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups(groups)
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            os.write(writer, find().why.encode())
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as said:
+        os.waitpid(child, 0)
+        return said.read()
+
+
 @as_root
 def test_users_do_not_take_the_verdict_from_one_another(host):
     host.has_kvm(0o600)
@@ -131,3 +191,26 @@ def test_what_is_no_verdict_is_found_anew(host, text):
     kept.write_text(text)
     assert accelerator.find(ME).name == "kvm" and len(host.probes) == 2
     assert stat.S_IMODE(kept.stat().st_mode) & 0o022 == 0
+
+
+@pytest.mark.parametrize("damage", ["open", "link", pytest.param("foreign", marks=as_root)])
+def test_a_verdict_that_others_could_have_written_is_found_anew(host, damage, tmp_path):
+    """It names a program, which would be run, and groups."""
+    host.has_kvm()
+    accelerator.find(ME)
+    (kept,) = machine_images.cache().glob("accelerator-*.json")
+    said = json.loads(kept.read_text())
+    said["found"] |= {"qemu": "/of/another", "groups": [0]}
+    kept.write_text(json.dumps(said))
+    assert accelerator.find(ME).qemu == "/of/another"  # so that is how it would be
+    if damage == "open":
+        kept.chmod(0o666)
+    elif damage == "link":
+        kept.rename(tmp_path / "verdict")
+        kept.symlink_to(tmp_path / "verdict")
+    else:
+        os.chown(kept, OTHER, OTHER)
+    for _ in range(2):  # the second time it is our own again
+        found = accelerator.find(ME)
+        assert (found.qemu, found.groups, len(host.probes)) == (str(host.program), (), 2)
+    assert not kept.is_symlink() and kept.stat().st_uid == ME

@@ -31,7 +31,7 @@ TEXT = b"Linux version 6.1.0-test (someone) " + bytes(4096)
 ELF = struct.pack("<16s2HI3QI6H", b"\x7fELF\2\1\1", 2, 0x3E, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
 ELF += struct.pack("<2I6Q", 1, 5, 120, 0, 0, len(TEXT), len(TEXT), 0) + TEXT
 ARM = ELF.replace(b"\x3e\0", b"\xb7\0", 1)
-BUILT_IN = " ".join(kernel.MODULES).replace("virtio_mmio", "virtio-mmio").encode()
+BUILT_IN = b"virtio-mmio virtio_blk virtio_console virtio_rng 9pnet_virtio v9fs squashfs"
 
 
 def bzimage(payload: bytes, version: bytes = b"6.1.0-test (someone) #1") -> bytes:
@@ -287,11 +287,9 @@ def test_a_real_kernel_that_is_damaged_or_lacks_modules_is_refused(
 ):
     (image,) = (unpacked / "boot").glob("vmlinuz-*")
     cut = tmp_path / "cut"
-    for whole in (debian_kernel, image):
-        content = whole.read_bytes()
-        for length in (len(content) // 2, len(content) - 500_000):
-            cut.write_bytes(content[:length])
-            refused(build(cache, "--kernel", cut), str(cut))
+    for whole, missing in ((debian_kernel, 1000), (image, 500_000)):
+        cut.write_bytes(whole.read_bytes()[:-missing])
+        refused(build(cache, "--kernel", cut), str(cut))
     release = image.name.removeprefix("vmlinuz-")
     if not Path("/lib/modules", release).exists():
         refused(build(cache, "--kernel", image), f"/lib/modules/{release} nor built in", ".deb")
@@ -318,7 +316,10 @@ def test_options_that_make_no_sense_are_refused(cache, tmp_path):
 
 
 @in_a_machine
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
-def test_a_kernel_that_is_closed_is_refused(cache, tmp_path):
-    (tmp_path / "vmlinuz").touch(0o000)  # as Ubuntu's are
-    refused(build(cache, "--kernel", tmp_path / "vmlinuz"), "vmlinuz: Permission denied")
+def test_a_kernel_that_cannot_be_read_is_refused(cache, tmp_path):
+    said = build(cache, "--kernel", "/proc/self/mem")  # not by root either
+    refused(said, "/proc/self/mem can't be read: Input/output error. Copy it", code=2)
+    if os.geteuid() != 0:
+        (tmp_path / "vmlinuz").touch(0o000)  # as Ubuntu's are
+        said = build(cache, "--kernel", tmp_path / "vmlinuz")
+        refused(said, "vmlinuz can't be read: Permission denied. Copy it", code=2)

@@ -30,6 +30,7 @@ MODULES = (
     *("virtio_mmio", "virtio_blk", "virtio_console", "virtio_rng"),
     *("9pnet_virtio", "9p", "squashfs"),
 )
+CALLED = {"9p": "v9fs"}  # two letters are in every kernel
 ELF, X86_64 = b"\x7fELF", b"\x3e\0"  # e_ident, e_machine
 PACKAGE = b"!<arch>\n"  # how a Debian package begins
 AGAIN = "Copy or download it once more."
@@ -166,7 +167,8 @@ def lacking(modules: Mapping[str, bytes], image: bytes) -> list[str]:
     which would have their names then.
     """
     absent = [name for name in MODULES if name not in modules]
-    return [name for name in absent if not re.search(name.replace("_", "[-_]").encode(), image)]
+    called = {name: CALLED.get(name, name).replace("_", "[-_]").encode() for name in absent}
+    return [name for name in absent if not re.search(called[name], image)]
 
 
 def from_archive(archive: tarfile.TarFile, match: str) -> dict[str, bytes]:
