@@ -485,9 +485,13 @@ def test_five_users_at_once_are_separated_and_one_machines_end_is_nothing_to_the
 
     def look(user: str) -> str:
         """What a person's commands find of theirs and of the others', and what their tools do."""
-        found = [space(home, other) / "shared/own.txt" for other in users if other != user]
+        names = ("shared/own.txt", "vault/own.txt", "internal/own.txt", "internal/oxydra.db")
+        theirs = [space(home, other) for other in users if other != user]
+        assert all((place / name).is_file() for place in theirs for name in names)
+        found = [place / name for place in theirs for name in names]
         words = " ".join([*map(str, found), "/shared/../../*/shared/own.txt"])
-        command = f"cat /shared/own.txt {words}; cat /internal/own.txt /vault/own.txt"
+        command = f"cat /shared/own.txt {words}; cat /internal/own.txt /vault/own.txt\n"
+        command += f"for file in /shared/own.txt {words}; do test -e $file && echo is-$((1)); done"
         reads = [{"tool": "file_read", "arguments": {"path": str(path)}} for path in found]
         shell = {"tool": "shell_exec", "arguments": {"command": command}}
         return SCRIPT % json.dumps([{"parallel": [*reads, shell]}])
@@ -502,6 +506,7 @@ def test_five_users_at_once_are_separated_and_one_machines_end_is_nothing_to_the
     def check(said: dict[str, str]) -> None:
         for user, text in said.items():
             assert f"shared of {user}" in text and f"internal of {user}" not in text
+            assert text.count("is-1") == 1 and "SQLite format" not in text
             assert not [other for other in users if other != user and f" of {other}" in text]
 
     check(answers(users))
@@ -515,6 +520,7 @@ def test_five_users_at_once_are_separated_and_one_machines_end_is_nothing_to_the
     check(answers(users))
     for row in json.loads(home.run("status", "--all", "--json")):
         name = row["user_id"]
+        machines += [row["guest_pid"], row["shell_pid"]]
         assert row["guest_restarts"] == (1 if name == "carol" else 0)
         assert name == "carol" or row["guest_pid"] == rows[name]["guest_pid"]
     home.run("stop", "--all")
