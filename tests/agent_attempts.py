@@ -3,9 +3,9 @@
 Put beside `oxydra.vm` in an image of a test's own, with `guest/escape-attempts`, whose attempts it
 makes too. Standard library only. What it is told is in `/internal/attack.json`, and each time it
 acts once: `attempts` writes what became of each to `/internal/results.json`, and so does `unheld`,
-of its own alone, as root and before anything is locked; `garbage`, `opens` and `forged` speak to
-the runner over the machine's port, behind the back of the guest that uses it, once there is
-`/internal/speak`, and first leave `/internal/spoken`.
+of its own alone, as root and before anything is locked; `garbage`, `opens`, `forged` and `deaf`
+speak to the runner over the machine's port, behind the back of the guest that uses it, once there
+is `/internal/speak`, and first leave `/internal/spoken`.
 """
 
 from __future__ import annotations
@@ -215,7 +215,9 @@ def speak(what: str) -> None:
         and os.readlink(f"/proc/self/fd/{name}").startswith("/dev/vport")
     )
     os.close(os.open(SPOKEN, WRITE, 0o600))  # before the first byte, which may be the end
-    if what == "garbage":
+    if what == "deaf":  # it does not notice that the runner has hung up
+        os.kill(os.getppid(), signal.SIGSTOP)
+    if what in ("garbage", "deaf"):
         while True:
             os.write(port, os.urandom(65536))
     if what == "opens":

@@ -166,11 +166,7 @@ def test_the_attempts_would_succeed(tmp_path, home):
     assert (home.workspace / "vault" / "own.txt").read_text() == "untouched"
 
 
-# Once the runner hangs up on a guest whose control frames make no sense, this passes and must go.
-NOT_ENDED = pytest.mark.xfail(strict=True, reason="the runner only stops to hear such a guest")
-
-
-@pytest.mark.parametrize("what", ["garbage", "opens", pytest.param("forged", marks=NOT_ENDED)])
+@pytest.mark.parametrize("what", ["garbage", "opens", "forged", "deaf"])
 def test_what_is_said_over_the_port_ends_the_guest_and_not_the_runner(home, what):
     attack(home, what=what)
 

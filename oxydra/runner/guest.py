@@ -24,6 +24,7 @@ from oxydra.types import Json
 log = logging.getLogger(__name__)
 
 READY_SECONDS = 30.0
+END_SECONDS = 15.0  # that a guest has after its stream: its own stopping takes up to 10
 
 
 class Guest:
@@ -152,10 +153,18 @@ class Guest:
                     self._take(op, payload)
         except FrameError as error:
             log.error("the agent guest broke the protocol: %s", error)
+            self._hang_up()  # nothing that it says can be understood any more
         except OSError as error:
             log.debug("the agent guest's control channel ended: %s", error)
         finally:
             self._heard.set()
+            self._outlive()
+
+    def _outlive(self) -> None:
+        """Who is not spoken to any more ends by itself; one that does not is ended."""
+        if not self._ended.wait(END_SECONDS) and self._process is not None:
+            log.error("the agent guest did not end with its stream and is killed")
+            self._process.kill()
 
     def _take(self, op: str, payload: Json) -> None:
         if op in ("ready", "failed"):
