@@ -129,9 +129,8 @@ def _access(uid: int) -> str:
         return f"there is no {DEVICE}"
     mine = uid == os.geteuid()
     others = state.st_mode & 0o006 == 0o006
-    if (mine and os.access(DEVICE, os.R_OK | os.W_OK)) or state.st_uid == uid or others:
-        return ""
-    if _groups(uid):
+    opens = os.access(DEVICE, os.R_OK | os.W_OK) if mine else state.st_uid == uid or others
+    if opens or _groups(uid):
         return ""
     way = (
         f"add the user with the uid {uid} to the group kvm"
