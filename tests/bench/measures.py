@@ -282,8 +282,15 @@ def cpu_of_command(command: list[str], environment: dict[str, str]) -> float:
 def imported(statement: str) -> tuple[float, float]:
     """CPU milliseconds and resident MiB of a Python that has done `statement`."""
     code = IMPORTS.format(statement)
+    # bytecode is to be there, so it has to be written the first time
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     cpu, rss = map(float, done.stdout.split())
     return cpu * 1000, rss
