@@ -186,15 +186,13 @@ def from_package(path: Path, match: str) -> dict[str, bytes]:
     """The regular files in a Debian package (deb(5)) whose paths match. Raises `KernelError`."""
     data = path.read_bytes()
     at = 8
-    while data[:8] == PACKAGE and at + 60 <= len(data):
-        with contextlib.suppress(ValueError, *DAMAGED):
+    with contextlib.suppress(ValueError, *DAMAGED):
+        while data[:8] == PACKAGE and at + 60 <= len(data):
             name, size = data[at : at + 16].strip().rstrip(b"/"), int(data[at + 48 : at + 58])
             if name.startswith(b"data.tar") and name != b"data.tar.zst":
                 with tarfile.open(fileobj=io.BytesIO(data[at + 60 : at + 60 + size])) as archive:
                     return from_archive(archive, match)
             at += 60 + size + size % 2
-            continue
-        break
     raise KernelError(
         f"{path} is no Debian package that can be unpacked here.",
         remedy="Name the package of a kernel of Debian's, or a kernel image.",
