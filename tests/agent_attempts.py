@@ -10,7 +10,6 @@ is `/internal/speak`, and first leave `/internal/spoken`.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -24,9 +23,9 @@ from importlib.machinery import SourceFileLoader
 ORDERS = "/internal/attack.json"
 CUE = "/internal/speak"
 SPOKEN = "/internal/spoken"
-GUEST: list[int] = []  # the process that was taken over
 WRITE = os.O_WRONLY | os.O_CREAT
-LIBC = ctypes.CDLL(None, use_errno=True)
+kit = types.ModuleType("kit")
+SourceFileLoader("kit", f"{os.path.dirname(__file__)}/escape-attempts").exec_module(kit)
 
 
 def begin(held: bool = True) -> None:
@@ -48,11 +47,7 @@ def begin(held: bool = True) -> None:
 
 
 def attempts(orders: dict) -> None:
-    path = os.path.join(os.path.dirname(__file__), "escape-attempts")
-    kit = types.ModuleType("kit")
-    SourceFileLoader("kit", path).exec_module(kit)
-    kit.P.update(orders, me=os.getpid())
-    GUEST.append(os.getppid())
+    kit.P.update(orders, me=os.getpid(), taken_over=os.getppid())
     del kit.ATTEMPTS["an_inherited_socket"]  # the guest has pairs of its own: see below
     os.chdir("/shared")
     wanted = OWN if orders["what"] == "unheld" else kit.ATTEMPTS | OWN
@@ -70,19 +65,6 @@ OWN = {}
 def attempt(function):
     OWN[f"agent_{function.__name__}"] = function
     return function
-
-
-def call(number: int, *arguments: object) -> int:
-    words = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    result = LIBC.syscall(ctypes.c_long(number), *words)
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
-
-
-def done(number: int, *arguments: object) -> bool:
-    call(number, *arguments)
-    return True
 
 
 def opened(*paths: str, flags: int = os.O_RDONLY) -> list[str]:
@@ -117,16 +99,16 @@ OWN |= {
         "write_to_the_root": lambda: opened("/new", flags=WRITE),
         "read_process_1": lambda: opened("/proc/1/mem", "/proc/1/environ", "/proc/1/maps"),
         "signal_process_1": lambda: os.kill(1, signal.SIGUSR1) or True,
-        "trace_process_1": lambda: done(101, 16, 1, None, None),
-        "descriptors_of_process_1": lambda: call(438, call(434, 1, 0), 0, 0) >= 0,
-        "power_off": lambda: done(169, 0xFEE1DEAD, 672274793, 0, None),
-        "load_a_module": lambda: done(175, b"\x7fELF", 4, b""),
-        "load_another_kernel": lambda: done(246, 0, 0, None, 0),
-        "a_namespace": lambda: done(272, 0x10000000),
+        "trace_process_1": lambda: kit.succeeded(101, -1, 16, 1, None, None),
+        "descriptors_of_process_1": lambda: kit.call(438, -1, kit.call(434, -1, 1, 0), 0, 0) >= 0,
+        "power_off": lambda: kit.succeeded(169, -1, 0xFEE1DEAD, 672274793, 0, None),
+        "load_a_module": lambda: kit.succeeded(175, -1, b"\x7fELF", 4, b""),
+        "load_another_kernel": lambda: kit.succeeded(246, -1, 0, 0, None, 0),
+        "a_namespace": lambda: kit.succeeded(272, -1, 0x10000000),
         "a_folder_again_and_writable": lambda: mounted("folder2"),
-        "another_mount_interface": lambda: call(430, b"9p", 0) >= 0,
+        "another_mount_interface": lambda: kit.call(430, -1, b"9p", 0) >= 0,
         "mount_over_the_vault": lambda: mounted("tmpfs", "tmpfs", "/vault"),
-        "unmount_the_vault": lambda: LIBC.umount2(b"/vault", 2) == 0,
+        "unmount_the_vault": lambda: kit.LIBC.umount2(b"/vault", 2) == 0,
         "write_to_run": lambda: opened("/run/large", flags=WRITE),
     }.items()
 }
@@ -134,16 +116,13 @@ OWN |= {
 
 def mounted(source: str, kind: str = "9p", target: str = "/mnt") -> bool:
     options = b"trans=virtio,version=9p2000.L" if kind == "9p" else b""
-    return LIBC.mount(source.encode(), target.encode(), kind.encode(), 0, options) == 0
+    return kit.LIBC.mount(source.encode(), target.encode(), kind.encode(), 0, options) == 0
 
 
 @attempt
 def read_through_a_link_in_the_database_folder():
-    with open(ORDERS + ".done") as file:
-        orders = json.load(file)
-    os.symlink(orders["outside"], "/internal/link-out")
-    with open("/internal/link-out") as file:
-        return orders["secret"] in file.read()
+    os.symlink(kit.P["outside"], "/internal/link-out")
+    return kit.secret_in("/internal/link-out")
 
 
 @attempt
@@ -154,18 +133,16 @@ def a_socket_whose_other_end_is_not_the_guests():
                 peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         except OSError:
             continue
-        if struct.unpack("iII", peer)[0] != GUEST[0]:
+        if struct.unpack("iII", peer)[0] != kit.P["taken_over"]:
             return name
     return None
 
 
 @attempt
 def climb_out_of_each_folder():
-    with open(ORDERS + ".done") as file:
-        orders = json.load(file)
     for top in ("/shared", "/internal", "/vault", "/tmp"):
         for way in ("/.." * 12, "/./" + "../" * 12, "//..//.." * 6):
-            path = top + way + orders["outside"]
+            path = top + way + kit.P["outside"]
             if os.path.exists(path):
                 return path
     return None
