@@ -205,8 +205,7 @@ class Place:
 
         home = Home(path)
         path.mkdir()
-        home.folder.mkdir(mode=0o700)
-        home.run("init")
+        home.init()
         home.env |= environment
         self.daemon = FaultyDaemon(home)
         stack.callback(self.daemon.close)

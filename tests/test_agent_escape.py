@@ -95,8 +95,7 @@ def home(tmp_path, cache):
     folder = tmp_path / "home"
     folder.mkdir()
     home = Home(folder)
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     in_machines(home)
     home.env["XDG_CACHE_HOME"] = str(cache)
     home.run("start", "--detach")  # makes the folders, and the template

@@ -362,8 +362,7 @@ def test_writable_mounts_are_looked_into_and_others_are_not(tmp_path):
 
 def test_the_commands(tmp_path):
     home = Home(tmp_path)
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     assert home.run("workspace", "audit") == ""
     put(home.workspace / "shared" / ".envrc")
     put(home.workspace / "tmp" / "big", "x" * 3_000_000)

@@ -36,8 +36,7 @@ ROOT = {"said": "spaces", "layer": "", "was": ""}
 def home(tmp_path):
     home = Home(tmp_path / "old")
     home.path.mkdir()
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     yield home
     assert home.command("stop").returncode in (0, 2, 3)
 

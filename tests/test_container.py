@@ -448,8 +448,7 @@ def in_containers(home):
 @pytest.fixture
 def home(tmp_path):
     home = Home(tmp_path)
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     in_containers(home)
     home.env["OXYDRA__TOOLS__SHELL__ALLOW"] = "*"
     yield home

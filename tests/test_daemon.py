@@ -38,6 +38,11 @@ class Home:
             "LANG": "C.UTF-8",
         }
 
+    def init(self):
+        """Make the configuration."""
+        self.folder.mkdir(mode=0o700)
+        self.run("init")
+
     def run(self, *arguments, code=0, program=RUNNER, **options):
         """Run a command to its end; returns what it printed on stdout."""
         done = self.command(*arguments, program=program, **options)
@@ -97,8 +102,7 @@ class Home:
 @pytest.fixture
 def home(tmp_path):
     home = Home(tmp_path)
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     yield home
     done = home.command("stop")
     assert done.returncode in (0, 2, 3), done.stderr

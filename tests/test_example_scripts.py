@@ -67,8 +67,7 @@ def test_the_report_is_made_once_a_day(tmp_path: Path) -> None:
 
 def test_a_client_in_forty_lines(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     home.run("start", "--detach")
     try:
         (home.workspace / "shared" / "bell.txt").write_text("")

@@ -51,8 +51,7 @@ def cron_rows() -> list[tuple[str, str]]:
 def home(tmp_path):
     """A home with a configuration, and the programs where the examples expect them."""
     home = Home(tmp_path)
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     programs = tmp_path / ".local" / "bin"
     programs.mkdir(parents=True)
     for name in ("oxydra-runner", "oxydra-health"):

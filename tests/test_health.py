@@ -229,8 +229,7 @@ def test_a_disk_that_hangs(patient):
 @pytest.fixture
 def home(tmp_path):
     home = Home(tmp_path)
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     home.run("start", "--detach")
     yield home
     assert home.command("stop").returncode in (0, 3)

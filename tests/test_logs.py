@@ -216,8 +216,7 @@ def test_since_what(text):
 @pytest.fixture
 def home(tmp_path):
     home = Home(tmp_path)
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     yield home
     done = home.command("stop")
     assert done.returncode in (0, 3), done.stderr

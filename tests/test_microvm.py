@@ -336,8 +336,7 @@ def home(tmp_path):
     if missing(LEVEL):
         pytest.skip(missing(LEVEL))
     home = Home(tmp_path)
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     in_machines(home)
     home.env["OXYDRA__TOOLS__SHELL__ALLOW"] = "*"
     yield home

@@ -217,8 +217,7 @@ def test_a_daemon_in_machines_of_a_kernel_package(debian_kernel, cache, tmp_path
     release = debian_kernel.name.split("_")[0].removeprefix("linux-image-")
     assert f"kernel {release}:" in done.stdout
     home = Home(tmp_path)
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     in_machines(home)
     home.env |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OXYDRA__TOOLS__SHELL__ALLOW": "*"}
     home.run("start", "--detach")

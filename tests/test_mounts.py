@@ -365,8 +365,7 @@ def mounted(home: Home, text: str) -> None:
 def home(tmp_path: Path):
     there = Home(tmp_path / "home")
     there.path.mkdir()
-    there.folder.mkdir(mode=0o700)
-    there.run("init")
+    there.init()
     yield there
     there.command("stop")
 

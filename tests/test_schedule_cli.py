@@ -16,8 +16,7 @@ def ask(tmp_path, capsys):
     """Run a command; what it prints, as JSON where that was asked for, or the error."""
     home = Home(tmp_path / "home")
     home.path.mkdir()
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     home.run("start", "--detach")
 
     def run(*words, code=0):

@@ -443,8 +443,7 @@ SCRIPT = "[[script %s]]"
 @pytest.fixture
 def home(tmp_path):
     home = Home(tmp_path)
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     yield home
     assert home.command("stop").returncode in (0, 2, 3)
 

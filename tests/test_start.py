@@ -71,8 +71,7 @@ def running(home: Home, tier: ProcessTier) -> Iterator[None]:
 @pytest.fixture
 def home(tmp_path):
     home = Home(tmp_path)
-    home.folder.mkdir(mode=0o700)
-    home.run("init")
+    home.init()
     return home
 
 

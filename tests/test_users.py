@@ -20,8 +20,7 @@ from tests.test_daemon import Home
 def house(tmp_path):
     """A configuration for alice and bob."""
     house = Home(tmp_path)
-    house.folder.mkdir(mode=0o700)
-    house.run("init")
+    house.init()
     add_user(house, "bob")
     yield house
     done = house.command("stop", "--all")

@@ -45,8 +45,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="oxydra-bench-") as folder:
         os.chmod(folder, 0o711)
         home = Home(Path(folder))
-        home.folder.mkdir(mode=0o700)
-        home.run("init")
+        home.init()
         in_machines(home)
         ready, answered = [], []
         try:

@@ -48,8 +48,7 @@ def descendants(roots: list[int]) -> list[int]:
 def house_of(path: Path, users: int) -> tuple[Home, list[str]]:
     """A home with so many users, and their names."""
     house = Home(path)
-    house.folder.mkdir(mode=0o700)
-    house.run("init")
+    house.init()
     names = ["alice", *(f"user{number}" for number in range(2, users + 1))]
     for name in names[1:]:
         add_user(house, name)
